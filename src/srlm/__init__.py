@@ -1,0 +1,32 @@
+"""srlm: self-rewarding language models, with guarantees (arXiv 2601.22513)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from srlm.config import SelfRewardConfig
+    from srlm.errors import UserError
+    from srlm.evaluation import evaluate
+    from srlm.prompts import load_prompts
+    from srlm.trainer import SelfRewardTrainer
+
+_HOMES = {
+    "SelfRewardConfig": "srlm.config",
+    "SelfRewardTrainer": "srlm.trainer",
+    "UserError": "srlm.errors",
+    "evaluate": "srlm.evaluation",
+    "load_prompts": "srlm.prompts",
+}
+__all__ = ["SelfRewardConfig", "SelfRewardTrainer", "UserError", "evaluate", "load_prompts"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import srlm.theory` must not load torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'srlm' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,101 @@
+"""The one typed configuration: of `srlm train`, of a YAML file, of `SelfRewardTrainer`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from srlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class SelfRewardConfig:
+    """Every setting of a run. The defaults are the vetted setting of docs/evidence.md; log-probs and rewards are in
+    nats, lengths in tokens."""
+
+    output: str = "srlm-run"
+    """Run folder; must be new or empty."""
+    rounds: int = 3
+    """T: rounds of {sample, score, update}."""
+    num_samples: int = 8
+    """K: responses per prompt and round (at least 2: the objective compares responses of one prompt)."""
+    max_new_tokens: int = 64
+    """Longest response; longer ones are cut there and flagged as truncated."""
+    reward: str = "log_likelihood"
+    """Self-reward: log_likelihood (Eq. 1), or the control `random`."""
+    beta: float = 1.0
+    """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
+    clip: float = 8.0
+    """B: rewards are clipped this far under their group's best; 0 turns clipping off."""
+    anchor: float = 1.0
+    """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
+    learning_rate: float = 2e-4
+    """Peak step size of AdamW; falls linearly to zero within each round."""
+    epochs: int = 3
+    """Passes over a round's rollouts."""
+    prompts_per_step: int = 8
+    """Prompts (with all their responses) per optimiser step, over all processes."""
+    token_budget: int = 2048
+    """Padded tokens per micro-batch of one process: memory, never what is learned."""
+    checkpoint_steps: int = 10
+    """Optimiser steps between checkpoints inside a round."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: int = 16
+    """Rank of the LoRA adapter; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """LoRA scale times rank; twice the rank by default."""
+    dtype: str = "auto"
+    """bf16, fp32, or auto (bf16 where the hardware multiplies it natively)."""
+    temperature: float = 1.0
+    """Sampling only (exploration): scores are always those of the full distribution at temperature 1."""
+    top_p: float = 1.0
+    """Sampling only (exploration), like temperature."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a response exactly like EOS."""
+    raw_prompts: bool = False
+    """Take `prompt` strings as they are; otherwise a tokenizer with a chat template reads each as one user turn."""
+    max_prompts: int | None = None
+    """Train on a random subset of this many prompts."""
+    max_held_out: int | None = None
+    """Measure on a random subset of this many held-out prompts."""
+    held_out_share: float = 0.1
+    """Without a held-out file: share of the prompts (at most 64) set aside to measure fidelity on."""
+    held_out_samples: int = 8
+    """Responses per held-out prompt."""
+    match: str = "contains"
+    """When is a response right? contains, exact, number, regex or module:function (evaluation only)."""
+    trust_remote_code: bool = False
+    """Run code that a model repository brings along."""
+    seed: int = 0
+    """Of subsets, adapter, sampling and order."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise UserError(
+                f"--num-samples is {self.num_samples}, expected at least 2: the objective compares responses to one "
+                "prompt, and a single response has nothing to be compared with"
+            )
+        whole = ("rounds", "max_new_tokens", "epochs", "prompts_per_step", "token_budget", "checkpoint_steps")
+        for name in whole:
+            self._expect(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_prompts", "max_held_out"):
+            self._expect(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        self._expect("held_out_samples", self.held_out_samples >= 2, "at least 2")
+        self._expect("lora_rank", self.lora_rank >= 0, "0 (all weights) or more")
+        for name in ("beta", "learning_rate", "temperature"):
+            value = getattr(self, name)
+            self._expect(name, math.isfinite(value) and value > 0, "a finite number above 0")
+        for name in ("clip", "anchor"):
+            value = getattr(self, name)
+            self._expect(name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
+        self._expect("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+        self._expect("held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
+        self._expect("dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")
+        self._expect("stop", all(self.stop), "non-empty strings")
+        self._expect("seed", self.seed >= 0, "0 or more")
+
+    def _expect(self, name: str, ok: bool, expected: str) -> None:
+        if not ok:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is {getattr(self, name)!r}, expected {expected}: correct it")

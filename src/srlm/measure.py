@@ -1,0 +1,128 @@
+"""Steps and held-out probes -> records of plain floats: the one gate from tensors to numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srlm.estimators.diversity import distinct_n
+from srlm.estimators.intervals import clustered_proportion, wilson
+from srlm.estimators.rank import kendall_tau
+from srlm.theory import log_condition_number
+from srlm.types import Record, Rollouts, Step
+
+MODE_TOLERANCE = 0.5  # nats
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What pi_t says to prompts it is not trained on.
+
+    rollouts, reward: as in training, for pi_t.
+    initial: [P, K] log pi_0 of the same responses.
+    best_initial: [P] largest log pi_0 among all held-out responses so far: the best stand-in for the mode of pi_0.
+    first_best: [P] the same among the responses that pi_0 drew itself.
+    """
+
+    rollouts: Rollouts
+    reward: Tensor
+    initial: Tensor
+    best_initial: Tensor
+    first_best: Tensor
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def update_fidelity(log_ratio: Tensor, reward: Tensor, log_prob: Tensor, beta: float) -> Record:
+    """How faithfully an update followed pi_{t+1} = pi_t exp(r/beta)/Z on responses [P, K] of pi_t.
+
+    fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups; 1 when exact.
+    displacement: mean log-ratio of each group's most probable response; healthy above 0.
+    leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1).
+    """
+    ratio, target = log_ratio.double(), reward.double() / beta
+    centred = ratio - ratio.mean(-1, keepdim=True)
+    wanted = target - target.mean(-1, keepdim=True)
+    scale = float((wanted**2).sum())
+    best = log_prob.argmax(-1, keepdim=True)
+    return {
+        "fidelity_r2": 1 - float(((centred - wanted) ** 2).sum()) / scale if scale > 0 else None,
+        "displacement": _mean(ratio.gather(-1, best)),
+        "leak": _mean(torch.logsumexp(ratio, -1) - math.log(ratio.shape[-1])),
+        "log_ratio_mean": _mean(ratio),
+        "log_ratio_std": float(centred.std()),
+        "log_ratio_max_abs": float(ratio.abs().max()),
+    }
+
+
+def log10_kappa_upper(log_prob: Tensor) -> float:
+    """log10 of an upper estimate of kappa (Eq. 5): the best of K samples stands in for the mode, whose probability it
+    can only undershoot. Heavy-tailed over prompts."""
+    return log_condition_number(log_prob.double().amax(-1).clamp(max=0).numpy()) / math.log(10)
+
+
+def train_record(step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float) -> Record:
+    """Round t on its own training prompts; the update's part describes update t - 1."""
+    log_prob = step.rollouts.log_prob
+    record: Record = {
+        "round": step.round,
+        "log10_kappa_upper": log10_kappa_upper(log_prob),
+        "mean_log_prob": _mean(log_prob),
+        "mean_reward": _mean(step.reward),
+        "entropy": None if step.rollouts.entropy is None else _mean(step.rollouts.entropy),
+        "mean_length": _mean(lengths),
+        "eos_rate": _mean(finished),
+        "truncation_rate": 1 - _mean(finished),
+        "distinct_1": distinct_n(tokens, 1),
+        "distinct_2": distinct_n(tokens, 2),
+    }
+    info = step.info
+    if info is not None:
+        before = info.rollouts.log_prob
+        record |= update_fidelity(info.log_ratio, info.reward, before, beta)
+        record["kendall_tau"] = kendall_tau(before.numpy(), (before + info.log_ratio).numpy())
+        record["loss"] = float(info.loss.mean())
+        record["loss_last"] = float(info.loss[-max(1, len(info.loss) // 10) :].mean())
+    return record
+
+
+def held_out_record(now: HeldOut, before: HeldOut | None, log_prob_next: Tensor | None, beta: float) -> Record:
+    """Label-free signals on held-out prompts; with the round before, also how its update generalised.
+
+    j0_gap: E_x[max known log pi_0] - E_{x, y ~ pi_t} log pi_0(y|x) (Lemma C.1's J under pi_0), in nats, falling
+        towards 0 as pi_t approaches the mode of pi_0; an average, to be read with the next.
+    mode_fidelity: share of prompts where pi_t's best sample is under pi_0 at most 0.5 nat worse than pi_0's own best.
+    """
+    log_prob = now.rollouts.log_prob
+    favourite = now.initial.gather(-1, log_prob.argmax(-1, keepdim=True))[:, 0]
+    record: Record = {
+        "log10_kappa_upper_held_out": log10_kappa_upper(log_prob),
+        "mean_log_prob_held_out": _mean(log_prob),
+        "j0_gap": _mean(now.best_initial) - _mean(now.initial),
+        "mode_fidelity": _mean(favourite >= now.first_best - MODE_TOLERANCE),
+    }
+    if before is not None and log_prob_next is not None:
+        old = before.rollouts.log_prob
+        fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta)
+        record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
+    return record
+
+
+def accuracy_record(sampled: Tensor, greedy: Tensor) -> Record:
+    """Right or wrong [P, K] for samples and [P] for greedy, with 95 % intervals; a prompt's samples are one cluster."""
+    rates = sampled.double().mean(-1).numpy()
+    mean, low, high = clustered_proportion(rates, sampled.shape[-1])
+    greedy_low, greedy_high = wilson(float(greedy.sum()), len(greedy))
+    return {
+        "accuracy_sampled": mean,
+        "accuracy_sampled_low": low,
+        "accuracy_sampled_high": high,
+        "accuracy_greedy": _mean(greedy),
+        "accuracy_greedy_low": greedy_low,
+        "accuracy_greedy_high": greedy_high,
+    }

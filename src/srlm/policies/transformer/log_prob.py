@@ -1,0 +1,199 @@
+"""Log-probabilities of packed responses: the one code path of scoring, reference and training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from srlm.errors import UserError
+from srlm.policies.transformer.packing import Packed, layout, pack
+
+# fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
+CHUNK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class Head:
+    """logits = cap(scale * (W h + b)), with cap(z) = softcap * tanh(z / softcap) where a model has one."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None
+    scale: float
+    softcap: float | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Head:
+        linear = cast(nn.Linear, model.get_output_embeddings())
+        config = cast(Any, model.config).get_text_config()
+        scale = 1.0
+        if isinstance(value := getattr(config, "logit_scale", None), int | float):  # Cohere multiplies
+            scale = float(value)
+        if isinstance(value := getattr(config, "logits_scaling", None), int | float):  # Granite divides
+            scale = 1.0 / float(value)
+        return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[E, D] -> fp32 [E, V]."""
+        return self.cap(F.linear(hidden, self.weight, self.bias))
+
+    def cap(self, raw: Tensor) -> Tensor:
+        """W h + b -> fp32 logits."""
+        logits = raw.float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d logits / d (W h + b)."""
+        return self.scale if self.softcap is None else self.scale * (1 - (logits / self.softcap) ** 2)
+
+
+class _FrozenHeadLogProb(torch.autograd.Function):
+    """log softmax(head(h))[target] when the head is frozen.
+
+    The gradient in h is W[target] - softmax(logits) W up to the incoming scalar, so it is formed while the chunk of
+    logits is at hand: the backward pass needs neither the logits nor a second product with the vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, target: Tensor, head: Head) -> Tensor:
+        values, gradients = [], []
+        # Row slices small enough to stay in a CPU's cache; on an accelerator one slice is the whole chunk.
+        rows = max(1, 2**20 // head.weight.shape[0]) if hidden.device.type == "cpu" else len(hidden)
+        for h, t in _chunks(hidden, target, head):
+            raw = F.linear(h, head.weight, head.bias)
+            own = head.weight[t]
+            for part, word, pull in zip(*(torch.split(x, rows) for x in (raw, t, own)), strict=True):
+                logits = head.cap(part)
+                normaliser = torch.logsumexp(logits, -1, keepdim=True)
+                values.append(_pick(logits, word) - normaliser[:, 0])
+                slope = head.slope(logits)
+                if isinstance(slope, Tensor):
+                    pull *= _pick(slope, word)[:, None].to(pull.dtype)
+                elif slope != 1.0:
+                    pull *= slope
+                part.copy_(logits.sub_(normaliser).exp_().mul_(slope))
+            gradients.append(own - raw @ head.weight)
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad[:, None].to(gradient.dtype), None, None
+
+
+def _chunks(hidden: Tensor, target: Tensor, head: Head) -> list[tuple[Tensor, Tensor]]:
+    rows = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
+    return list(zip(torch.split(hidden, rows), torch.split(target, rows), strict=True))
+
+
+def _pick(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.gather(-1, target[:, None])[:, 0]
+
+
+def token_log_prob(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
+    """log pi(target | history) [E] in nats, fp32, from hidden states [E, D]."""
+
+    def chunk(h: Tensor, t: Tensor) -> Tensor:
+        logits = head.logits(h)
+        return _pick(logits, t) - torch.logsumexp(logits, -1)
+
+    if hidden.requires_grad and not head.weight.requires_grad:
+        return cast(Tensor, cast(Any, _FrozenHeadLogProb).apply(hidden, target, head))
+    if torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad):
+        pairs = _chunks(hidden, target, head)
+        return torch.cat([cast(Tensor, checkpoint(chunk, h, t, use_reentrant=False)) for h, t in pairs])
+    return torch.cat([chunk(h, t) for h, t in _chunks(hidden, target, head)])
+
+
+def token_entropy(hidden: Tensor, head: Head) -> Tensor:
+    """Entropy of the next-token distribution [E] in nats."""
+    values = []
+    for h, _ in _chunks(hidden, hidden[:, 0], head):
+        log_p = torch.log_softmax(head.logits(h), -1)
+        values.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.cat(values)
+
+
+def attention_mask(model: PreTrainedModel, packed: Packed) -> Tensor | dict[str, Tensor]:
+    """Additive masks [R, 1, L, L], one per layer type where some layers slide; a plain padding mask for plain rows."""
+    if packed.visible.ndim == 2:
+        return packed.visible.long()
+    config = cast(Any, model.config).get_text_config()
+
+    def additive(visible: Tensor) -> Tensor:
+        mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
+
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if window is None or kinds == {"full_attention"}:
+        return additive(packed.visible)
+    distance = packed.position_ids[:, :, None] - packed.position_ids[:, None, :]
+    sliding = additive(packed.visible & (distance < window))
+    if not kinds:
+        return sliding
+    return {"full_attention": additive(packed.visible), "sliding_attention": sliding}
+
+
+def response_log_prob(
+    model: PreTrainedModel, packed: Packed, *, with_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean next-token entropy along each response [R*K]."""
+    decoder = model.get_decoder()
+    output = decoder(
+        input_ids=packed.input_ids,
+        attention_mask=attention_mask(model, packed),
+        position_ids=packed.position_ids,
+        use_cache=False,
+    )
+    hidden = output.last_hidden_state.flatten(0, 1)[packed.source]
+    head = Head.of(model)
+
+    def along_paths(values: Tensor) -> Tensor:
+        sums = torch.zeros(packed.num_responses, dtype=values.dtype, device=values.device)
+        return sums.index_add(0, packed.owner, values[packed.edge])
+
+    log_prob = along_paths(token_log_prob(hidden, packed.target, head))
+    if not with_entropy:
+        return log_prob, None
+    lengths = torch.bincount(packed.owner, minlength=packed.num_responses)
+    return log_prob, along_paths(token_entropy(hidden, head)) / lengths
+
+
+def reads_trees(model: PreTrainedModel) -> bool:
+    """Does a prefix tree give this model's own log-probs? False for models that mix tokens outside attention.
+
+    Raises:
+        UserError: not even plain rows do, so the model's head is of a kind this code does not know.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [(7919 * i + 13) % vocabulary for i in range(24)]
+    prompt, responses = ids[:12], [ids[12:18], ids[12:14] + ids[18:22], ids[20:24]]
+    with torch.no_grad():
+        own = []
+        for response in responses:
+            row = torch.tensor([[*prompt, *response]], device=model.device)
+            logits = cast(Any, model)(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+            own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
+        reference = torch.stack(own)
+        tolerance = max(map(len, responses)) * (1e-3 if model.dtype == torch.float32 else 0.15)
+        for shared in (True, False):
+            packed = pack(layout(prompt, responses, shared), shared).to(model.device)
+            try:
+                mine, _ = response_log_prob(model, packed)
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError):  # a 4-D mask it cannot take
+                continue
+            if (mine - reference).abs().max() <= tolerance:
+                return shared
+    raise UserError(
+        f"model class {type(model).__name__} computes its logits in a way srlm does not reproduce: "
+        "use a causal LM whose head is a linear map, optionally scaled or soft-capped"
+    )

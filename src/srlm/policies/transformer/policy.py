@@ -1,0 +1,382 @@
+"""A causal LM as a policy on the loop. The only importer of transformers, peft and accelerate is this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srlm.errors import UserError
+from srlm.policies.transformer.load import load_model
+from srlm.policies.transformer.log_prob import reads_trees, response_log_prob
+from srlm.policies.transformer.packing import Packed, Tree, layout, micro_batches, pack
+from srlm.policies.transformer.sample import Decoding, decode
+from srlm.types import Prompts
+
+Progress = Callable[[int, int], None]  # (done, total)
+DECODE_BUDGET = 8  # tokens in a decoding batch per token of `token_budget`: decoding keeps no activations
+
+
+def processes() -> PartialState:
+    """Who takes part: one process, or those that `accelerate launch` or `torchrun` started."""
+    return PartialState()
+
+
+def silent(done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Responses:
+    """K responses to each of P prompts, as token ids, cut at `length`; the token that ended a response is its last.
+
+    finished: [P, K] ended by itself (EOS or stop string) rather than cut at the maximal length.
+    """
+
+    tokens: Tensor  # [P, K, T] int32
+    length: Tensor  # [P, K]
+    finished: Tensor  # [P, K] bool
+
+    def ids(self, prompt: int) -> list[list[int]]:
+        return [row[:n] for row, n in zip(self.tokens[prompt].tolist(), self.length[prompt].tolist(), strict=True)]
+
+
+class TransformerPolicy:
+    """pi(y|x) of a causal LM. `model` is the plain model; LoRA layers, if any, are injected into it.
+
+    stop: strings that end a response exactly like EOS.
+    raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
+    prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        raw_prompts: bool = False,
+        prompts_per_step: int = 4,
+        token_budget: int = 2048,
+        peft_model: PeftModel | None = None,
+        name: str = "",
+    ) -> None:
+        self.processes = processes()
+        self.model = model.to(self.processes.device)
+        self.tokenizer = cast(Any, tokenizer)
+        self.peft_model = peft_model
+        self.name = name
+        self.stop = tuple(stop)
+        self.raw_prompts = raw_prompts
+        self.prompts_per_step = prompts_per_step
+        self.token_budget = token_budget
+        eos = self._eos_ids()
+        if not eos and not stop:
+            raise UserError(f"the tokenizer of {name} has no EOS token: pass --stop with strings that end a response")
+        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._stopped if stop else None)
+        self.shared = reads_trees(self.model)
+        self._initial: dict[str, Tensor] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        lora_rank: int = 16,
+        lora_alpha: float | None = None,
+        seed: int = 0,
+        gradient_checkpointing: bool = False,
+        **options: Any,
+    ) -> TransformerPolicy:
+        """Load any causal LM; `lora_rank` 0 trains all weights."""
+        model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        peft_model = None
+        if lora_rank > 0:
+            torch.manual_seed(seed)
+            lora = LoraConfig(
+                r=lora_rank, lora_alpha=cast(int, lora_alpha or 2 * lora_rank), target_modules="all-linear"
+            )
+            # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.
+            peft_model = cast(PeftModel, get_peft_model(model, lora, autocast_adapter_dtype=False))
+            model = cast(PreTrainedModel, peft_model.get_base_model())
+            peft_model.eval()
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        return cls(model, tokenizer, peft_model=peft_model, name=name, **options)
+
+    # Prompts
+
+    def _eos_ids(self) -> frozenset[int]:
+        generation = self.model.generation_config
+        ids = getattr(generation, "eos_token_id", None) if generation is not None else None
+        found = {self.tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
+        return frozenset(i for i in found if isinstance(i, int))
+
+    def _stopped(self, tokens: Sequence[int]) -> bool:
+        # A stop string ends with the newest token, so a window that surely covers it is enough.
+        window = max(map(len, self.stop)) + 4
+        text = self.tokenizer.decode(tokens[-window:])
+        return any(stop in text for stop in self.stop)
+
+    def encode(self, item: Any) -> list[int]:
+        """Prompt -> token ids: the chat template for conversations (and strings, if there is one), else raw text."""
+        template = self.tokenizer.chat_template is not None
+        if isinstance(item, str) and (self.raw_prompts or not template):
+            ids = self.tokenizer(item)["input_ids"]
+            # Some tokenizers close every text with EOS; a prompt must stay open.
+            if len(ids) > 1 and ids[-1] in self.decoding.eos:
+                ids = ids[:-1]
+        else:
+            if not template:
+                raise UserError(
+                    f"the tokenizer of {self.name} has no chat template, which `messages` need: "
+                    "give `prompt` strings (with --stop) or an instruction-tuned model"
+                )
+            turns = [{"role": "user", "content": item}] if isinstance(item, str) else [dict(turn) for turn in item]
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        if not ids:
+            raise UserError(f"prompt {item!r} has no tokens: give a longer prompt or a tokenizer with a BOS token")
+        return list(ids)
+
+    def check_prompts(self, prompts: Prompts) -> None:
+        """Refuse, before any work, a prompt that does not fit the context together with its response."""
+        config = cast(Any, self.model.config).get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        for number, item in enumerate(prompts.items, 1):
+            size = len(self.encode(item))
+            if context is not None and size + self.decoding.max_new_tokens > context:
+                raise UserError(
+                    f"prompt {number} has {size} tokens, which with {self.decoding.max_new_tokens} new ones exceeds "
+                    f"the context of {context} of {self.name}: shorten it or lower --max-new-tokens"
+                )
+
+    # Sampling
+
+    def sample(
+        self, prompts: Prompts, num_samples: int, generator: torch.Generator, progress: Progress = silent
+    ) -> Responses:
+        """K i.i.d. responses per prompt. Each prompt has its own random stream: batches and processes don't matter."""
+        seeds = torch.randint(2**62, (len(prompts),), generator=generator)
+        shape = (num_samples, self.decoding.max_new_tokens)
+
+        def draws(indices: Sequence[int]) -> Tensor:
+            streams = [torch.Generator().manual_seed(int(seeds[i])) for i in indices]
+            return torch.stack([torch.rand(shape, generator=g, dtype=torch.float64) for g in streams])
+
+        return self._decode(prompts, num_samples, draws, progress)
+
+    def greedy(self, prompts: Prompts, progress: Progress = silent) -> Responses:
+        """The argmax word at every step, [P, 1]: not the mode of pi(y|x) in general (Prop. 4.3)."""
+        return self._decode(prompts, 1, None, progress)
+
+    def _decode(
+        self, prompts: Prompts, k: int, draws: Callable[[Sequence[int]], Tensor] | None, progress: Progress
+    ) -> Responses:
+        encoded = [self.encode(item) for item in prompts.items]
+        width = self.decoding.max_new_tokens
+        tokens = torch.zeros(len(prompts), k, width, dtype=torch.int32)
+        length = torch.zeros(len(prompts), k, dtype=torch.long)
+        finished = torch.zeros(len(prompts), k, dtype=torch.long)
+        (batches,) = micro_batches(
+            [k * (len(ids) + width) for ids in encoded],
+            range(len(prompts)),
+            prompts_per_step=len(prompts),
+            token_budget=DECODE_BUDGET * self.token_budget,
+            rank=self.processes.process_index,
+            world=self.processes.num_processes,
+        )
+        done, total = 0, sum(map(len, batches))
+        with self.merged():
+            for batch in batches:
+                uniform = None if draws is None else draws(batch)
+                index = torch.tensor(batch)
+                tokens[index], length[index], finished[index] = (
+                    part.to(whole.dtype)
+                    for part, whole in zip(
+                        decode(self.model, [encoded[i] for i in batch], uniform, k, self.decoding),
+                        (tokens, length, finished),
+                        strict=True,
+                    )
+                )
+                done += len(batch)
+                progress(done, total)
+        return Responses(self.gather(tokens), self.gather(length), self.gather(finished).bool())
+
+    # Scoring
+
+    def log_prob(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """log pi(y|x) [P, K] in nats, at temperature 1 over the full vocabulary, EOS included once."""
+        return self.score(prompts, responses)[0]
+
+    def score(
+        self, prompts: Prompts, responses: Responses, *, with_entropy: bool = False, progress: Progress = silent
+    ) -> tuple[Tensor, Tensor]:
+        """log pi(y|x) and mean next-token entropy (zeros unless asked for), both [P, K] in nats.
+
+        Same micro-batches, in the same order, as the first epoch of an update.
+        """
+        shape = tuple(responses.length.shape)
+        log_prob, entropy = torch.zeros(shape), torch.zeros(shape)
+        groups = self.groups(prompts, responses)
+        batches = [batch for step in self.steps(groups, range(len(prompts))) for batch in step]
+        done, total = 0, sum(map(len, batches))
+        with torch.no_grad():
+            for batch in batches:
+                values, entropies = response_log_prob(
+                    self.model, self.pack([groups[i] for i in batch]), with_entropy=with_entropy
+                )
+                log_prob[batch] = values.view(len(batch), -1).cpu()
+                if entropies is not None:
+                    entropy[batch] = entropies.view(len(batch), -1).cpu()
+                done += len(batch)
+                progress(done, total)
+        return self.gather(log_prob), self.gather(entropy)
+
+    def groups(self, prompts: Prompts, responses: Responses) -> list[list[Tree]]:
+        return [layout(self.encode(item), responses.ids(i), self.shared) for i, item in enumerate(prompts.items)]
+
+    def steps(self, groups: Sequence[Sequence[Tree]], order: Sequence[int]) -> list[list[list[int]]]:
+        return micro_batches(
+            [len(trees) * max(map(len, trees)) for trees in groups],
+            order,
+            prompts_per_step=self.prompts_per_step,
+            token_budget=self.token_budget,
+            rank=self.processes.process_index,
+            world=self.processes.num_processes,
+        )
+
+    def pack(self, groups: Sequence[Sequence[Tree]]) -> Packed:
+        return pack([tree for trees in groups for tree in trees], self.shared).to(self.model.device)
+
+    # Text and tables
+
+    def columns(self, responses: Responses) -> dict[str, list[Any]]:
+        """Flat columns, prompt by prompt, of what a table keeps of responses."""
+        every = range(len(responses.length))
+        return {
+            "response": [text for row in self.texts(responses) for text in row],
+            "tokens": [ids for p in every for ids in responses.ids(p)],
+            "finished": responses.finished.flatten().tolist(),
+        }
+
+    def responses(self, columns: Mapping[str, Sequence[Any]], num_prompts: int) -> Responses:
+        """The inverse of `columns`."""
+        rows = columns["tokens"]
+        tokens = torch.zeros(len(rows), self.decoding.max_new_tokens, dtype=torch.int32)
+        for row, ids in zip(tokens, rows, strict=True):
+            row[: len(ids)] = torch.tensor(ids, dtype=torch.int32)
+        length = torch.tensor([len(ids) for ids in rows])
+        finished = torch.tensor(columns["finished"], dtype=torch.bool)
+        k = len(rows) // num_prompts
+        return Responses(tokens.view(num_prompts, k, -1), length.view(-1, k), finished.view(-1, k))
+
+    def texts(self, responses: Responses) -> list[list[str]]:
+        """[P][K] text without special tokens, cut before the stop string."""
+
+        def text(ids: list[int]) -> str:
+            whole = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            cut = min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))
+            return whole[:cut]
+
+        return [[text(ids) for ids in responses.ids(p)] for p in range(len(responses.length))]
+
+    # Weights
+
+    def trainable(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """Sum over processes: each filled in its own prompts and left zeros elsewhere."""
+        if self.processes.num_processes == 1:
+            return mine
+        device = self.processes.device
+        return cast(Tensor, reduce(mine.to(device), "sum")).to(mine.device)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Fold LoRA into the weights while decoding, then put the original weights back bit for bit."""
+        if self.peft_model is None:
+            yield
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        kept: list[tuple[Any, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for layer in layers:
+                    base = cast(Any, layer.get_base_layer())
+                    kept.append((base, base.weight.data))
+                    base.weight.data = base.weight.data + cast(Any, layer).get_delta_weight("default")
+            with self.peft_model.disable_adapter():
+                yield
+        finally:
+            for base, original in kept:
+                base.weight.data = original
+
+    def keep_initial(self) -> None:
+        """Before weights change for the first time: in full fine-tuning pi_0 is kept on the host, for J_0."""
+        if self.peft_model is None and self._initial is None:
+            self._initial = {k: v.detach().to("cpu", copy=True) for k, v in self.trainable().items()}
+
+    @contextmanager
+    def initial(self) -> Iterator[None]:
+        """pi_0 in place of pi_t: the adapter switched off, or the kept weights put in."""
+        if self.peft_model is not None:
+            with self.peft_model.disable_adapter():
+                yield
+            return
+        now = {name: value.detach().clone() for name, value in self.trainable().items()}
+        self._put(cast(dict[str, Tensor], self._initial))
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trainable().items():
+                parameter.copy_(values[name])
+
+    def save_weights(self, folder: Path) -> None:
+        """The trained weights alone: a peft adapter folder, or a whole model folder."""
+        if self.peft_model is not None:
+            self.peft_model.peft_config["default"].base_model_name_or_path = self.name
+            self.peft_model.save_pretrained(str(folder))
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        else:
+            self.model.save_pretrained(folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Become the policy that `save_weights` left in `folder`."""
+        self.keep_initial()
+        if self.peft_model is not None:
+            state = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            set_peft_model_state_dict(self.peft_model, state)
+            return
+        saved, _ = load_model(str(folder), dtype="fp32")
+        self._put(dict(saved.named_parameters()))
+
+    def save_model(self, folder: Path) -> None:
+        """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),
+        tokenizer, chat template."""
+        with self.merged():
+            state = self.model.state_dict()
+            plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+            self.model.save_pretrained(folder, state_dict=plain)
+        self.tokenizer.save_pretrained(folder)

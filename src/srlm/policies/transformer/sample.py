@@ -1,0 +1,136 @@
+"""Draw K responses per prompt from the full distribution: prefill once, decode all, drop rows as they finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from srlm.policies.transformer.log_prob import Head
+
+BLOCK = 512  # words per partial sum of the two-level inverse CDF
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How responses are drawn and where they end.
+
+    max_new_tokens: responses are cut there, and flagged.
+    temperature, top_p: exploration only; scores always come from the full distribution at temperature 1.
+    eos: ids that end a response. The id that ends it is its last token, scored once.
+    stopped: text-level end (stop strings), given the tokens so far; None when there are no stop strings.
+    """
+
+    max_new_tokens: int
+    eos: frozenset[int]
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stopped: Callable[[Sequence[int]], bool] | None = None
+
+
+def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One draw per row of softmax(logits [B, V]) from one uniform [B] in [0, 1): the first word whose CDF exceeds it.
+
+    Two levels, block sums then one block, so that no [B, V] cumulative sum is formed and rounding stays local.
+    A word of probability zero is never drawn.
+    """
+    rows, words = logits.shape
+    mass = torch.exp(logits - logits.amax(-1, keepdim=True))
+    padded = torch.nn.functional.pad(mass, (0, -words % BLOCK)).view(rows, -1, BLOCK)
+    outer = padded.sum(-1, dtype=torch.float64).cumsum(-1)
+    threshold = uniform.to(outer.dtype) * outer[:, -1]
+    block = torch.searchsorted(outer, threshold[:, None], right=True).clamp_(max=outer.shape[1] - 1)
+    before = torch.where(block > 0, outer.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    index = torch.arange(rows, device=logits.device)
+    inner = padded[index, block[:, 0]].to(outer.dtype).cumsum(-1)
+    # Rounding between the two levels can leave the threshold just past the block's own sum.
+    last = (inner < inner[:, -1:]).sum(-1, keepdim=True)
+    word = torch.searchsorted(inner, threshold[:, None] - before, right=True)
+    return block[:, 0] * BLOCK + torch.minimum(word, last)[:, 0]
+
+
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Words outside the smallest set of probability >= top_p get -inf."""
+    ordered, words = logits.sort(-1, descending=True)
+    mass = torch.softmax(ordered, -1)
+    outside = mass.cumsum(-1) - mass >= top_p
+    return logits.masked_fill(outside.scatter(-1, words, outside), -torch.inf)
+
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], uniform: Tensor | None, num_samples: int, how: Decoding
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch of P prompts -> (tokens [P, K, T] int32, length [P, K], finished [P, K]).
+
+    uniform: [P, K, T] draws in [0, 1), so that a response depends on its own draws alone, whatever shares the batch;
+    None decodes greedily.
+    """
+    device = model.device
+    total, longest = len(prompts) * num_samples, max(map(len, prompts))
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):  # on the left, so that every row's next token comes next
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    padded = bool((mask == 0).any())
+    ids, mask = ids.to(device), mask.to(device)
+    decoder, head = cast(Any, model.get_decoder()), Head.of(model)
+    output = decoder(
+        input_ids=ids,
+        attention_mask=mask if padded else None,
+        position_ids=(mask.cumsum(-1) - 1).clamp_(min=0),
+        use_cache=True,
+    )
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(num_samples)
+    logits = head.logits(output.last_hidden_state[:, -1]).repeat_interleave(num_samples, 0)
+    mask = mask.repeat_interleave(num_samples, 0)
+    position = mask.sum(-1)
+    draws = None if uniform is None else uniform.flatten(0, 1).to(device)
+
+    tokens = torch.zeros(total, how.max_new_tokens, dtype=torch.int32)
+    length = torch.full((total,), how.max_new_tokens)
+    finished = torch.zeros(total, dtype=torch.bool)
+    alive = torch.arange(total)  # rows of the result that the batch still carries
+    eos = torch.tensor(sorted(how.eos), device=device)
+    for step in range(how.max_new_tokens):
+        if draws is None:
+            word = logits.argmax(-1)
+        else:
+            if how.temperature != 1.0:
+                logits = logits / how.temperature
+            if how.top_p < 1.0:
+                logits = nucleus(logits, how.top_p)
+            word = inverse_cdf(logits, draws[alive.to(device), step])
+        tokens[alive, step] = word.to("cpu", torch.int32)
+        ended = torch.isin(word, eos).cpu()
+        if how.stopped is not None:
+            ended |= torch.tensor([how.stopped(row[: step + 1]) for row in tokens[alive].tolist()])
+        length[alive[ended]] = step + 1
+        finished[alive[ended]] = True
+        if ended.any():
+            stay = (~ended).nonzero()[:, 0]
+            if not len(stay):
+                break
+            alive = alive[stay]
+            stay = stay.to(device)
+            word, mask, position = word[stay], mask[stay], position[stay]
+            cache.batch_select_indices(stay)
+        if step + 1 == how.max_new_tokens:
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
+        output = decoder(
+            input_ids=word[:, None],
+            attention_mask=mask if padded else None,
+            position_ids=(position + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = head.logits(output.last_hidden_state[:, -1])
+    shape = (len(prompts), num_samples)
+    return tokens.view(*shape, -1), length.view(shape), finished.view(shape)

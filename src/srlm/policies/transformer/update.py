@@ -1,0 +1,163 @@
+"""One round's regression: AdamW on the packed groups, fp32 masters, resumable at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srlm.errors import UserError
+from srlm.policies.transformer.log_prob import response_log_prob
+from srlm.policies.transformer.policy import Progress, TransformerPolicy, silent
+from srlm.types import Objective, Rollouts, UpdateInfo
+
+
+class Diverged(UserError):
+    """The loss or gradient was not finite; the policy has been put back to pi_t."""
+
+
+class Checkpoint(Protocol):
+    """Where an unfinished update keeps its state; `load` is None when there is none."""
+
+    def load(self) -> dict[str, Tensor] | None: ...
+    def save(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """learning_rate falls linearly to zero within the round, after `warmup` (share of the round's steps)."""
+
+    learning_rate: float
+    epochs: int
+    warmup: float = 0.1
+    max_grad_norm: float = 1.0
+    checkpoint_steps: int = 10
+
+    def rate(self, step: int, total: int) -> float:
+        rise = math.ceil(self.warmup * total)
+        return self.learning_rate * min((step + 1) / (rise + 1), (total - step) / (total - rise))
+
+
+class MasterAdamW:
+    """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step."""
+
+    def __init__(self, parameters: list[Tensor]) -> None:
+        self.parameters = parameters
+        self.masters = [p.detach().float().clone() for p in parameters]
+        self.optimiser = torch.optim.AdamW(self.masters, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def step(self, gradients: list[Tensor], rate: float) -> None:
+        self.optimiser.param_groups[0]["lr"] = rate
+        for master, gradient in zip(self.masters, gradients, strict=True):
+            master.grad = gradient
+        self.optimiser.step()
+        self._publish()
+
+    def _publish(self) -> None:
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                parameter.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        state = {f"master.{i}": m for i, m in enumerate(self.masters)}
+        for i, values in self.optimiser.state_dict()["state"].items():
+            state |= {f"{name}.{i}": value for name, value in values.items()}
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        whole = self.optimiser.state_dict()
+        names = ("step", "exp_avg", "exp_avg_sq")
+        whole["state"] = {i: {n: state[f"{n}.{i}"] for n in names} for i in range(len(self.masters))}
+        self.optimiser.load_state_dict(whole)
+        with torch.no_grad():
+            for i, master in enumerate(self.masters):
+                master.copy_(state[f"master.{i}"])
+        self._publish()
+
+
+def fit(
+    policy: TransformerPolicy,
+    rollouts: Rollouts,
+    reward: Tensor,
+    *,
+    objective: Objective,
+    optimisation: Optimisation,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+    main: bool = True,
+    progress: Progress = silent,
+) -> tuple[TransformerPolicy, UpdateInfo]:
+    """pi_t -> pi_{t+1}, in place: consumes `policy`.
+
+    Epoch 0 visits prompts in the order, and the micro-batches, in which they were scored, so its first log-ratio is 0;
+    later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step.
+
+    Raises:
+        Diverged: non-finite loss or gradient; `policy` is pi_t again.
+    """
+    policy.keep_initial()
+    count, k = reward.shape
+    groups = policy.groups(rollouts.prompts, rollouts.responses)
+    orders = [list(range(count))]
+    for epoch in range(1, optimisation.epochs):
+        orders.append(np.random.default_rng([seed, rollouts.round, epoch]).permutation(count).tolist())
+    steps = [step for order in orders for step in policy.steps(groups, order)]
+    sizes = [
+        len(order[i : i + policy.prompts_per_step])
+        for order in orders
+        for i in range(0, count, policy.prompts_per_step)
+    ]
+    parameters = list(policy.trainable().values())
+    optimiser = MasterAdamW(parameters)
+    start = [p.detach().clone() for p in parameters]
+    losses = torch.zeros(len(steps), dtype=torch.float64)
+    first = 0
+    if checkpoint is not None and (state := checkpoint.load()) is not None:
+        optimiser.load(state)
+        first, losses = int(state["done"]), state["losses"]
+    device = policy.model.device
+    share = rollouts.prompts.weight * count  # 1 for uniform prompts
+
+    for number in range(first, len(steps)):
+        size = sizes[number]
+        loss = torch.zeros(())
+        for batch in steps[number]:
+            log_prob, _ = response_log_prob(policy.model, policy.pack([groups[i] for i in batch]))
+            log_ratio = log_prob.view(-1, k) - rollouts.log_prob[batch].to(device)
+            each = objective(log_ratio, reward[batch].to(device), rollouts.weight[batch].to(device))
+            part = (each * share[batch].to(each)).sum() / size
+            torch.autograd.backward(part)
+            loss = loss + part.detach().cpu()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        whole = policy.gather(torch.cat([loss.view(1).to(device), *(g.float().flatten() for g in gradients)]))
+        losses[number] = whole[0].item()
+        norm = whole[1:].norm()
+        if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):
+            with torch.no_grad():
+                for parameter, value in zip(parameters, start, strict=True):
+                    parameter.copy_(value)
+            raise Diverged(
+                f"round {rollouts.round}, step {number + 1} of {len(steps)}: the loss is {losses[number]:g} and the "
+                f"gradient norm {norm:g}, expected finite numbers: lower --learning-rate or use --dtype fp32"
+            )
+        scale = torch.clamp(optimisation.max_grad_norm / (norm + 1e-12), max=1.0)
+        pieces = torch.split(whole[1:] * scale, [p.numel() for p in parameters])
+        optimiser.step(
+            [g.view_as(p) for g, p in zip(pieces, parameters, strict=True)], optimisation.rate(number, len(steps))
+        )
+        if (
+            checkpoint is not None
+            and main
+            and ((number + 1) % optimisation.checkpoint_steps == 0 or number + 1 == len(steps))
+        ):
+            checkpoint.save(optimiser.state() | {"done": torch.tensor(number + 1), "losses": losses})
+        progress(number + 1, len(steps))
+    after = policy.log_prob(rollouts.prompts, rollouts.responses)
+    return policy, UpdateInfo(rollouts, reward, after - rollouts.log_prob, losses)

@@ -1,0 +1,178 @@
+"""The run folder. Every file appears whole or not at all, so that a killed run goes on from its first unfinished stage.
+
+manifest.json                resolved config, sources and fingerprints, versions, state
+records.jsonl                one line a round, t = 0..T
+round-00t/                   what pi_t did
+    adapter/ or weights/     pi_t itself (t >= 1)
+    rollouts.parquet         training responses; a column is added when its stage is done
+    held_out.parquet, greedy.parquet
+    stages.json              seconds and tokens of each finished stage; losses of the update
+    update.safetensors       the last step checkpoint of an update that is under way
+model/, adapter/             the result
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import safetensors.torch
+from pyarrow import parquet
+from torch import Tensor
+
+from srlm.errors import UserError
+from srlm.types import Record
+
+SCRATCH = ".partial"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a file or folder under another name, sync it, and only then give it its own."""
+    scratch = path.with_name(f"{SCRATCH}-{path.name}")
+    remove(scratch)
+    write(scratch)
+    files = [f for f in scratch.rglob("*") if f.is_file()] if scratch.is_dir() else [scratch]
+    for file in files:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    if path.is_dir():
+        remove(path)
+    os.replace(scratch, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+class RunFolder:
+    """One run on disk, held by one run at a time."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
+        """Start a run in a new or empty folder.
+
+        Raises:
+            UserError: something is there already, or the folder cannot be written.
+        """
+        if (path / "manifest.json").exists():
+            advice = "continue it with --resume, or choose another --output"
+            raise UserError(f"output {path} holds a run already, which is never overwritten: {advice}")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"output {path} is not an empty folder: choose another --output")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path, manifest)
+            run._hold()
+            run.save_manifest()
+        except OSError as error:
+            raise UserError(f"output {path} cannot be written ({error.strerror}): choose another --output") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Take up a run where it stopped; leftovers of interrupted writes are removed."""
+        run = cls(path, read_manifest(path))
+        run._hold()
+        for leftover in path.rglob(f"{SCRATCH}-*"):
+            remove(leftover)
+        return run
+
+    def _hold(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"run {self.path} is in use by another process: wait for it or stop it") from error
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            (self.path / ".lock").unlink(missing_ok=True)
+
+    def save_manifest(self, **changes: Any) -> None:
+        self.manifest |= changes
+        write_atomically(self.path / "manifest.json", lambda p: p.write_text(_dump(self.manifest), encoding="utf-8"))
+
+    def records(self) -> list[Record]:
+        file = self.path / "records.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def append_record(self, record: Record) -> None:
+        lines = [json.dumps(r, allow_nan=False) for r in [*self.records(), record]]
+        text = "\n".join(lines) + "\n"
+        write_atomically(self.path / "records.jsonl", lambda p: p.write_text(text))
+
+    def round(self, number: int) -> Path:
+        folder = self.path / f"round-{number:03d}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def table(self, round: int, name: str) -> dict[str, list[Any]]:
+        """Columns written so far; empty before the first stage."""
+        file = self.round(round) / f"{name}.parquet"
+        return parquet.read_table(file).to_pydict() if file.exists() else {}
+
+    def save_table(self, round: int, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
+        types = {"tokens": pa.list_(pa.int32()), "finished": pa.bool_(), "prompt_index": pa.int32()}
+        arrays = {key: pa.array(values, types.get(key)) for key, values in columns.items()}
+        write_atomically(self.round(round) / f"{name}.parquet", lambda p: parquet.write_table(pa.table(arrays), p))
+
+    def stages(self, round: int) -> dict[str, Any]:
+        file = self.round(round) / "stages.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def save_stage(self, round: int, name: str, facts: Any) -> None:
+        text = _dump(self.stages(round) | {name: facts})
+        write_atomically(self.round(round) / "stages.json", lambda p: p.write_text(text))
+
+    def checkpoint(self, round: int) -> StepCheckpoint:
+        return StepCheckpoint(self.round(round) / "update.safetensors")
+
+
+class StepCheckpoint:
+    """The state of an unfinished update, replaced as it goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> dict[str, Tensor] | None:
+        return safetensors.torch.load_file(self.path) if self.path.exists() else None
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        write_atomically(self.path, lambda p: safetensors.torch.save_file(tensors, p))
+
+    def remove(self) -> None:
+        remove(self.path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a run folder (no readable manifest.json): give --resume the folder of a run"
+        ) from error

@@ -1,0 +1,427 @@
+"""`srlm train`: the loop of loop.py on a transformer, every stage kept in a run folder as soon as it is done.
+
+A stage whose result lies in the folder is read instead of computed. Resuming is therefore running again: the loop
+replays what is done and goes on with what is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import math
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srlm import __version__, objectives
+from srlm.answers import match_rule
+from srlm.config import SelfRewardConfig
+from srlm.console import Display
+from srlm.errors import UserError
+from srlm.evaluation import accuracy, check_answers, held_out_generator
+from srlm.loop import self_reward
+from srlm.measure import HeldOut, held_out_record, train_record
+from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy, fit, processes
+from srlm.prompts import PromptSet, load_prompts
+from srlm.rewards import REWARDS
+from srlm.runs import RunFolder, read_manifest, write_atomically
+from srlm.types import Prompts, Record, Reward, Rollouts, Step, UpdateInfo
+
+MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """model: folder of the trained model. records: one per round, t = 0..T."""
+
+    output: Path
+    model: Path
+    records: list[Record]
+
+
+class SelfRewardTrainer:
+    """T rounds of self-rewarding training (Eqs. 1-4) on a causal LM.
+
+        SelfRewardTrainer(model="smollm2", config=SelfRewardConfig(output="run"), prompts="prompts.jsonl").train()
+
+    model: Hub id, folder, .gguf file or alias.
+    prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
+        measure accuracy and nothing else; answers of `prompts` are dropped unread.
+    resume: continue the unfinished run in `config.output`.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: SelfRewardConfig,
+        prompts: str | Path | PromptSet,
+        held_out: str | Path | PromptSet | None = None,
+        *,
+        resume: bool = False,
+        display: Display | None = None,
+    ) -> None:
+        self.model, self.config, self.display = model, config, display or Display()
+        if config.reward not in REWARDS:
+            raise UserError(f"--reward is {config.reward!r}, expected one of {', '.join(REWARDS)}: choose one")
+        self.match = match_rule(config.match)
+        train, held = _prompt_sets(prompts, held_out, config)
+        self.held_out_given = held_out is not None
+        self.prompts: Prompts = train.without_answers()
+        self.held_out = held
+        self.reward = _clipped(REWARDS[config.reward], config.clip)
+        if held is not None:
+            check_answers(held, self.match)
+        output = Path(config.output)
+        manifest = self._manifest(train, held)
+        self.processes = processes()
+        self.main = self.processes.is_main_process
+        if self.main:
+            if resume:
+                _check_same(read_manifest(output), manifest)
+            self.run = RunFolder.open(output) if resume else RunFolder.create(output, manifest)
+        self.processes.wait_for_everyone()
+        if not self.main:
+            self.run, self.display = RunFolder(output, read_manifest(output)), Display(silent=True)
+        self._before: HeldOut | None = None  # the held-out probe of the round before
+
+    def train(self) -> TrainResult:
+        """Run, or go on with, all rounds; leave `model/` behind.
+
+        Raises:
+            UserError: the prompts do not suit the model, or training diverged (the last good round is then saved).
+        """
+        if self.run.manifest["state"] == "finished":
+            self.display.say(f"run {self.run.path} is finished already; nothing to do")
+            return self._result()
+        try:
+            return self._train()
+        finally:
+            self.run.release()
+
+    def _train(self) -> TrainResult:
+        config = self.config
+        policy = load_policy(self.model, config)
+        policy.check_prompts(self.prompts)
+        if self.held_out is not None:
+            policy.check_prompts(self.held_out.prompts)
+        self.display.say(self._headline(policy))
+        recorded = self.run.records()
+        steps = self_reward(
+            policy,
+            self.prompts,
+            sampler=self._rollouts,
+            reward=self._rewards,
+            update=self._update,
+            rounds=config.rounds,
+            seed=config.seed,
+        )
+        try:
+            for step in steps:
+                record = self._measure(step)
+                if step.round < len(recorded):
+                    record = recorded[step.round]
+                else:
+                    self._write(partial(self.run.append_record, record))
+                self.display.row(record)
+        except Diverged as error:
+            self._save(policy, f"stopped: {error}")
+            raise UserError(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
+        self._save(policy, "finished")
+        self.display.say(f"model saved in {self.run.path / 'model'}")
+        return self._result()
+
+    # Stages: computed once, then read
+
+    def _stage(self, round: int, name: str, work: Callable[..., Any], tokens: Callable[[Any], int]) -> Any:
+        """Do a stage's work under a progress bar and note what it took."""
+        with self.display.stage(f"round {round} · {name}") as report:
+            start = time.perf_counter()
+            result = work(progress=report)
+            seconds = time.perf_counter() - start
+        facts = {"seconds": seconds, "tokens": tokens(result)}
+        self._write(lambda: self.run.save_stage(round, name, facts))
+        return result
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """One process writes, and nobody reads before it has."""
+        if self.main:
+            write()
+        self.processes.wait_for_everyone()
+
+    def _add(self, round: int, table: str, **columns: Tensor) -> None:
+        flat = {name: values.flatten().tolist() for name, values in columns.items()}
+        self._write(lambda: self.run.save_table(round, table, self.run.table(round, table) | flat))
+
+    def _column(self, round: int, table: str, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A [P, K] column of a table of rollouts, added when it is first asked for."""
+        columns = self.run.table(round, table)
+        k = max(columns["sample_index"]) + 1
+        if name not in columns:
+            values = compute()
+            self._add(round, table, **{name: values})
+            return values
+        return torch.tensor(columns[name], dtype=torch.float32).view(-1, k)
+
+    def _responses(
+        self, policy: TransformerPolicy, round: int, table: str, prompts: Prompts, draw: Callable[..., Any]
+    ) -> Any:
+        columns = self.run.table(round, table)
+        if columns:
+            return policy.responses(columns, len(prompts))
+        responses = self._stage(round, f"sample {table}", draw, lambda r: int(r.length.sum()))
+        k = responses.length.shape[1]
+        index = {
+            "prompt_index": [p for p in range(len(prompts)) for _ in range(k)],
+            "sample_index": [s for _ in range(len(prompts)) for s in range(k)],
+            "prompt": [prompts.items[p] for p in range(len(prompts)) for _ in range(k)],
+        }
+        self._write(lambda: self.run.save_table(round, table, index | policy.columns(responses)))
+        return responses
+
+    def _scored(
+        self, policy: TransformerPolicy, prompts: Prompts, round: int, table: str, k: int, generator: torch.Generator
+    ) -> Rollouts:
+        """Sample and score: the table `table` of a round, up to its columns log_prob and entropy."""
+        draw = partial(policy.sample, prompts, k, generator)
+        responses = self._responses(policy, round, table, prompts, draw)
+        columns = self.run.table(round, table)
+        if "entropy" in columns:
+            log_prob, entropy = (torch.tensor(columns[name]).view(-1, k) for name in ("log_prob", "entropy"))
+        else:
+            work = partial(policy.score, prompts, responses, with_entropy=True)
+            count = int(responses.length.sum())
+            log_prob, entropy = self._stage(round, f"score {table}", work, lambda _: count)
+            self._add(round, table, log_prob=log_prob, entropy=entropy)
+        return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / k), entropy)
+
+    def _rollouts(
+        self, policy: TransformerPolicy, prompts: Prompts, round: int, generator: torch.Generator
+    ) -> Rollouts:
+        return self._scored(policy, prompts, round, "rollouts", self.config.num_samples, generator)
+
+    def _rewards(self, policy: TransformerPolicy, rollouts: Rollouts) -> Tensor:
+        return self._column(rollouts.round, "rollouts", "reward", lambda: self.reward(policy, rollouts))
+
+    def _update(
+        self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
+    ) -> tuple[TransformerPolicy, UpdateInfo]:
+        config, round = self.config, rollouts.round
+        after = self.run.round(round + 1) / ("adapter" if config.lora_rank else "weights")
+        if not after.exists():
+            checkpoint = self.run.checkpoint(round)
+            work = partial(
+                fit,
+                policy,
+                rollouts,
+                reward,
+                objective=partial(objectives.regression, beta=config.beta, anchor=config.anchor),
+                optimisation=Optimisation(
+                    config.learning_rate, config.epochs, checkpoint_steps=config.checkpoint_steps
+                ),
+                seed=config.seed,
+                checkpoint=checkpoint,
+                main=self.main,
+            )
+            tokens = int(rollouts.responses.length.sum()) * config.epochs
+            policy, info = self._stage(round, "update", work, lambda _: tokens)
+            self._column(round, "rollouts", "log_prob_next", lambda: rollouts.log_prob + info.log_ratio)
+
+            def commit() -> None:
+                self.run.save_stage(round, "loss", info.loss.tolist())
+                write_atomically(after, policy.save_weights)
+                checkpoint.remove()
+
+            self._write(commit)
+            return policy, info
+        policy.load_weights(after)
+        following = self._column(round, "rollouts", "log_prob_next", lambda: rollouts.log_prob)
+        loss = torch.tensor(self.run.stages(round)["loss"], dtype=torch.float64)
+        return policy, UpdateInfo(rollouts, reward, following - rollouts.log_prob, loss)
+
+    # Measuring
+
+    def _measure(self, step: Step) -> Record:
+        policy, responses = step.policy, step.rollouts.responses
+        tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
+        record = train_record(step, responses.length, responses.finished, tokens, self.config.beta)
+        if self.held_out is not None:
+            record |= self._held_out(policy, step.round)
+        stages = self.run.stages(step.round)
+        spent = {name: facts for name, facts in stages.items() if isinstance(facts, dict)}
+        if step.round:  # the update that made this policy belongs to its row
+            spent["update"] = self.run.stages(step.round - 1).get("update", {"seconds": math.nan, "tokens": 0})
+        else:
+            spent.pop("update", None)
+        for name, facts in spent.items():
+            key = name.replace(" ", "_")
+            record[f"seconds_{key}"] = facts["seconds"]
+            record[f"tokens_per_second_{key}"] = facts["tokens"] / facts["seconds"]
+        record["seconds"] = sum(facts["seconds"] for facts in spent.values())
+        record["peak_memory_gb"] = _peak_memory_gb()
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+    def _held_out(self, policy: TransformerPolicy, round: int) -> Record:
+        assert self.held_out is not None
+        prompts, k = self.held_out.prompts, self.config.held_out_samples
+        generator = held_out_generator(self.config.seed, round)
+        rollouts = self._scored(policy, prompts, round, "held_out", k, generator)
+        reward = self._column(round, "held_out", "reward", lambda: self.reward(policy, rollouts))
+        count = int(rollouts.responses.length.sum())
+
+        def initial() -> Tensor:
+            if round == 0:
+                return rollouts.log_prob
+            with policy.initial():
+                work = partial(policy.score, prompts, rollouts.responses)
+                log_prob: Tensor = self._stage(round, "score held_out under pi_0", work, lambda _: count)[0]
+                return log_prob
+
+        under_initial = self._column(round, "held_out", "log_prob_initial", initial)
+        before, following = self._before, None
+        best = first_best = under_initial.amax(-1)
+        if before is not None:
+            best, first_best = torch.maximum(best, before.best_initial), before.first_best
+            old = before.rollouts
+            work = partial(policy.score, prompts, old.responses)
+            following = self._column(
+                round - 1,
+                "held_out",
+                "log_prob_next",
+                lambda: self._stage(round, "score held_out again", work, lambda _: count)[0],
+            )
+        self._before = HeldOut(rollouts, reward, under_initial, best, first_best)
+        record = held_out_record(self._before, before, following, self.config.beta)
+        greedy = self._responses(policy, round, "greedy", prompts, partial(policy.greedy, prompts))
+        if self.held_out.answers is not None:
+            record |= accuracy(policy, self.held_out.answers, self.match, rollouts.responses, greedy)
+        return record
+
+    # Beginning and end
+
+    def _headline(self, policy: TransformerPolicy) -> str:
+        model = policy.model
+        trained = sum(p.numel() for p in policy.trainable().values())
+        whole = sum(p.numel() for p in model.parameters())
+        held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
+        exploring = (
+            ""
+            if self.config.temperature == 1 and self.config.top_p == 1
+            else (f"; sampling at temperature {self.config.temperature:g}, top-p {self.config.top_p:g} (scores at 1)")
+        )
+        return (
+            f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
+            f"{model.device} · {len(self.prompts)} prompts × {self.config.num_samples}, {held}{exploring}\n"
+            "reference, reward model and sampler of round t: π_t itself"
+        )
+
+    def _manifest(self, train: PromptSet, held: PromptSet | None) -> dict[str, Any]:
+        data = {"prompts": {"source": train.source, "number": len(train.prompts), "fingerprint": train.fingerprint}}
+        if held is not None:
+            data["held_out"] = {"source": held.source, "number": len(held.prompts), "fingerprint": held.fingerprint}
+        return {
+            "srlm": __version__,
+            "state": "running",
+            "model": self.model,
+            "config": dataclasses.asdict(self.config) | {"stop": list(self.config.stop)},
+            "data": data,
+            "held_out_given": self.held_out_given,
+            "command": sys.argv,
+            "git_commit": _git_commit(),
+            "versions": {"python": platform.python_version()}
+            | {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+
+    def _save(self, policy: TransformerPolicy, state: str) -> None:
+        def commit() -> None:
+            write_atomically(self.run.path / "model", policy.save_model)
+            if self.config.lora_rank:
+                write_atomically(self.run.path / "adapter", policy.save_weights)
+            self.run.save_manifest(state=state)
+
+        self._write(commit)
+
+    def _result(self) -> TrainResult:
+        return TrainResult(self.run.path, self.run.path / "model", self.run.records())
+
+
+def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
+    return TransformerPolicy.load(
+        model,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_new_tokens=config.max_new_tokens,
+        stop=config.stop,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        raw_prompts=config.raw_prompts,
+        prompts_per_step=config.prompts_per_step,
+        token_budget=config.token_budget,
+    )
+
+
+def _clipped(reward: Reward, level: float) -> Reward:
+    return lambda policy, rollouts: objectives.clip_reward(reward(policy, rollouts), level)
+
+
+def _prompt_sets(
+    prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
+) -> tuple[PromptSet, PromptSet | None]:
+    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    if held_out is not None:
+        held: PromptSet | None = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
+    else:
+        number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
+        train, held = train.split(number, config.seed) if number else (train, None)
+    return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """A run goes on with what it began with."""
+
+    def facts(manifest: dict[str, Any]) -> dict[str, Any]:
+        data = {k: f"{v['number']} prompts {v['fingerprint'][:12]}" for k, v in manifest["data"].items()}
+        settings = {name: value for name, value in manifest["config"].items() if name != "output"}  # it may move
+        return {"model": manifest["model"]} | settings | data
+
+    was, now = facts(old), facts(new)
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise UserError(
+                f"this run began with {key} = {was.get(key)}, now it is {now.get(key)}: resume with what it began "
+                "with, or start a new run in another --output"
+            )
+
+
+def _git_commit() -> str | None:
+    """Of the project that the user runs this in."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _peak_memory_gb() -> float:
+    """Of the accelerator if there is one, else of this process; 10^9 bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
