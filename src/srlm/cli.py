@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import io
 import os
+import re
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 import yaml
 
+from srlm import __version__
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
+Options = TypeVar("Options", "Train", "Evaluate")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -73,9 +79,7 @@ def _train(arguments: list[str]) -> None:
     print_config = "--print-config" in arguments
     arguments = [a for a in arguments if a != "--print-config"]
     default = Train() if resume is None else _resumed(Path(resume))
-    chosen = tyro.cli(
-        Train, args=_expanded(arguments), prog="srlm train", default=default, description=_describe(Train)
-    )
+    chosen = _parsed(Train, arguments, default)
     if print_config:
         print(yaml.safe_dump(_flat(chosen), sort_keys=False, allow_unicode=True), end="")
         return
@@ -96,7 +100,7 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    chosen = tyro.cli(Evaluate, args=_expanded(arguments), prog="srlm evaluate", description=_describe(Evaluate))
+    chosen = _parsed(Evaluate, arguments, Evaluate())
     if not chosen.prompts:
         raise UserError("no prompts were given: name a file or dataset with --prompts")
     from srlm.console import Display
@@ -109,13 +113,46 @@ def _evaluate(arguments: list[str]) -> None:
 COMMANDS = {"train": _train, "evaluate": _evaluate}
 
 
+def _parsed(kind: type[Options], arguments: list[str], default: Options) -> Options:
+    """
+    Raises:
+        UserError: an unknown option or a value of the wrong type.
+    """
+    name = f"srlm {kind.__name__.lower()}"
+    words = _expanded(arguments, _names(kind))
+    complaint = io.StringIO()  # tyro frames its own in a box of many lines
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=words, prog=name, default=default, description=_describe(kind))
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise UserError(f"{_first_paragraph(complaint.getvalue())} ({name} --help lists the options)") from None
+
+
+def _first_paragraph(box: str) -> str:
+    """What stands between the title of a framed text and its next rule."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in box.strip().splitlines()]
+    paragraphs: list[list[str]] = [[]]
+    for line in lines[1:]:
+        if line and set(line) <= set("─-╭╮╰╯"):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(line)
+    text = " ".join(next((p for p in paragraphs if p), ["the options cannot be read"])).strip()
+    return text[:1].lower() + text[1:].rstrip(".")
+
+
+def _names(kind: type) -> set[str]:
+    own = {f.name for f in dataclasses.fields(kind)}
+    return own - {"settings"} | {f.name for f in dataclasses.fields(SelfRewardConfig)} if kind is Train else own
+
+
 def _describe(command: type) -> str:
-    own = (command.__doc__ or "").strip()
-    if command is not Train:
-        return own
+    more = ", --print-config prints them all and stops, --resume DIR continues an unfinished run."
     return (
-        f"{own}\n\n--config FILE reads options from YAML (later options win), --print-config prints them all "
-        "and stops, --resume DIR continues an unfinished run."
+        f"{(command.__doc__ or '').strip()}\n\n--config FILE reads options from YAML (the command line wins)"
+        f"{more if command is Train else '.'}"
     )
 
 
@@ -131,7 +168,7 @@ def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
     return None, arguments
 
 
-def _expanded(arguments: list[str]) -> list[str]:
+def _expanded(arguments: list[str], known: set[str]) -> list[str]:
     """Put the options of a `--config` file before those of the command line, in the same words: one parser for both."""
     file, rest = _take(arguments, "--config")
     if file is None:
@@ -147,6 +184,8 @@ def _expanded(arguments: list[str]) -> list[str]:
         raise UserError(f"config file {file} holds {type(options).__name__}, expected option: value lines")
     words: list[str] = []
     for key, value in options.items():
+        if str(key).replace("-", "_") not in known:
+            raise UserError(f"config file {file} has an unknown option {key!r}: correct its name or remove it")
         name = str(key).replace("_", "-")
         match value:
             case bool():
@@ -169,10 +208,16 @@ def _resumed(folder: Path) -> Train:
     from srlm.runs import read_manifest
 
     manifest = read_manifest(folder)
-    config = manifest["config"] | {"stop": tuple(manifest["config"]["stop"]), "output": str(folder)}
-    data = manifest["data"]
-    held_out = manifest.get("held_out_given") and data["held_out"]["source"]
-    return Train(manifest["model"], data["prompts"]["source"], held_out, settings=SelfRewardConfig(**config))
+    try:
+        config = manifest["config"] | {"stop": tuple(manifest["config"]["stop"]), "output": str(folder)}
+        data = manifest["data"]
+        held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
+        return Train(manifest["model"], data["prompts"]["source"], held_out, settings=SelfRewardConfig(**config))
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): resume with the version "
+            "that began the run"
+        ) from error
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -180,15 +225,18 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     # A hub that cannot be reached, and progress bars of loading, are not what the user came for.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not words or words[0] not in COMMANDS:
-        known = words and words[0] in ("-h", "--help")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if not words or words[0] in ("-h", "--help"):
         print("usage: srlm {" + ",".join(COMMANDS) + "} ...   (srlm COMMAND --help lists its options)")
         print("\nsrlm: self-rewarding language models, with guarantees\n")
         for name, kind in (("train", Train), ("evaluate", Evaluate)):
             print(f"  {name:<10}{(kind.__doc__ or '').strip()}")
-        raise SystemExit(0 if known else 2)
+        raise SystemExit(0 if words else 2)
     try:
+        if words[0] not in COMMANDS:
+            raise UserError(f"there is no command {words[0]!r}: use {' or '.join(COMMANDS)}")
         COMMANDS[words[0]](words[1:])
     except UserError as error:
         print(f"srlm: {error}", file=sys.stderr)
@@ -196,14 +244,16 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        then = "continue with --resume; everything finished so far is kept" if words[0] == "train" else "try again"
         print(
-            f"srlm: cannot write {error.filename or 'the run folder'} ({error.strerror}): free space or mend "
-            "permissions, then continue with --resume; everything finished so far is kept",
+            f"srlm: cannot write {error.filename or 'the output'} ({error.strerror}): free space or mend "
+            f"permissions, then {then}",
             file=sys.stderr,
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("srlm: interrupted; srlm train --resume DIR continues the run", file=sys.stderr)
+        advice = "; srlm train --resume DIR continues the run" if words[0] == "train" else ""
+        print(f"srlm: interrupted{advice}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

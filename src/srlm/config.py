@@ -86,6 +86,8 @@ class SelfRewardConfig:
         for name in ("beta", "learning_rate", "temperature"):
             value = getattr(self, name)
             self._expect(name, math.isfinite(value) and value > 0, "a finite number above 0")
+        alpha = self.lora_alpha
+        self._expect("lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
         for name in ("clip", "anchor"):
             value = getattr(self, name)
             self._expect(name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
@@ -93,7 +95,7 @@ class SelfRewardConfig:
         self._expect("held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
         self._expect("dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")
         self._expect("stop", all(self.stop), "non-empty strings")
-        self._expect("seed", self.seed >= 0, "0 or more")
+        self._expect("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63")
 
     def _expect(self, name: str, ok: bool, expected: str) -> None:
         if not ok:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srlm.answers import Match, match_rule
+from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.loop import round_generator
@@ -63,17 +64,20 @@ def evaluate(
     """Sampled and greedy accuracy of a model on labelled prompts; the same numbers a run records at round t = 0.
 
     Raises:
-        UserError: prompts without answers, or `output` exists.
+        UserError: prompts without answers; `output` exists or cannot be written.
     """
     display = display or Display()
+    SelfRewardConfig(  # refuses the values that training refuses
+        max_new_tokens=max_new_tokens, stop=tuple(stop), dtype=dtype, token_budget=token_budget, seed=seed
+    )
+    if output is not None:
+        _check_output(Path(output))
     labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     labelled = labelled.take(max_prompts, seed)
     if labelled.answers is None:
         raise UserError(f"{labelled.source} has no answers, which evaluation needs: add an `answer` column")
     if num_samples < 1:
         raise UserError(f"--num-samples is {num_samples}, expected at least 1: correct it")
-    if output is not None and Path(output).exists():
-        raise UserError(f"output {output} exists and is never overwritten: choose another --output")
     rule = match_rule(match)
     check_answers(labelled, rule)
     policy = TransformerPolicy.load(
@@ -100,6 +104,16 @@ def evaluate(
         text = json.dumps(record | {"model": model, "prompts": labelled.source, "match": match, "seed": seed}, indent=2)
         write_atomically(Path(output), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return record
+
+
+def _check_output(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"output {path} exists and is never overwritten: choose another --output")
+    try:  # now, not after the work
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another --output") from error
 
 
 def held_out_generator(seed: int, round: int) -> torch.Generator:

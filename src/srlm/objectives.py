@@ -33,7 +33,8 @@ def regression(log_ratio: Tensor, reward: Tensor, weight: Tensor, *, beta: float
     """
     difference = beta * log_ratio - reward
     mean = (weight * difference).sum(-1, keepdim=True)
-    spread = (weight * (difference - mean) ** 2).sum(-1) / (1 - (weight**2).sum(-1))
+    pairs = (weight * (1 - weight)).sum(-1)  # mass of the pairs i != j: 0 once all of a table's mass is on one response
+    spread = (weight * (difference - mean) ** 2).sum(-1) / pairs.clamp_min(torch.finfo(pairs.dtype).tiny)
     if anchor == 0:
         return 2 * spread
     return 2 * spread + anchor * (mean[:, 0] + beta * log_partition(reward, weight, beta)) ** 2

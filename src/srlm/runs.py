@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,25 +31,39 @@ from srlm.errors import UserError
 from srlm.types import Record
 
 SCRATCH = ".partial"
+LOCK = ".lock"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, written in Rust, pass on an errno
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` a file or folder under another name, sync it, and only then give it its own."""
+    """`write` a file or folder under another name, sync it, and only then give it its own.
+
+    Raises:
+        OSError: with its errno and `path`, whatever library met a full disk.
+    """
     scratch = path.with_name(f"{SCRATCH}-{path.name}")
-    remove(scratch)
-    write(scratch)
-    files = [f for f in scratch.rglob("*") if f.is_file()] if scratch.is_dir() else [scratch]
-    for file in files:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    if path.is_dir():
-        remove(path)
-    os.replace(scratch, path)
-    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        remove(scratch)
+        write(scratch)
+        files = [f for f in scratch.rglob("*") if f.is_file()] if scratch.is_dir() else [scratch]
+        for file in files:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if path.is_dir():
+            remove(path)
+        os.replace(scratch, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except Exception as error:
+        remove(scratch)
+        rust = _OS_ERROR.search(str(error))
+        number = int(rust[1]) if rust else getattr(error, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def remove(path: Path) -> None:
@@ -70,6 +85,26 @@ class RunFolder:
         self.manifest = manifest
         self._lock: IO[str] | None = None
 
+    @staticmethod
+    def refuse_used(path: Path) -> None:
+        """
+        Raises:
+            UserError: something is there already. What a run leaves that was killed before its manifest is nothing.
+        """
+        try:
+            names = [p.name for p in path.iterdir()]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(
+                f"output {path} is not a folder that can be used ({error.strerror}): choose another --output"
+            ) from error
+        if "manifest.json" in names:
+            advice = "continue it with --resume, or choose another --output"
+            raise UserError(f"output {path} holds a run already, which is never overwritten: {advice}")
+        if any(not name.startswith((SCRATCH, LOCK)) for name in names):
+            raise UserError(f"output {path} is not an empty folder: choose another --output")
+
     @classmethod
     def create(cls, path: Path, manifest: dict[str, Any]) -> RunFolder:
         """Start a run in a new or empty folder.
@@ -77,11 +112,7 @@ class RunFolder:
         Raises:
             UserError: something is there already, or the folder cannot be written.
         """
-        if (path / "manifest.json").exists():
-            advice = "continue it with --resume, or choose another --output"
-            raise UserError(f"output {path} holds a run already, which is never overwritten: {advice}")
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"output {path} is not an empty folder: choose another --output")
+        cls.refuse_used(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, manifest)
@@ -96,12 +127,12 @@ class RunFolder:
         """Take up a run where it stopped; leftovers of interrupted writes are removed."""
         run = cls(path, read_manifest(path))
         run._hold()
-        for leftover in path.rglob(f"{SCRATCH}-*"):
+        for leftover in list(path.rglob(f"{SCRATCH}-*")):
             remove(leftover)
         return run
 
     def _hold(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -109,8 +140,8 @@ class RunFolder:
 
     def release(self) -> None:
         if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
             self._lock.close()
-            (self.path / ".lock").unlink(missing_ok=True)
 
     def save_manifest(self, **changes: Any) -> None:
         self.manifest |= changes
@@ -172,7 +203,7 @@ class StepCheckpoint:
 def read_manifest(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a run folder (no readable manifest.json): give --resume the folder of a run"
         ) from error

@@ -7,6 +7,7 @@ replays what is done and goes on with what is not.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import math
 import platform
@@ -14,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy,
 from srlm.prompts import PromptSet, load_prompts
 from srlm.rewards import REWARDS
 from srlm.runs import RunFolder, read_manifest, write_atomically
-from srlm.types import Prompts, Record, Reward, Rollouts, Step, UpdateInfo
+from srlm.types import Prompts, PromptItem, Record, Reward, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -82,39 +83,48 @@ class SelfRewardTrainer:
         self.reward = _clipped(REWARDS[config.reward], config.clip)
         if held is not None:
             check_answers(held, self.match)
-        output = Path(config.output)
-        manifest = self._manifest(train, held)
+        self.resume = resume
+        self.run = RunFolder(Path(config.output), self._manifest(train, held))  # not on disk before train()
         self.processes = processes()
         self.main = self.processes.is_main_process
-        if self.main:
-            if resume:
-                _check_same(read_manifest(output), manifest)
-            self.run = RunFolder.open(output) if resume else RunFolder.create(output, manifest)
-        self.processes.wait_for_everyone()
+        if resume:
+            manifest = read_manifest(self.run.path)
+            _check_same(manifest, self.run.manifest)
+            self.run.manifest = manifest
+        elif self.main:
+            RunFolder.refuse_used(self.run.path)
         if not self.main:
-            self.run, self.display = RunFolder(output, read_manifest(output)), Display(silent=True)
+            self.display = Display(silent=True)
         self._before: HeldOut | None = None  # the held-out probe of the round before
 
     def train(self) -> TrainResult:
         """Run, or go on with, all rounds; leave `model/` behind.
 
         Raises:
-            UserError: the prompts do not suit the model, or training diverged (the last good round is then saved).
+            UserError: the prompts do not suit the model (nothing is written then), or training diverged (the last good
+                round is saved).
         """
         if self.run.manifest["state"] == "finished":
             self.display.say(f"run {self.run.path} is finished already; nothing to do")
             return self._result()
-        try:
-            return self._train()
-        finally:
-            self.run.release()
-
-    def _train(self) -> TrainResult:
-        config = self.config
-        policy = load_policy(self.model, config)
+        policy = load_policy(self.model, self.config)
         policy.check_prompts(self.prompts)
         if self.held_out is not None:
             policy.check_prompts(self.held_out.prompts)
+        try:
+            self._begin()
+            return self._train(policy)
+        finally:
+            self.run.release()
+
+    def _begin(self) -> None:
+        path = self.run.path
+        if self.main:
+            self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, self.run.manifest)
+        self.processes.wait_for_everyone()
+
+    def _train(self, policy: TransformerPolicy) -> TrainResult:
+        config = self.config
         self.display.say(self._headline(policy))
         recorded = self.run.records()
         steps = self_reward(
@@ -154,7 +164,8 @@ class SelfRewardTrainer:
         return result
 
     def _write(self, write: Callable[[], object]) -> None:
-        """One process writes, and nobody reads before it has."""
+        """One process writes: not before all have seen what is there, and nobody reads before it has."""
+        self.processes.wait_for_everyone()
         if self.main:
             write()
         self.processes.wait_for_everyone()
@@ -184,7 +195,7 @@ class SelfRewardTrainer:
         index = {
             "prompt_index": [p for p in range(len(prompts)) for _ in range(k)],
             "sample_index": [s for _ in range(len(prompts)) for s in range(k)],
-            "prompt": [prompts.items[p] for p in range(len(prompts)) for _ in range(k)],
+            "prompt": [item for item in _one_kind(prompts.items) for _ in range(k)],
         }
         self._write(lambda: self.run.save_table(round, table, index | policy.columns(responses)))
         return responses
@@ -235,7 +246,7 @@ class SelfRewardTrainer:
             )
             tokens = int(rollouts.responses.length.sum()) * config.epochs
             policy, info = self._stage(round, "update", work, lambda _: tokens)
-            self._column(round, "rollouts", "log_prob_next", lambda: rollouts.log_prob + info.log_ratio)
+            self._add(round, "rollouts", log_prob_next=rollouts.log_prob + info.log_ratio)
 
             def commit() -> None:
                 self.run.save_stage(round, "loss", info.loss.tolist())
@@ -243,9 +254,10 @@ class SelfRewardTrainer:
                 checkpoint.remove()
 
             self._write(commit)
-            return policy, info
-        policy.load_weights(after)
-        following = self._column(round, "rollouts", "log_prob_next", lambda: rollouts.log_prob)
+        else:
+            policy.load_weights(after)
+        # Read back in either case: an update that was just made and one made before a kill give the same numbers.
+        following = torch.tensor(self.run.table(round, "rollouts")["log_prob_next"]).view_as(rollouts.log_prob)
         loss = torch.tensor(self.run.stages(round)["loss"], dtype=torch.float64)
         return policy, UpdateInfo(rollouts, reward, following - rollouts.log_prob, loss)
 
@@ -329,6 +341,8 @@ class SelfRewardTrainer:
         data = {"prompts": {"source": train.source, "number": len(train.prompts), "fingerprint": train.fingerprint}}
         if held is not None:
             data["held_out"] = {"source": held.source, "number": len(held.prompts), "fingerprint": held.fingerprint}
+            # What accuracies of one run are compared by; training knows nothing of it.
+            data["held_out_answers"] = {"fingerprint": hashlib.sha256(repr(held.answers).encode()).hexdigest()}
         return {
             "srlm": __version__,
             "state": "running",
@@ -387,17 +401,28 @@ def _prompt_sets(
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     if held_out is not None:
         held: PromptSet | None = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
+        train = dataclasses.replace(train, answers=None)
     else:
         number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
         train, held = train.split(number, config.seed) if number else (train, None)
     return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
 
 
+def _one_kind(items: Sequence[PromptItem]) -> Sequence[PromptItem]:
+    """A column holds strings or conversations: where both occur, a string is one user turn."""
+    if all(isinstance(item, str) for item in items):
+        return items
+    return [({"role": "user", "content": item},) if isinstance(item, str) else item for item in items]
+
+
 def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
     """A run goes on with what it began with."""
 
     def facts(manifest: dict[str, Any]) -> dict[str, Any]:
-        data = {k: f"{v['number']} prompts {v['fingerprint'][:12]}" for k, v in manifest["data"].items()}
+        data = {
+            name: (f"{entry['number']} prompts " if "number" in entry else "") + entry["fingerprint"][:12]
+            for name, entry in manifest["data"].items()
+        }
         settings = {name: value for name, value in manifest["config"].items() if name != "output"}  # it may move
         return {"model": manifest["model"]} | settings | data
 

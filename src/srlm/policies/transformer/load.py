@@ -7,11 +7,14 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from srlm.errors import UserError
 
@@ -42,8 +45,8 @@ def resolve_dtype(name: str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:300].rstrip(".")
 
 
 def convert_gguf(path: Path) -> Path:
@@ -56,9 +59,9 @@ def convert_gguf(path: Path) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, NotImplementedError) as error:
+    except Exception as error:  # a damaged file fails wherever the reader happens to be
         raise UserError(
-            f"cannot convert GGUF file {path}: {_first_line(error)}; use an architecture that transformers can read "
+            f"cannot convert GGUF file {path}: {first_line(error)}; use an architecture that transformers can read "
             "from GGUF, or a safetensors folder of the same model"
         ) from error
     # Left in place, these marks make transformers refuse to save, or reload, the dequantised weights.
@@ -67,15 +70,22 @@ def convert_gguf(path: Path) -> Path:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
+    scratch = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         if not target.exists():
             os.replace(scratch, target)
+    except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
+        raise UserError(
+            f"cannot keep the converted {path.name} in {target.parent} ({first_line(error)}): free space there, or "
+            "name another folder in SRLM_CACHE"
+        ) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
@@ -113,8 +123,13 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source, **common)
         # FlashAttention cannot take the packed mask, and a model without SDPA falls back to its eager attention.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=resolve_dtype(dtype), use_safetensors=True, **common
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=resolve_dtype(dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
     except UserError:
@@ -122,6 +137,30 @@ def load_model(
     except Exception as error:  # transformers, huggingface_hub and tokenizers raise a zoo of types for a bad model
         if "trust_remote_code" in str(error):
             raise UserError(f"model {name} brings its own code: pass --trust-remote-code if you trust it") from error
-        raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {_first_line(error)}") from error
+        raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise UserError(
+            f"model {name} lacks {len(missing)} of the weights of a {type(model).__name__} ({missing[0]}, ...): give a "
+            "complete causal LM"
+        )
     model.eval()
     return model, tokenizer
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Gradient checkpointing, layer by layer. transformers' own is off in eval mode, where a policy must stay: dropout
+    would make pi_{t+1} / pi_t random."""
+
+    def recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if not torch.is_grad_enabled():
+                return forward(*args, **kwargs)
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+        return run
+
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise UserError(f"model class {type(model).__name__} has no layers to recompute: drop --gradient-checkpointing")
+    for layer in layers:
+        layer.forward = recomputed(layer.forward)

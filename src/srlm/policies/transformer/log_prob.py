@@ -32,8 +32,9 @@ class Head:
         linear = cast(nn.Linear, model.get_output_embeddings())
         config = cast(Any, model.config).get_text_config()
         scale = 1.0
-        if isinstance(value := getattr(config, "logit_scale", None), int | float):  # Cohere multiplies
-            scale = float(value)
+        for name in ("logit_scale", "lm_head_multiplier"):  # Cohere and Falcon-H1 multiply
+            if isinstance(value := getattr(config, name, None), int | float):
+                scale = float(value)
         if isinstance(value := getattr(config, "logits_scaling", None), int | float):  # Granite divides
             scale = 1.0 / float(value)
         return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -174,9 +175,11 @@ def reads_trees(model: PreTrainedModel) -> bool:
     Raises:
         UserError: not even plain rows do, so the model's head is of a kind this code does not know.
     """
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [(7919 * i + 13) % vocabulary for i in range(24)]
-    prompt, responses = ids[:12], [ids[12:18], ids[12:14] + ids[18:22], ids[20:24]]
+    config = cast(Any, model.config).get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    ids = [(7919 * i + 13) % config.vocab_size for i in range(64)]
+    # A long sibling between prompt and response, so that a distance counted in slots is far off.
+    prompt, responses = ids[:12], [ids[24:64], ids[12:18], ids[12:14] + ids[18:22], ids[20:24]]
     with torch.no_grad():
         own = []
         for response in responses:
@@ -184,14 +187,15 @@ def reads_trees(model: PreTrainedModel) -> bool:
             logits = cast(Any, model)(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
             own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
         reference = torch.stack(own)
-        tolerance = max(map(len, responses)) * (1e-3 if model.dtype == torch.float32 else 0.15)
-        for shared in (True, False):
+        tolerance = torch.tensor([len(y) * (1e-3 if model.dtype == torch.float32 else 0.15) for y in responses])
+        # A mask cannot express other kinds (chunks, convolutions, recurrence), nor a short probe find them all out.
+        for shared in (True, False) if kinds <= {"full_attention", "sliding_attention", "global"} else (False,):
             packed = pack(layout(prompt, responses, shared), shared).to(model.device)
             try:
                 mine, _ = response_log_prob(model, packed)
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError):  # a 4-D mask it cannot take
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # a 4-D mask it cannot take
                 continue
-            if (mine - reference).abs().max() <= tolerance:
+            if bool(((mine - reference).abs().cpu() <= tolerance).all()):
                 return shared
     raise UserError(
         f"model class {type(model).__name__} computes its logits in a way srlm does not reproduce: "

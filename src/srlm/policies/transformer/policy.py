@@ -15,10 +15,10 @@ from accelerate.utils import reduce
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load import load_model
+from srlm.policies.transformer.load import first_line, load_model, recompute_activations
 from srlm.policies.transformer.log_prob import reads_trees, response_log_prob
 from srlm.policies.transformer.packing import Packed, Tree, layout, micro_batches, pack
 from srlm.policies.transformer.sample import Decoding, decode
@@ -113,12 +113,17 @@ class TransformerPolicy:
                 r=lora_rank, lora_alpha=cast(int, lora_alpha or 2 * lora_rank), target_modules="all-linear"
             )
             # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.
-            peft_model = cast(PeftModel, get_peft_model(model, lora, autocast_adapter_dtype=False))
+            try:
+                peft_model = cast(PeftModel, get_peft_model(model, lora, autocast_adapter_dtype=False))
+            except ValueError as error:
+                raise UserError(
+                    f"peft cannot adapt model class {type(model).__name__}: {first_line(error)}; "
+                    "train all weights with --lora-rank 0"
+                ) from error
             model = cast(PreTrainedModel, peft_model.get_base_model())
             peft_model.eval()
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            recompute_activations(model)
         return cls(model, tokenizer, peft_model=peft_model, name=name, **options)
 
     # Prompts
@@ -131,7 +136,7 @@ class TransformerPolicy:
 
     def _stopped(self, tokens: Sequence[int]) -> bool:
         # A stop string ends with the newest token, so a window that surely covers it is enough.
-        window = max(map(len, self.stop)) + 4
+        window = max(len(stop.encode()) for stop in self.stop) + 4  # a token can be a single byte
         text = self.tokenizer.decode(tokens[-window:])
         return any(stop in text for stop in self.stop)
 
@@ -316,18 +321,19 @@ class TransformerPolicy:
             yield
             return
         layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-        kept: list[tuple[Any, Tensor]] = []
+        # A layer holds one weight, or those of all the experts of a mixture.
+        kept = {p: p.data for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
         try:
-            with torch.no_grad():
-                for layer in layers:
-                    base = cast(Any, layer.get_base_layer())
-                    kept.append((base, base.weight.data))
-                    base.weight.data = base.weight.data + cast(Any, layer).get_delta_weight("default")
-            with self.peft_model.disable_adapter():
-                yield
+            for parameter, original in kept.items():
+                parameter.data = original.clone()
+            for layer in layers:
+                cast(Any, layer).merge()
+            yield
         finally:
-            for base, original in kept:
-                base.weight.data = original
+            for layer in layers:
+                layer.merged_adapters.clear()
+            for parameter, original in kept.items():
+                parameter.data = original
 
     def keep_initial(self) -> None:
         """Before weights change for the first time: in full fine-tuning pi_0 is kept on the host, for J_0."""
@@ -341,8 +347,11 @@ class TransformerPolicy:
             with self.peft_model.disable_adapter():
                 yield
             return
+        if self._initial is None:  # nothing has changed yet
+            yield
+            return
         now = {name: value.detach().clone() for name, value in self.trainable().items()}
-        self._put(cast(dict[str, Tensor], self._initial))
+        self._put(self._initial)
         try:
             yield
         finally:
@@ -357,10 +366,11 @@ class TransformerPolicy:
         """The trained weights alone: a peft adapter folder, or a whole model folder."""
         if self.peft_model is not None:
             self.peft_model.peft_config["default"].base_model_name_or_path = self.name
-            self.peft_model.save_pretrained(str(folder))
+            # False: or peft asks the Hub whether the vocabulary has grown.
+            self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
         else:
-            self.model.save_pretrained(folder)
+            self.save_model(folder)
 
     def load_weights(self, folder: Path) -> None:
         """Become the policy that `save_weights` left in `folder`."""
@@ -369,14 +379,21 @@ class TransformerPolicy:
             state = safetensors.torch.load_file(folder / "adapter_model.safetensors")
             set_peft_model_state_dict(self.peft_model, state)
             return
-        saved, _ = load_model(str(folder), dtype="fp32")
+        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
         self._put(dict(saved.named_parameters()))
 
     def save_model(self, folder: Path) -> None:
         """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),
         tokenizer, chat template."""
-        with self.merged():
-            state = self.model.state_dict()
-            plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
-            self.model.save_pretrained(folder, state_dict=plain)
+        model, generation = cast(Any, self.model), self.model.generation_config
+        model.generation_config = GenerationConfig()  # transformers refuses to save some flags that it has loaded
+        try:
+            with self.merged():
+                state = model.state_dict()
+                plain = {k.replace("base_layer.", ""): value for k, value in state.items() if ".lora_" not in k}
+                model.save_pretrained(folder, state_dict=plain)
+        finally:
+            model.generation_config = generation
+        if generation is not None:
+            generation.to_json_file(folder / "generation_config.json")
         self.tokenizer.save_pretrained(folder)

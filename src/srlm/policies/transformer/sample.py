@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srlm.errors import UserError
 from srlm.policies.transformer.log_prob import Head
 
 BLOCK = 512  # words per partial sum of the two-level inverse CDF
@@ -86,8 +87,16 @@ def decode(
         position_ids=(mask.cumsum(-1) - 1).clamp_(min=0),
         use_cache=True,
     )
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(num_samples)
+    # Some recurrent models call their cache otherwise, and read no padding mask once it is filled.
+    names = [name for name in ("past_key_values", "cache_params") if hasattr(output.get(name), "reorder_cache")]
+    if not names:
+        raise UserError(
+            f"model class {type(model).__name__} keeps its state in a way srlm cannot branch into samples: "
+            "use a causal LM with a transformers Cache"
+        )
+    (name,) = names
+    cache = output[name]
+    cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(num_samples))
     logits = head.logits(output.last_hidden_state[:, -1]).repeat_interleave(num_samples, 0)
     mask = mask.repeat_interleave(num_samples, 0)
     position = mask.sum(-1)
@@ -120,16 +129,16 @@ def decode(
             alive = alive[stay]
             stay = stay.to(device)
             word, mask, position = word[stay], mask[stay], position[stay]
-            cache.batch_select_indices(stay)
+            cache.reorder_cache(stay)
         if step + 1 == how.max_new_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
         output = decoder(
             input_ids=word[:, None],
-            attention_mask=mask if padded else None,
+            attention_mask=mask if padded and name == "past_key_values" else None,
             position_ids=(position + step)[:, None],
-            past_key_values=cache,
             use_cache=True,
+            **{name: cache},
         )
         logits = head.logits(output.last_hidden_state[:, -1])
     shape = (len(prompts), num_samples)

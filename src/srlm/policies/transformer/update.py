@@ -39,7 +39,7 @@ class Optimisation:
     checkpoint_steps: int = 10
 
     def rate(self, step: int, total: int) -> float:
-        rise = math.ceil(self.warmup * total)
+        rise = min(math.ceil(self.warmup * total), total - 1)
         return self.learning_rate * min((step + 1) / (rise + 1), (total - step) / (total - rise))
 
 
