@@ -294,7 +294,10 @@ def test_capitals() -> None:
     prompts = [*train.prompts.items, *held_out.prompts.items]
     assert len(prompts) == len(set(prompts)) == 195
     assert (len(train.prompts), len(held_out.prompts)) == (98, 97)
-    assert all(prompt.startswith("What is the capital of ") and prompt.endswith("? Answer with one short sentence.") for prompt in prompts)
+    assert all(
+        prompt.startswith("What is the capital of ") and prompt.endswith("? Answer with one short sentence.")
+        for prompt in prompts
+    )
     assert all(set(json.loads(line)) == {"prompt"} for line in (DATA / "capitals-train.jsonl").open("rb"))
     assert train.answers is None and held_out.answers is not None
     for prompt, answers in zip(held_out.prompts.items, held_out.answers, strict=True):

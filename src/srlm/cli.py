@@ -32,7 +32,7 @@ class Train:
     model: str = "smollm2"
     """Hub id, folder, .gguf file, or the alias smollm2."""
     prompts: str = ""
-    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset or a Hub id. Answers in it are never read."""
+    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset or a Hub id. Answers in it are never used."""
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
     quiet: bool = False
@@ -225,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     # A hub that cannot be reached, and progress bars of loading, are not what the user came for.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -29,11 +29,11 @@ class SelfRewardConfig:
     """B: rewards are clipped this far under their group's best; 0 turns clipping off."""
     anchor: float = 1.0
     """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     """Peak step size of AdamW; falls linearly to zero within each round."""
     epochs: int = 3
     """Passes over a round's rollouts."""
-    prompts_per_step: int = 8
+    prompts_per_step: int = 4
     """Prompts (with all their responses) per optimiser step, over all processes."""
     token_budget: int = 2048
     """Padded tokens per micro-batch of one process: memory, never what is learned."""

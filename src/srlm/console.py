@@ -26,7 +26,7 @@ COLUMNS = (
     ("loss", "loss", "{:.1f}"),
     ("seconds", "seconds", "{:.0f}"),
 )
-WIDTH = 9
+WIDTH = 2 + max(len(heading) for heading, _, _ in COLUMNS)
 
 
 def _cell(text: str) -> str:

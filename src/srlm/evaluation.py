@@ -107,11 +107,11 @@ def evaluate(
 
 
 def _check_output(path: Path) -> None:
-    if path.exists():
-        raise UserError(f"output {path} exists and is never overwritten: choose another --output")
     try:  # now, not after the work
-        path.touch()
+        path.touch(exist_ok=False)
         path.unlink()
+    except FileExistsError as error:
+        raise UserError(f"output {path} exists and is never overwritten: choose another --output") from error
     except OSError as error:
         raise UserError(f"output {path} cannot be written ({error.strerror}): choose another --output") from error
 

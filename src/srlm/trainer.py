@@ -36,7 +36,7 @@ from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy,
 from srlm.prompts import PromptSet, load_prompts
 from srlm.rewards import REWARDS
 from srlm.runs import RunFolder, read_manifest, write_atomically
-from srlm.types import Prompts, PromptItem, Record, Reward, Rollouts, Step, UpdateInfo
+from srlm.types import PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -192,7 +192,7 @@ class SelfRewardTrainer:
             return policy.responses(columns, len(prompts))
         responses = self._stage(round, f"sample {table}", draw, lambda r: int(r.length.sum()))
         k = responses.length.shape[1]
-        index = {
+        index: dict[str, list[Any]] = {
             "prompt_index": [p for p in range(len(prompts)) for _ in range(k)],
             "sample_index": [s for _ in range(len(prompts)) for s in range(k)],
             "prompt": [item for item in _one_kind(prompts.items) for _ in range(k)],

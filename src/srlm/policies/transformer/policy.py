@@ -30,7 +30,8 @@ DECODE_BUDGET = 8  # tokens in a decoding batch per token of `token_budget`: dec
 
 def processes() -> PartialState:
     """Who takes part: one process, or those that `accelerate launch` or `torchrun` started."""
-    return PartialState()
+    # Without an accelerator it must be told so, or it takes each of several CPU processes for the only one.
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def silent(done: int, total: int) -> None:

@@ -18,7 +18,7 @@ from srlm.types import Objective, Rollouts, UpdateInfo
 
 
 class Diverged(UserError):
-    """The loss or gradient was not finite; the policy has been put back to pi_t."""
+    """Something was not finite; the policy has been put back to pi_t."""
 
 
 class Checkpoint(Protocol):
@@ -98,7 +98,7 @@ def fit(
     later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step.
 
     Raises:
-        Diverged: non-finite loss or gradient; `policy` is pi_t again.
+        Diverged: non-finite loss, gradient or result; `policy` is pi_t again.
     """
     policy.keep_initial()
     count, k = reward.shape
@@ -123,6 +123,13 @@ def fit(
     device = policy.model.device
     share = rollouts.prompts.weight * count  # 1 for uniform prompts
 
+    def diverged(what: str) -> Diverged:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, start, strict=True):
+                parameter.copy_(value)
+        advice = "expected finite numbers: lower --learning-rate or use --dtype fp32"
+        return Diverged(f"round {rollouts.round}, {what}, {advice}")
+
     for number in range(first, len(steps)):
         size = sizes[number]
         loss = torch.zeros(())
@@ -140,12 +147,8 @@ def fit(
         losses[number] = whole[0].item()
         norm = whole[1:].norm()
         if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):
-            with torch.no_grad():
-                for parameter, value in zip(parameters, start, strict=True):
-                    parameter.copy_(value)
-            raise Diverged(
-                f"round {rollouts.round}, step {number + 1} of {len(steps)}: the loss is {losses[number]:g} and the "
-                f"gradient norm {norm:g}, expected finite numbers: lower --learning-rate or use --dtype fp32"
+            raise diverged(
+                f"step {number + 1} of {len(steps)}: the loss is {losses[number]:g} and the gradient norm {norm:g}"
             )
         scale = torch.clamp(optimisation.max_grad_norm / (norm + 1e-12), max=1.0)
         pieces = torch.split(whole[1:] * scale, [p.numel() for p in parameters])
@@ -160,4 +163,6 @@ def fit(
             checkpoint.save(optimiser.state() | {"done": torch.tensor(number + 1), "losses": losses})
         progress(number + 1, len(steps))
     after = policy.log_prob(rollouts.prompts, rollouts.responses)
+    if not torch.isfinite(after).all():  # the last step has no loss after it
+        raise diverged("after its last step: the log-probs are not finite")
     return policy, UpdateInfo(rollouts, reward, after - rollouts.log_prob, losses)

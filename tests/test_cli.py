@@ -1,0 +1,307 @@
+"""The command line: options, YAML, and one sentence for whatever is wrong with them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from support import SETTINGS, command, records, refused, sentence, tree, words, write_rows
+
+from srlm import SelfRewardConfig
+from srlm.cli import main
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def printed(*more):
+    outcome = command("train", *more, "--print-config")
+    assert outcome.code == 0 and not outcome.err, outcome
+    return yaml.safe_load(outcome.out)
+
+
+def python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+
+
+# Options and YAML
+
+
+def test_defaults_are_those_of_the_config(here):
+    shown = printed()
+    defaults = vars(SelfRewardConfig()) | {"stop": []}
+    assert {name: shown[name] for name in defaults} == defaults
+    assert shown.keys() - defaults.keys() == {"model", "prompts", "held_out", "quiet"}
+
+
+def test_yaml_is_read_and_the_command_line_wins(here):
+    (here / "c.yaml").write_text(
+        "model: some/model\nrounds: 5\nlearning_rate: 2e-4\nbeta: 2\nlora-alpha: 1e1\nmax_prompts: null\n"
+        'stop: ["\\n", "Q:"]\nraw_prompts: true\nquiet: false\nmatch: exact\n'
+    )
+    shown = printed("--rounds", 7, "--config", "c.yaml", "--match", "number")
+    assert (shown["rounds"], shown["match"]) == (7, "number")
+    assert (shown["model"], shown["learning_rate"], shown["beta"], shown["lora_alpha"]) == ("some/model", 2e-4, 2, 10)
+    assert (shown["stop"], shown["raw_prompts"], shown["quiet"], shown["max_prompts"]) == (
+        ["\n", "Q:"],
+        True,
+        False,
+        None,
+    )
+    assert printed("--config=c.yaml", "--no-raw-prompts")["raw_prompts"] is False
+
+
+def test_printed_config_is_a_config(here):
+    first = command("train", "--print-config", "--stop", "---", "\n", " ü", "--beta", "0.1", "--held-out", "x y.jsonl")
+    (here / "c.yaml").write_text(first.out)
+    assert yaml.safe_load(first.out)["stop"] == ["---", "\n", " ü"]
+    assert command("train", "--config", "c.yaml", "--print-config").out == first.out
+
+
+def test_print_config_starts_nothing(here):
+    printed("--prompts", "nothing.jsonl", "--output", "run")
+    assert not list(here.iterdir())
+
+
+def test_train_from_yaml(here, tiny, prompts_file, held_out_file):
+    options = SETTINGS | {"model": str(tiny), "prompts": str(prompts_file), "held_out": str(held_out_file)}
+    (here / "c.yaml").write_text(yaml.safe_dump(options | {"rounds": 3, "output": "other"}))
+    assert command("train", "--config", "c.yaml", "--rounds", 1, "--output", "run").code == 0
+    assert len(records(here / "run")) == 2
+    manifest = json.loads((here / "run" / "manifest.json").read_text())
+    assert manifest["config"] == vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | {"stop": []}
+    assert not (here / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_help_lists_every_option(name):
+    outcome = command(name, "--help")
+    assert outcome.code == 0 and not outcome.err
+    options = ["--model", "--prompts", "--max-new-tokens", "--match", "--stop", "--config"]
+    options += ["--resume", "--print-config", "--beta", "--lora-rank"] if name == "train" else ["--output"]
+    assert [option for option in options if option not in outcome.out] == []
+
+
+def test_usage(here):
+    assert command("--help").code == command("-h").code == 0
+    nothing = command()
+    assert nothing.code == 2 and "train" in nothing.out and "evaluate" in nothing.out
+    assert "there is no command 'trian': use train or evaluate" in refused("trian")
+
+
+# Bad options: (words after `srlm train`, what the sentence must say)
+
+BAD_OPTIONS = [
+    (["--nonsense", "3"], "--nonsense"),
+    (["stray"], "stray"),
+    (["--rounds", "x"], "--rounds"),
+    (["--rounds", "1.5"], "--rounds"),
+    (["--beta", "much"], "--beta"),
+    (["--seed"], "--seed"),
+    (["--config"], "--config needs a value"),
+    (["--resume"], "--resume needs a value"),
+    (["--num-samples", "1"], "nothing to be compared with"),
+    (["--num-samples", "0"], "--num-samples is 0"),
+    (["--rounds", "0"], "--rounds is 0, expected at least 1"),
+    (["--rounds", "-1"], "--rounds is -1"),
+    (["--beta", "0"], "--beta is 0.0, expected a finite number above 0"),
+    (["--beta", "-1"], "--beta is -1.0"),
+    (["--beta", "nan"], "--beta is nan"),
+    (["--beta", "inf"], "--beta is inf"),
+    (["--clip", "-1"], "--clip is -1.0"),
+    (["--anchor", "nan"], "--anchor is nan"),
+    (["--learning-rate", "0"], "--learning-rate is 0.0"),
+    (["--temperature", "0"], "--temperature is 0.0"),
+    (["--top-p", "1.5"], "--top-p is 1.5"),
+    (["--top-p", "0"], "--top-p is 0.0"),
+    (["--epochs", "0"], "--epochs is 0"),
+    (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
+    (["--token-budget", "0"], "--token-budget is 0"),
+    (["--checkpoint-steps", "0"], "--checkpoint-steps is 0"),
+    (["--prompts-per-step", "0"], "--prompts-per-step is 0"),
+    (["--max-prompts", "0"], "--max-prompts is 0"),
+    (["--held-out-samples", "1"], "--held-out-samples is 1"),
+    (["--held-out-share", "1"], "--held-out-share is 1.0"),
+    (["--lora-rank", "-1"], "--lora-rank is -1"),
+    (["--lora-alpha", "0"], "--lora-alpha is 0.0"),
+    (["--dtype", "fp16"], "--dtype is 'fp16', expected auto, bf16 or fp32"),
+    (["--stop", ""], "--stop"),
+    (["--seed", "-1"], "--seed is -1"),
+    (["--seed", str(2**64)], "--seed"),
+    (["--reward", "praise"], "expected one of log_likelihood, random"),
+    (["--match", "luck"], "match rule 'luck'"),
+    (["--match", "no_such_module:rule"], "no_such_module"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD_OPTIONS, ids=[" ".join(given) for given, _ in BAD_OPTIONS])
+def test_bad_option(here, prompts_file, given, said):
+    assert said in refused("train", "--prompts", prompts_file, "--output", "run", *given)
+    assert not list(here.iterdir())
+
+
+BAD_YAML = {
+    "a: b: c": "cannot be read",
+    "- rounds": "expected option: value lines",
+    "": "expected option: value lines",
+    "nonsense: 1": "unknown option 'nonsense'",
+    "config: other.yaml": "unknown option 'config'",
+    "rounds: x": "--rounds",
+    "rounds: 0": "--rounds is 0",
+    "rounds: true\nbeta: 1": "--rounds",
+    "quiet: 3": "unrecognized options: 3",
+    "beta:\n  a: 1": "--beta",
+    "beta: null": "--beta",
+}
+
+
+@pytest.mark.parametrize("content", BAD_YAML)
+def test_bad_yaml(here, prompts_file, content):
+    (here / "c.yaml").write_text(content)
+    said = refused("train", "--prompts", prompts_file, "--output", "run", "--config", "c.yaml")
+    assert BAD_YAML[content] in said
+    assert [file.name for file in here.iterdir()] == ["c.yaml"]
+
+
+def test_config_file_that_cannot_be_read(here):
+    assert "nothing.yaml cannot be read" in refused("train", "--config", "nothing.yaml")
+    (here / "latin.yaml").write_bytes(b"model: \xff")
+    assert "latin.yaml cannot be read" in refused("train", "--config", "latin.yaml")
+    assert "cannot be read" in refused("train", "--config", here)
+
+
+# Bad prompts
+
+BAD_PROMPTS = {
+    "empty.jsonl": ("", "is empty"),
+    "broken.jsonl": ('{"prompt": "a"}\n\n{"prompt": "b"\n', "line 3 of"),
+    "array.jsonl": ('{"prompt": "a"}\n[1]\n', "line 2 of"),
+    "column.jsonl": ('{"question": "a"}\n', "columns found: 'question'"),
+    "column.csv": ("question,answer\na,b\n", "columns found: 'question', 'answer'"),
+    "fields.csv": ("prompt,answer\na,b\nc\n", "line 3 of"),
+    "void.jsonl": ('{"prompt": "a"}\n{"prompt": "  "}\n', "the prompt on line 2 of"),
+    "turns.jsonl": ('{"messages": [{"role": "robot", "content": "a"}]}\n', "turn 1 on line 1 of"),
+    "last.jsonl": ('{"messages": [{"role": "assistant", "content": "a"}]}\n', "ends with an assistant turn"),
+    "list.json": ('{"prompt": "a"}', "expected a list"),
+    "cut.json": ('[{"prompt": "a"},\n', "line 2 of"),
+    "bytes.parquet": ("not parquet", "not a readable Parquet file"),
+    "prompts.docx": ("a", "'.docx'"),
+    "empty.txt": ("\n \n", "is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+@pytest.mark.parametrize("option", ["--prompts", "--held-out"])
+def test_bad_prompts(here, tiny, prompts_file, tmp_path, name, option):
+    content, said = BAD_PROMPTS[name]
+    file = tmp_path / name
+    file.write_text(content)
+    given = {"--prompts": prompts_file, "--held-out": prompts_file} | {option: file}
+    sentence = refused("train", *[word for pair in given.items() for word in pair], "--model", tiny, "--output", "run")
+    assert said in sentence and name in sentence
+    assert not list(here.iterdir())
+
+
+def test_missing_prompts(here, tiny, prompts_file):
+    assert "name a file or dataset with --prompts" in refused("train", "--model", tiny)
+    assert "there is no file nothing.jsonl" in refused("train", "--model", tiny, "--prompts", "nothing.jsonl")
+    assert "name a file or dataset with --prompts" in refused("evaluate", "--model", tiny)
+    assert not list(here.iterdir())
+
+
+def test_prompt_longer_than_the_context(here, tiny, prompts_file, tmp_path):
+    long = write_rows(tmp_path / "long.jsonl", [{"prompt": "short"}, {"prompt": "x" * 512}])
+    fits = ["--max-new-tokens", 8, "--output", "run", "--model", tiny]
+    for given in (["--prompts", long], ["--prompts", prompts_file, "--held-out", long]):
+        said = refused("train", *given, *fits)
+        assert "prompt 2 has" in said and "the context of 512" in said
+    # One token too many counts: the template adds 19 tokens to "Say ijklm".
+    said = refused("train", "--prompts", prompts_file, "--model", tiny, "--max-new-tokens", 500, "--output", "run")
+    assert "--max-new-tokens" in said
+    assert not list(here.iterdir())
+
+
+def test_messages_need_a_chat_template(here, tiny_base, tmp_path):
+    talk = write_rows(tmp_path / "talk.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    said = refused("train", "--model", tiny_base, "--prompts", talk, "--output", "run")
+    assert "no chat template" in said and "`messages`" in said
+    assert not list(here.iterdir())
+
+
+def test_all_prompts_cannot_be_held_out(here, tiny, tmp_path):
+    same = write_rows(tmp_path / "same.jsonl", ["a"] * 20)
+    said = refused("train", "--model", tiny, "--prompts", same, "--held-out-share", 0.5, "--output", "run")
+    assert "cannot be held out" in said
+
+
+# Bad output
+
+
+def test_output_that_cannot_be_used(here, tiny, prompts_file):
+    (here / "file").write_text("mine")
+    (here / "full").mkdir()
+    (here / "full" / "thesis.tex").write_text("mine")
+    before = tree(here)
+    for output in ("file", "file/run", "full", "/proc/run", "/proc/1/run", "n" * 300):
+        said = refused("train", "--model", tiny, "--prompts", prompts_file, "--output", output)
+        assert output in said and "choose another --output" in said
+    assert tree(here) == before
+
+
+# The real thing: what a shell sees
+
+
+def test_a_process_says_one_sentence(here, tiny, tmp_path):
+    """Past loading a model and building an adapter: no warning, bar or traceback of a library is in the way."""
+    long = write_rows(tmp_path / "long.jsonl", [{"prompt": "x" * 600}])
+    words_ = [sys.executable, "-m", "srlm.cli", "train", *words(model=tiny, prompts=long, output="run")]
+    done = subprocess.run(words_, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 2 and not done.stdout
+    assert "prompt 1 has" in sentence(done.stderr)
+    assert not list(here.iterdir())
+
+
+def test_importing_srlm_is_light():
+    """The theory is for people without torch."""
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "peft", "accelerate")
+    code = (
+        "import sys, srlm, srlm.theory, srlm.estimators; assert srlm.SelfRewardConfig().rounds\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_there():
+    import srlm
+
+    for name in srlm.__all__:
+        assert getattr(srlm, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = srlm.nonsense
+
+
+def test_main_reads_the_words_of_its_process(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["srlm", "train", "--rounds", "0", "--prompts", "x"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "--rounds is 0" in sentence(capsys.readouterr().err)
+
+
+def test_a_fault_of_our_own_is_not_hidden(here, tiny, prompts_file, monkeypatch):
+    """A traceback, not a sentence that blames the user."""
+    import srlm.trainer
+
+    monkeypatch.setattr(srlm.trainer, "load_policy", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        command("train", "--model", tiny, "--prompts", prompts_file)

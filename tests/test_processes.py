@@ -1,0 +1,84 @@
+"""Two processes do what one does, under torchrun, and write once."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch.distributed
+from support import SETTINGS, WORDS, command, measured, records, table, train_words, tree, write_held_out, write_prompts
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+# The second process is slow to look at the folder, as a busy machine may make it, and tells of what it writes.
+DRIVER = """
+import os, sys, time
+from srlm.cli import main
+from srlm.runs import RunFolder
+
+if os.environ["RANK"] == "1":
+    read, replace = RunFolder.table, os.replace
+
+    def slow(*arguments):
+        time.sleep(0.05)
+        return read(*arguments)
+
+    def told(source, target):
+        print(f"process 1 wrote {target}", file=sys.stderr, flush=True)
+        replace(source, target)
+
+    RunFolder.table, os.replace = slow, told
+main(sys.argv[1:])
+print("\\ndone", flush=True)
+main(sys.argv[1:])  # refused, and no process waits for the other
+"""
+
+
+def test_two_processes_equal_one(tiny, tmp_path):
+    options = {
+        "model": tiny,
+        "prompts": write_prompts(tmp_path),
+        "held_out": write_held_out(tmp_path),
+        "prompts_per_step": 5,  # of 6: in every second step one process has nothing to do
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert command(*train_words(**options, output=one)).code == 0
+    (tmp_path / "driver.py").write_text(DRIVER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    console = subprocess.Popen(
+        [*torchrun, str(tmp_path / "driver.py"), *train_words(**options, output=two)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    try:
+        out, err = console.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        console.terminate()  # torchrun passes it on to its processes, which have sessions of their own
+        out, err = console.communicate()
+        pytest.fail(f"the processes hang:\n{out}\n{err}")
+
+    assert out.count("done") == 2, err
+    # One of them speaks and writes.
+    rounds = re.findall(r"^ +(\d) ", out, re.MULTILINE)
+    assert rounds == [str(t) for t in range(SETTINGS["rounds"] + 1)]
+    assert out.count("model saved in") == 1
+    assert "process 1 wrote" not in err
+    assert list(tree(two)) == list(tree(one))
+    # The second run into the same folder was refused, once.
+    assert console.returncode != 0
+    assert err.count("srlm: output") == err.count("never overwritten") == 1
+
+    for t in range(SETTINGS["rounds"] + 1):
+        for name in ("rollouts", "held_out", "greedy"):
+            mine, theirs = table(two, t, name), table(one, t, name)
+            assert mine["tokens"] == theirs["tokens"] and mine["prompt"] == theirs["prompt"]
+            for column in {"log_prob", "entropy", "reward", "log_prob_next", "log_prob_initial"} & mine.keys():
+                assert mine[column] == pytest.approx(theirs[column], abs=1e-4), column
+    for mine, theirs in zip(records(two), records(one), strict=True):
+        assert mine.keys() == theirs.keys()
+        numbers = {key: value for key, value in measured(theirs).items() if value is not None}
+        assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-5)
+    assert len(table(two, 0)["tokens"]) == len(WORDS) * SETTINGS["num_samples"]

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import ROWS, TREES, VOCABULARY, alone, build, first_above, next_logits
+from scipy.stats import chisquare
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from srlm.errors import UserError
+from srlm.policies.transformer.sample import BLOCK, Decoding, decode, inverse_cdf, nucleus
+
+LLAMA = make_model(vocab=VOCABULARY)
+ENDS = frozenset(range(2, 14))  # many ends, so that responses of one batch differ in length
+PROMPTS = [[5, 6, 7], [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30], [40], [50, 51, 52, 53, 54, 55]]
+LAST = 1 - 2**-53  # the largest uniform
+
+
+def uniforms(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def taken(drawn: tuple[Tensor, Tensor, Tensor], row: int) -> list[tuple[list[int], bool]]:
+    """[K] (ids, finished) of one prompt."""
+    tokens, length, finished = drawn
+    return [
+        (ids[:n], end)
+        for ids, n, end in zip(tokens[row].tolist(), length[row].tolist(), finished[row].tolist(), strict=True)
+    ]
+
+
+def pooled_p_value(observed: Counter, expected: Mapping) -> float:
+    """Chi-square, responses expected fewer than 5 times taken together."""
+    total = sum(observed.values())
+    assert observed.keys() <= expected.keys()
+    rare = [y for y, p in expected.items() if p * total < 5]
+    common = [y for y in expected if y not in set(rare)]
+    counts = [observed[y] for y in common] + [sum(observed[y] for y in rare)] * bool(rare)
+    shares = [expected[y] for y in common] + [sum(expected[y] for y in rare)] * bool(rare)
+    return float(chisquare(counts, np.array(shares) / sum(shares) * total).pvalue)
+
+
+# The inverse CDF
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([1, 2, 97, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 17]),
+    st.floats(0, LAST),
+    st.floats(0.1, 30),
+    st.integers(0, 2**32),
+)
+def test_inverse_cdf_is_the_first_word_above(words: int, uniform: float, spread: float, seed: int) -> None:
+    logits = spread * torch.randn(words, generator=torch.Generator().manual_seed(seed))
+    mass = np.exp(logits.double().numpy() - float(logits.max()))
+    cdf = mass.cumsum() / mass.sum()
+    drawn = int(inverse_cdf(logits[None], torch.tensor([uniform], dtype=torch.float64)))
+    # fp32 masses: the CDF is known to about 1e-7
+    assert cdf[drawn] > uniform - 1e-6
+    assert drawn == 0 or cdf[drawn - 1] <= uniform + 1e-6
+
+
+@pytest.mark.parametrize("uniform", [0.0, 5e-324, 0.25, 0.5, 0.75, LAST])
+@pytest.mark.parametrize("words", [7, BLOCK, 2 * BLOCK + 3])
+def test_a_word_of_probability_zero_is_never_drawn(words: int, uniform: float) -> None:
+    draw = random.Random(words)
+    for _ in range(40):
+        alive = sorted(draw.sample(range(words), draw.choice([1, 2, 5])))
+        logits = torch.full((words,), -torch.inf)
+        logits[alive] = torch.tensor([draw.uniform(-5, 5) for _ in alive])
+        hidden = torch.where(logits.isinf(), -1000.0, logits)  # underflows: as good as zero
+        for row in (logits, hidden):
+            word = int(inverse_cdf(row[None], torch.tensor([uniform], dtype=torch.float64)))
+            assert word in alive
+            if uniform == 0.0:
+                assert word == alive[0]
+            if uniform == LAST:
+                assert word == alive[-1]
+
+
+def test_a_block_boundary_is_no_way_out() -> None:
+    """Uniforms a rounding error away from where one block ends and the next begins, with words of probability zero."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(1500, 2 * BLOCK + 40, generator=draw)
+    zero = torch.zeros_like(logits, dtype=torch.bool)
+    for start in (0, BLOCK, 2 * BLOCK):
+        zero[:, start : start + 9] = True
+    logits[zero] = -torch.inf
+    mass = torch.exp(logits - logits.amax(-1, keepdim=True)).double()
+    total = mass.sum(-1)
+    for end in (BLOCK, 2 * BLOCK):
+        edge = (mass[:, :end].sum(-1) / total).numpy()
+        for uniform in (np.nextafter(edge, 0), edge, np.nextafter(edge, 1)):
+            words = inverse_cdf(logits, torch.from_numpy(uniform))
+            assert not zero.gather(1, words[:, None]).any()
+
+
+def test_extreme_uniforms_reach_the_ends() -> None:
+    logits = torch.zeros(2, 2 * BLOCK + 3)
+    assert inverse_cdf(logits, torch.tensor([0.0, LAST], dtype=torch.float64)).tolist() == [0, 2 * BLOCK + 2]
+
+
+def test_equal_words_split_the_unit_interval_evenly() -> None:
+    words = BLOCK + 8  # a power of two times odd: k / words is not exact, its middle is unambiguous
+    middles = (torch.arange(words, dtype=torch.float64) + 0.5) / words
+    assert inverse_cdf(torch.zeros(words, words), middles).tolist() == list(range(words))
+
+
+def test_inverse_cdf_frequencies() -> None:
+    logits = torch.linspace(-3, 1, BLOCK + 90)
+    probability = torch.softmax(logits.double(), -1)
+    words = inverse_cdf(logits.expand(12_000, -1), uniforms(12_000))
+    assert pooled_p_value(Counter(words.tolist()), dict(enumerate(probability.tolist()))) > 1e-3
+
+
+def test_nucleus_is_the_smallest_set_that_reaches_p() -> None:
+    logits = torch.log(torch.tensor([[0.15, 0.5, 0.05, 0.3], [0.25, 0.25, 0.25, 0.25]]))
+    assert (nucleus(logits, 0.79) > -torch.inf).tolist()[0] == [False, True, False, True]
+    assert (nucleus(logits, 0.81) > -torch.inf).tolist()[0] == [True, True, False, True]
+    assert (nucleus(logits, 0.01) > -torch.inf).sum(-1).tolist() == [1, 1]
+    assert (nucleus(logits, 0.49) > -torch.inf).sum(-1).tolist() == [1, 2]
+    kept = nucleus(logits, 0.79)
+    assert torch.equal(kept[kept > -torch.inf], logits[kept > -torch.inf])
+
+
+# Decoding against the model's own forward
+
+
+def replay(model: PreTrainedModel, prompt: Sequence[int], uniform: Tensor, how: Decoding) -> tuple[list[int], bool]:
+    """Sampling by definition: a whole forward per token, no cache, no batch, the CDF summed word by word."""
+    ids: list[int] = []
+    while len(ids) < how.max_new_tokens:
+        logits = next_logits(model, prompt, [*ids, 0])[-1].double()
+        ids.append(first_above(torch.softmax(logits, -1).numpy(), float(uniform[len(ids)])))
+        if ids[-1] in how.eos:
+            return ids, True
+    return ids, False
+
+
+@pytest.mark.parametrize("name", [*TREES, *ROWS])
+def test_decoding_is_sampling_by_definition(name: str) -> None:
+    """Left padding, the cache, windows, and rows that leave the batch change no token."""
+    model, k, how = build(name), 3, Decoding(12, ENDS)
+    uniform = uniforms(len(PROMPTS), k, how.max_new_tokens, seed=3)
+    drawn = decode(model, PROMPTS, uniform, k, how)
+    lengths = set()
+    for row, prompt in enumerate(PROMPTS):
+        expected = [replay(model, prompt, uniform[row, i], how) for i in range(k)]
+        assert taken(drawn, row) == expected
+        lengths |= {len(ids) for ids, _ in expected}
+    assert len(lengths) > 2, "all rows ended together: the test saw no batch shrink"
+    assert 0 < drawn[2].float().mean() < 1
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
+def test_greedy_is_transformers_greedy(name: str) -> None:
+    model, how = build(name), Decoding(14, ENDS)
+    drawn = decode(model, PROMPTS, None, 1, how)
+    for row, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([prompt])
+        whole = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=how.max_new_tokens,
+            eos_token_id=sorted(ENDS),
+            pad_token_id=0,
+        )
+        own = whole[0, len(prompt) :].tolist()
+        assert taken(drawn, row) == [(own, own[-1] in ENDS)]
+
+
+def test_a_response_depends_on_its_own_draws_alone() -> None:
+    k, how = 4, Decoding(16, ENDS)
+    uniform = uniforms(len(PROMPTS), k, how.max_new_tokens)
+    together = decode(LLAMA, PROMPTS, uniform, k, how)
+    for order in itertools.islice(itertools.permutations(range(len(PROMPTS))), 0, None, 7):
+        for size in (1, 2, 3):
+            chosen = list(order[:size])
+            part = decode(LLAMA, [PROMPTS[i] for i in chosen], uniform[chosen], k, how)
+            for place, row in enumerate(chosen):
+                assert taken(part, place) == taken(together, row)
+    first = decode(LLAMA, PROMPTS, uniform[:, :1], 1, how)
+    for row in range(len(PROMPTS)):
+        assert taken(first, row) == taken(together, row)[:1]
+
+
+def test_a_longer_limit_only_goes_on_where_a_response_was_cut() -> None:
+    uniform = uniforms(len(PROMPTS), 4, 16)
+    short, long = (decode(LLAMA, PROMPTS, uniform, 4, Decoding(limit, ENDS)) for limit in (6, 16))
+    cut = 0
+    for row in range(len(PROMPTS)):
+        for (ids, finished), (more, _) in zip(taken(short, row), taken(long, row), strict=True):
+            assert more[: len(ids)] == ids
+            assert (more == ids) == finished or not finished
+            assert finished or len(ids) == 6
+            cut += not finished
+    assert cut > 0
+
+
+def test_only_the_last_token_ends_a_response() -> None:
+    drawn = decode(LLAMA, PROMPTS, uniforms(len(PROMPTS), 50, 12), 50, Decoding(12, ENDS))
+    seen = Counter()
+    for row in range(len(PROMPTS)):
+        for ids, finished in taken(drawn, row):
+            assert not ENDS & set(ids[:-1])
+            assert finished == (ids[-1] in ENDS)
+            assert finished or len(ids) == 12
+            seen[ids[-1] if finished else -1] += 1
+    assert len(seen) > 3 and seen[-1] > 0  # several of the ends occur, and so do cuts
+
+
+def test_an_end_with_the_last_token_allowed_is_no_cut() -> None:
+    uniform = uniforms(1, 40, 12)
+    ended = [
+        len(ids) for ids, finished in taken(decode(LLAMA, PROMPTS[:1], uniform, 40, Decoding(12, ENDS)), 0) if finished
+    ]
+    limit = max(ended)
+    again = taken(decode(LLAMA, PROMPTS[:1], uniform, 40, Decoding(limit, ENDS)), 0)
+    assert any(len(ids) == limit and finished for ids, finished in again)
+    assert any(len(ids) == limit and not finished for ids, finished in again)
+
+
+# Frequencies
+
+
+def whole_distribution(model: PreTrainedModel, prompt: list[int], end: int, words: int) -> dict[tuple[int, ...], float]:
+    """pi(y|x) of every response of at most two tokens."""
+    every = [(end,), *((a, b) for a in range(words) if a != end for b in range(words))]
+    return {y: math.exp(alone(model, prompt, list(y))) for y in every}
+
+
+def test_samples_follow_the_models_own_distribution() -> None:
+    words, end = 9, 2
+    model = make_model(vocab=words, scale=3.0)
+    expected = whole_distribution(model, [5, 3], end, words)
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
+    drawn = decode(model, [[5, 3]], uniforms(1, 6000, 2, seed=8), 6000, Decoding(2, frozenset({end})))
+    observed = Counter(tuple(ids) for ids, _ in taken(drawn, 0))
+    assert pooled_p_value(observed, expected) > 1e-3
+    # and the test could have failed: another distribution over the same responses is rejected
+    sharper = {y: p**1.2 for y, p in expected.items()}
+    mass = sum(sharper.values())
+    assert pooled_p_value(observed, {y: p / mass for y, p in sharper.items()}) < 1e-6
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.9)])
+def test_temperature_and_top_p_shape_the_draws(temperature: float, top_p: float) -> None:
+    words = 9
+    model = make_model(vocab=words, scale=3.0)
+    p = torch.softmax(next_logits(model, [5, 3], [0])[0].double() / temperature, -1)
+    ranked = sorted(range(words), key=lambda w: -p[w])
+    kept = [w for i, w in enumerate(ranked) if sum(float(p[v]) for v in ranked[:i]) < top_p]
+    assert (len(kept) < words) == (top_p < 1)
+    expected = {(w,): float(p[w] / p[kept].sum()) for w in kept}
+    how = Decoding(1, frozenset(), temperature, top_p)
+    drawn = decode(model, [[5, 3]], uniforms(1, 4000, 1, seed=9), 4000, how)
+    assert pooled_p_value(Counter(tuple(ids) for ids, _ in taken(drawn, 0)), expected) > 1e-3
+
+
+def test_a_model_without_a_cache_that_branches_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "rwkv",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        attention_hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(UserError, match="RwkvForCausalLM keeps its state"):
+        decode(model, [[1, 2]], None, 1, Decoding(3, ENDS))
