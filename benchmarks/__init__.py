@@ -1,0 +1,1 @@
+"""`python -m benchmarks`: what srlm costs, against the tools people would use instead. See README.md."""
