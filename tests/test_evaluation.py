@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from support import (
     ANSWER,
     HELD_OUT,
@@ -23,6 +24,7 @@ import srlm.evaluation
 from srlm import evaluate
 from srlm.console import Display
 from srlm.evaluation import held_out_generator
+from srlm.loop import round_generator
 
 ACCURACY = [f"accuracy_{kind}{end}" for kind in ("sampled", "greedy") for end in ("", "_low", "_high")]
 SAME = {
@@ -68,6 +70,14 @@ def test_evaluating_the_model_saved_is_the_last_round(run, data, monkeypatch):
     draws = held_out_generator
     monkeypatch.setattr(srlm.evaluation, "held_out_generator", lambda seed, _: draws(seed, SETTINGS["rounds"]))
     assert alone(run / "model", data) == {key: last[key] for key in ACCURACY}
+
+
+def test_held_out_draws_are_their_own():
+    """Not those of another round, seed or of training."""
+    generators = [held_out_generator(0, 0), held_out_generator(0, 1), held_out_generator(1, 0), round_generator(0, 0)]
+    assert len({float(torch.rand((), generator=g)) for g in generators}) == 4
+    again = torch.rand((), generator=held_out_generator(0, 1))
+    assert torch.equal(again, torch.rand((), generator=held_out_generator(0, 1)))
 
 
 def test_greedy_accuracy_needs_no_luck(run, data):
