@@ -153,18 +153,20 @@ class Payload:
 
 
 def test_pickles_are_never_read(tiny, prompts_file, tmp_path):
+    """Neither a hostile one nor an honest one, which would give a model."""
     mark = tmp_path / "unpickled"
-    pickled, both = copy(tiny, tmp_path / "pickled"), copy(tiny, tmp_path / "both")
-    for folder in (pickled, both):
-        torch.save({"model.norm.weight": Payload(mark)}, folder / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
-    said = refused_everywhere(pickled, prompts_file, tmp_path)
-    assert "cannot load model" in said and "safetensors" in said
+    hostile, honest, both = (copy(tiny, tmp_path / name) for name in ("hostile", "honest", "both"))
+    state = safetensors.torch.load_file(tiny / "model.safetensors")
+    torch.save(state, honest / "pytorch_model.bin")
+    for folder in (hostile, both):
+        torch.save(state | {"model.norm.weight": Payload(mark)}, folder / "pytorch_model.bin")
+    for folder in (hostile, honest):
+        (folder / "model.safetensors").unlink()
+        assert "no file named model.safetensors" in refused_everywhere(folder, prompts_file, tmp_path)
     load_model(str(both))
     assert not mark.exists()
-    with pytest.raises(FileExistsError):  # the mark works
-        mark.mkdir()
-        torch.load(pickled / "pytorch_model.bin", weights_only=False)
+    torch.load(hostile / "pytorch_model.bin", weights_only=False)
+    assert mark.exists()  # it does what it threatens
 
 
 CODE = """

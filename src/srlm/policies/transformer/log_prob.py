@@ -64,25 +64,30 @@ class _FrozenHeadLogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, target: Tensor, head: Head) -> Tensor:
-        values, gradients = [], []
+        # Results are laid out beforehand: small blocks kept between two chunks of logits would fragment the heap.
+        values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        gradients = torch.empty_like(hidden)
+        pieces = zip(_chunks(hidden, target, head), _chunks(gradients, values, head), strict=True)
         # Row slices small enough to stay in a CPU's cache; on an accelerator one slice is the whole chunk.
-        rows = max(1, 2**20 // head.weight.shape[0]) if hidden.device.type == "cpu" else len(hidden)
-        for h, t in _chunks(hidden, target, head):
+        rows = max(1, 2**20 // head.weight.shape[0]) if hidden.device.type == "cpu" else max(1, len(hidden))
+        for (h, t), (gradient, value) in pieces:
             raw = F.linear(h, head.weight, head.bias)
             own = head.weight[t]
-            for part, word, pull in zip(*(torch.split(x, rows) for x in (raw, t, own)), strict=True):
+            slices = (torch.split(x, rows) for x in (raw, t, own, value))
+            for part, word, pull, out in zip(*slices, strict=True):
                 logits = head.cap(part)
                 normaliser = torch.logsumexp(logits, -1, keepdim=True)
-                values.append(_pick(logits, word) - normaliser[:, 0])
+                out.copy_(_pick(logits, word) - normaliser[:, 0])
                 slope = head.slope(logits)
                 if isinstance(slope, Tensor):
                     pull *= _pick(slope, word)[:, None].to(pull.dtype)
                 elif slope != 1.0:
                     pull *= slope
                 part.copy_(logits.sub_(normaliser).exp_().mul_(slope))
-            gradients.append(own - raw @ head.weight)
-        ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(values)
+            gradient.copy_(own - raw @ head.weight)
+            del raw
+        ctx.save_for_backward(gradients)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
