@@ -138,6 +138,16 @@ def test_create_refuses_what_cannot_be_written(tmp_path):
             RunFolder.create(type(tmp_path)(folder), dict(MANIFEST))
 
 
+def test_create_on_a_full_disk_leaves_an_empty_folder(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        RunFolder.create(tmp_path / "run", dict(MANIFEST))
+    assert tree(tmp_path) == {"run": "folder"}
+
+
 def test_a_run_is_held_by_one_at_a_time(tmp_path):
     run = RunFolder.create(tmp_path, dict(MANIFEST))
     with pytest.raises(UserError, match="in use by another process"):

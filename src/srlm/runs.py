@@ -113,12 +113,13 @@ class RunFolder:
             UserError: something is there already, or the folder cannot be written.
         """
         cls.refuse_used(path)
+        run = cls(path, manifest)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run = cls(path, manifest)
             run._hold()
             run.save_manifest()
         except OSError as error:
+            run.release()
             raise UserError(f"output {path} cannot be written ({error.strerror}): choose another --output") from error
         return run
 
@@ -132,11 +133,13 @@ class RunFolder:
         return run
 
     def _hold(self) -> None:
-        self._lock = (self.path / LOCK).open("w")
+        lock = (self.path / LOCK).open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            lock.close()
             raise UserError(f"run {self.path} is in use by another process: wait for it or stop it") from error
+        self._lock = lock
 
     def release(self) -> None:
         if self._lock is not None:
