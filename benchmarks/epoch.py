@@ -54,7 +54,7 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
         fit(
             policy,
             Rollouts(0, data.prompts, data.responses, log_prob, torch.full_like(log_prob, 1 / k)),
-            objectives.clip_reward(log_prob, 8.0),
+            log_prob,
             objective=objectives.regression,
             optimisation=Optimisation(RATE, epochs=1, warmup=0.0),
             seed=0,

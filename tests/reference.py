@@ -78,7 +78,7 @@ ROWS: dict[str, dict[str, object]] = {
 
 def build(name: str, scale: float = 5.0, **changes: object) -> PreTrainedModel:
     """A random model, away from uniform, so that a wrong mask, position or scale shows in the log-probs."""
-    options = {**_SIZES, **(TREES | ROWS)[name], **changes}
+    options = {**_SIZES, **(TREES | ROWS).get(name, {}), **changes}
     config = AutoConfig.for_model(name.split()[0], **options)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

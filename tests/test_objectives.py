@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srlm.objectives import clip_reward, log_partition, regression
+from srlm.objectives import censored, clip_reward, log_partition, regression
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -42,7 +42,7 @@ def test_variance_form_is_the_mean_over_all_pairs(p: int, k: int, beta: float, u
     weight = (
         torch.full((p, k), 1 / k, dtype=torch.float64) if uniform else torch.softmax(2 * randn(p, k, seed=seed + 2), -1)
     )
-    loss = regression(ratio, reward, weight, beta=beta, anchor=0.0)
+    loss = regression(ratio, reward, weight, beta=beta, anchor=0.0, clip=0.0)
     assert loss.shape == (p,)
     assert close(loss, all_pairs(ratio, reward, weight, beta))
     if uniform:
@@ -58,14 +58,19 @@ def test_the_anchor_by_its_definition(k: int, beta: float, anchor: float, seed: 
         z = sum(float(w) * math.exp(float(r) / beta) for w, r in zip(weight[x], reward[x], strict=True))
         mean = sum(float(weight[x, i]) * (beta * float(ratio[x, i]) - float(reward[x, i])) for i in range(k))
         expected.append(anchor * (mean + beta * math.log(z)) ** 2)
-    plain = regression(ratio, reward, weight, beta=beta, anchor=0.0)
-    loss = regression(ratio, reward, weight, beta=beta, anchor=anchor)
-    assert close(loss - plain, torch.tensor(expected).double(), 1e-8 * (1 + float(loss.max())))
+    plain = regression(ratio, reward, weight, beta=beta, anchor=0.0, clip=0.0)
+    loss = regression(ratio, reward, weight, beta=beta, anchor=anchor, clip=0.0)
+    assert close(loss - plain, torch.tensor(expected, dtype=torch.float64), 1e-8 * (1 + float(loss.max())))
 
 
 def test_two_responses_are_the_paper_s_pair() -> None:
     loss = regression(
-        torch.tensor([[0.3, -0.2]]), torch.tensor([[-4.0, -6.5]]), torch.full((1, 2), 0.5), beta=2.0, anchor=0.0
+        torch.tensor([[0.3, -0.2]]),
+        torch.tensor([[-4.0, -6.5]]),
+        torch.full((1, 2), 0.5),
+        beta=2.0,
+        anchor=0.0,
+        clip=0.0,
     )
     assert float(loss) == pytest.approx((2 * 0.3 - 2 * -0.2 - (-4.0 + 6.5)) ** 2)
 
@@ -74,19 +79,19 @@ def test_two_responses_are_the_paper_s_pair() -> None:
 def test_a_constant_per_prompt_is_free_without_the_anchor_only(shift: float, seed: int) -> None:
     ratio, reward = randn(3, 5, seed=seed), randn(3, 5, seed=seed + 1)
     weight = torch.softmax(randn(3, 5, seed=seed + 2), -1)
-    free = regression(ratio + shift, reward, weight, anchor=0.0)
-    assert close(free, regression(ratio, reward, weight, anchor=0.0))
-    assert close(free, regression(ratio, reward + shift, weight, anchor=0.0))
+    free = regression(ratio + shift, reward, weight, anchor=0.0, clip=0.0)
+    assert close(free, regression(ratio, reward, weight, anchor=0.0, clip=0.0))
+    assert close(free, regression(ratio, reward + shift, weight, anchor=0.0, clip=0.0))
     beta = 0.7
     exact = (reward - beta * log_partition(reward, weight, beta)[:, None]) / beta
-    anchored = regression(exact + shift, reward, weight, beta=beta, anchor=2.0)
+    anchored = regression(exact + shift, reward, weight, beta=beta, anchor=2.0, clip=0.0)
     assert close(anchored, torch.full_like(anchored, 2 * (beta * shift) ** 2))
 
 
 def test_a_group_of_one_certain_response_has_no_spread() -> None:
     weight = torch.tensor([[0.0, 1.0, 0.0]])
     ratio = torch.tensor([[-3.0, 0.5, 2.0]], requires_grad=True)
-    loss = regression(ratio, torch.tensor([[-9.0, 0.0, -5.0]]), weight)
+    loss = regression(ratio, torch.tensor([[-9.0, 0.0, -5.0]]), weight, clip=0.0)
     assert float(loss.detach()) == pytest.approx(0.5**2)  # Z = exp(0), so the anchor wants a log-ratio of 0
     loss.sum().backward()
     assert ratio.grad.tolist() == [[0.0, 1.0, 0.0]]
@@ -119,7 +124,7 @@ def test_a_converged_gradient_update_is_the_escort(beta: float, anchor: float) -
 
     def loss(logits: Tensor) -> Tensor:
         ratio = torch.log_softmax(logits, -1) - log_p
-        return regression(ratio, log_p, log_p.exp(), beta=beta, anchor=anchor).sum()
+        return regression(ratio, log_p, log_p.exp(), beta=beta, anchor=anchor, clip=0.0).sum()
 
     found = torch.softmax(minimise(loss, log_p), -1)
     escort = log_p.exp() ** (1 + 1 / beta)
@@ -130,27 +135,64 @@ def test_a_converged_gradient_update_is_the_escort(beta: float, anchor: float) -
 def test_the_anchored_minimiser_needs_no_normalisation(beta: float) -> None:
     """Log-ratios that are not tied to a softmax: the anchor alone makes pi_t exp(r/beta) sum to Z."""
     log_p, reward = torch.log_softmax(randn(3, 5), -1), 3 * randn(3, 5, seed=9)
-    ratio = minimise(lambda d: regression(d, reward, log_p.exp(), beta=beta, anchor=1.0).sum(), torch.zeros_like(log_p))
+    ratio = minimise(
+        lambda d: regression(d, reward, log_p.exp(), beta=beta, anchor=1.0, clip=0.0).sum(), torch.zeros_like(log_p)
+    )
     target = log_p.exp() * torch.exp(reward / beta)
     wanted = target / target.sum(-1, keepdim=True)
     assert close(log_p.exp() * ratio.exp(), wanted, 1e-6)
-    loose = minimise(lambda d: regression(d, reward, log_p.exp(), beta=beta, anchor=0.0).sum(), torch.ones_like(log_p))
+    loose = minimise(
+        lambda d: regression(d, reward, log_p.exp(), beta=beta, anchor=0.0, clip=0.0).sum(), torch.ones_like(log_p)
+    )
     mass = (log_p.exp() * loose.exp()).sum(-1)
     assert (mass.log().abs() > 0.1).all()  # every pair is satisfied all the same
     assert close(log_p.exp() * loose.exp() / mass[:, None], wanted, 1e-6)
 
 
-def test_clipped_rewards_push_down_no_further_than_the_clip() -> None:
+@pytest.mark.parametrize("anchor", [0.0, 1.0])
+def test_clipped_responses_are_pushed_down_by_at_least_the_clip(anchor: float) -> None:
     log_p, level, beta = torch.log_softmax(2 * randn(3, 7), -1), 1.5, 0.8
-    reward = clip_reward(log_p, level)
-    assert (reward != log_p).any(-1).all()
-    logits = minimise(
-        lambda z: regression(torch.log_softmax(z, -1) - log_p, reward, log_p.exp(), beta=beta).sum(), log_p.clone()
+    far = log_p < log_p.amax(-1, keepdim=True) - level
+    assert far.any(-1).all() and (~far).sum() > 3
+    found = minimise(
+        lambda z: regression(
+            torch.log_softmax(z, -1) - log_p, log_p, log_p.exp(), beta=beta, anchor=anchor, clip=level
+        ).sum(),
+        log_p.clone(),
     )
-    ratio = torch.log_softmax(logits, -1) - log_p
+    ratio = torch.log_softmax(found, -1) - log_p
     best = log_p.argmax(-1, keepdim=True)
-    assert close(ratio, ratio.gather(-1, best) + (reward - reward.gather(-1, best)) / beta, 1e-5)
-    assert close(ratio.amax(-1) - ratio.amin(-1), torch.full((3,), level / beta).double(), 1e-5)
+    fall = ratio.gather(-1, best) - ratio
+    wanted = (log_p.gather(-1, best) - log_p) / beta
+    assert close(fall[~far], wanted[~far], 1e-3)
+    assert (fall[far] >= level / beta - 1e-3).all() and (fall[far] <= wanted[far] + 1e-3).all()
+
+
+@given(st.floats(0.2, 3), st.floats(0.5, 6), st.floats(0, 1), st.floats(-4, 4), st.integers(0, 2**32))
+def test_what_lies_between_the_clipped_and_the_plain_target_costs_nothing(
+    beta: float, clip: float, share: float, shift: float, seed: int
+) -> None:
+    reward = 5 * randn(3, 6, seed=seed)
+    weight = torch.full((3, 6), 1 / 6, dtype=torch.float64)
+    between = share * reward + (1 - share) * clip_reward(reward, clip)
+    ratio = (between + shift) / beta
+    assert close(censored(ratio, reward, weight, beta=beta, clip=clip), between)
+    options = {"beta": beta, "anchor": 0.0, "clip": clip}
+    assert float(regression(ratio, reward, weight, **options).max()) < 1e-12
+    outside = between + torch.where(
+        clip_reward(reward, clip) > reward, clip, 0.0
+    )  # above the ceiling of those that are clipped
+    loss = regression((outside + shift) / beta, reward, weight, **options)
+    pushed = clip_reward(reward, clip)
+    assert close(loss, 2 * (outside - torch.minimum(outside, pushed)).var(-1))
+
+
+def test_a_gradient_reaches_clipped_responses_only_where_they_are_not_low_enough() -> None:
+    reward, weight = torch.tensor([[0.0, -1.0, -20.0, -20.0]]), torch.full((1, 4), 0.25)
+    ratio = torch.tensor([[0.0, -1.0, -3.0, -12.0]], requires_grad=True)  # asked: at least 8 under the best
+    regression(ratio, reward, weight, anchor=0.0, clip=8.0).sum().backward()
+    assert ratio.grad[0, 2] > 0 > ratio.grad[0, 3] - ratio.grad[0, :2].mean() - 1e-6
+    assert ratio.grad[0, 0] == ratio.grad[0, 1] == ratio.grad[0, 3]
 
 
 # Parts

@@ -46,7 +46,15 @@ from srlm.prompts import PromptSet
 T, K = SETTINGS["rounds"], SETTINGS["num_samples"]
 ALWAYS = {
     *("round", "log10_kappa_upper", "mean_log_prob", "mean_reward", "entropy", "mean_length", "eos_rate"),
-    *("truncation_rate", "distinct_1", "distinct_2", "log10_kappa_upper_held_out", "mean_log_prob_held_out", "j0_gap"),
+    *(
+        "truncation_rate",
+        "distinct_1",
+        "distinct_2",
+        "gain",
+        "log10_kappa_upper_held_out",
+        "mean_log_prob_held_out",
+        "j0_gap",
+    ),
     *("mode_fidelity", "accuracy_sampled", "accuracy_sampled_low", "accuracy_sampled_high", "accuracy_greedy"),
     *("accuracy_greedy_low", "accuracy_greedy_high", "seconds", "peak_memory_gb"),
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srlm.objectives import regression
 from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy, fit, update
+from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.update import MasterAdamW
 from srlm.types import Prompts, Rollouts, UpdateInfo
 
@@ -79,7 +80,7 @@ def run(
         rollouts,
         clipped(rollouts),
         objective=objective,
-        optimisation=Optimisation(rate, epochs, **settings),
+        optimisation=Optimisation(rate, epochs, 100 * rate, **settings),
         **{"seed": 0, **more},
     )
     assert after is policy
@@ -99,31 +100,30 @@ def assert_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None
 # The rate and the optimiser
 
 
-def test_rate_rises_to_its_peak_and_falls_towards_zero() -> None:
+def test_the_step_size_rises_to_its_peak_and_falls_towards_zero() -> None:
     for total in (1, 2, 3, 10, 57):
         for warmup in (0.0, 0.1, 0.5, 1.0):
-            rates = [Optimisation(3.0, 1, warmup=warmup).rate(step, total) for step in range(total)]
+            rates = [Optimisation(3.0, 1, warmup=warmup).schedule(step, total) for step in range(total)]
             peak = rates.index(max(rates))
-            assert max(rates) == pytest.approx(3.0)
+            assert max(rates) == pytest.approx(1.0)
             assert peak == min(math.ceil(warmup * total), total - 1)
             assert all(r > 0 for r in rates)
             rise, fall = np.diff(rates[: peak + 1]), np.diff([*rates[peak:], 0.0])
             assert (rise > 0).all() and (fall < 0).all()
             assert np.allclose(np.diff(rise), 0) and np.allclose(np.diff(fall), 0)  # linear, and 0 right after the end
-    assert [Optimisation(1.0, 1, warmup=0.0).rate(s, 4) for s in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [Optimisation(3.0, 1, warmup=0.0).schedule(s, 4) for s in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 def test_master_adamw_is_torch_adamw_in_fp32() -> None:
     draw = torch.Generator().manual_seed(0)
     start = [torch.randn(3, 4, generator=draw), torch.randn(5, generator=draw)]
     mine, theirs = [p.clone() for p in start], [p.clone() for p in start]
-    optimiser = MasterAdamW(mine)
+    optimiser = MasterAdamW(mine, None, Optimisation(0.1, 1))
     reference = torch.optim.AdamW(theirs, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(7):
         gradients = [torch.randn(p.shape, generator=draw) for p in start]
-        rate = 0.1 / (step + 1)
-        optimiser.step([g.clone() for g in gradients], rate)
-        reference.param_groups[0]["lr"] = rate
+        optimiser.step([g.clone() for g in gradients], 1 / (step + 1))
+        reference.param_groups[0]["lr"] = 0.1 / (step + 1)
         for parameter, gradient in zip(theirs, gradients, strict=True):
             parameter.grad = gradient
         reference.step()
@@ -132,31 +132,36 @@ def test_master_adamw_is_torch_adamw_in_fp32() -> None:
 
 def test_a_bf16_model_loses_no_small_step() -> None:
     weight = torch.ones(4, dtype=torch.bfloat16)
-    optimiser = MasterAdamW([weight])
+    optimiser = MasterAdamW([weight], None, Optimisation(2**-7, 1))
     for _ in range(100):  # each step is a tenth of what bf16 resolves near 1
-        optimiser.step([torch.full((4,), -1.0)], 2**-7 / 10)
+        optimiser.step([torch.full((4,), -1.0)], 0.1)
     assert optimiser.masters[0].tolist() == pytest.approx([1 + 100 * 2**-7 / 10] * 4, rel=1e-4)
     assert torch.equal(weight, optimiser.masters[0].bfloat16()) and weight[0] > 1
 
 
 def test_an_optimiser_goes_on_from_its_state() -> None:
     draw = torch.Generator().manual_seed(0)
-    gradients = [[torch.randn(3, generator=draw), torch.randn(2, 2, generator=draw)] for _ in range(6)]
+    shapes = ((3,), (2, 2), ())
+    gradients = [[torch.randn(shape, generator=draw) for shape in shapes] for _ in range(6)]
 
     def fresh() -> MasterAdamW:
-        return MasterAdamW([torch.ones(3), torch.ones(2, 2)])
+        norm = torch.full((4,), 2.0)
+        gain = Gain("norm", (norm,), 0.0)
+        return MasterAdamW([torch.ones(3), norm, torch.ones(2, 2)], gain, Optimisation(0.1, 1))
 
     whole, first = fresh(), fresh()
     for g in gradients:
-        whole.step(g, 0.1)
+        whole.step(g, 0.5)
     for g in gradients[:3]:
-        first.step(g, 0.1)
+        first.step(g, 0.5)
     second = fresh()
     second.load({name: value.clone() for name, value in first.state().items()})
     assert all(torch.equal(a, b) for a, b in zip(second.parameters, first.parameters, strict=True))
     for g in gradients[3:]:
-        second.step(g, 0.1)
+        second.step(g, 0.5)
     assert_equal(whole.state(), second.state())
+    assert torch.equal(whole.gain.parameters[0], second.gain.parameters[0])
+    assert torch.allclose(whole.gain.parameters[0], 2 * whole.masters[-1].exp())
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters, second.parameters, strict=True))
 
 
@@ -256,7 +261,10 @@ def expected_gradient(policy: TransformerPolicy, rollouts: Rollouts, rows: list[
         log_z = torch.logsumexp(clipped(rollouts)[p], 0) - math.log(K)
         loss = 2 * difference.var() + (difference.mean() + log_z) ** 2
         total = total + share[p] * loss
-    return list(torch.autograd.grad(total, list(policy.trainable().values())))
+    trained, scaled = list(policy.trainable().values()), {id(p) for p in policy.gain.parameters}
+    pulls = torch.autograd.grad(total, trained)
+    log_gain = sum((g * p).sum() for g, p in zip(pulls, trained, strict=True) if id(p) in scaled)
+    return [*(g for g, p in zip(pulls, trained, strict=True) if id(p) not in scaled), log_gain]
 
 
 def relative(one: list[Tensor], other: list[Tensor]) -> float:
@@ -275,7 +283,7 @@ def test_the_gradient_of_a_step_whatever_the_token_budget(tiny: Path, seen, lora
         seen.clear()
         policy.token_budget = budget
         run(policy, rollouts, epochs=1, max_grad_norm=math.inf, warmup=0.0)
-        assert [rate for _, rate in seen] == [1e-3, 0.5e-3]
+        assert [share for _, share in seen] == [1.0, 0.5]
         assert relative(seen[0][0], first) <= 1e-4
         assert relative(seen[1][0], second) <= 1e-4
 

@@ -26,11 +26,15 @@ class SelfRewardConfig:
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     clip: float = 8.0
-    """B: rewards are clipped this far under their group's best; 0 turns clipping off."""
+    """B: of a response whose reward lies further under its group's best it is only asked to fall by B / beta or more;
+    0 asks for exactly what Eq. 3 does."""
     anchor: float = 1.0
     """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-4
     """Peak step size of AdamW; falls linearly to zero within each round."""
+    gain_learning_rate: float = 0.1
+    """Peak step size of the logarithm of the final norm's gain, which sharpens every next-token distribution alike; 0
+    leaves the gain as it is."""
     epochs: int = 3
     """Passes over a round's rollouts."""
     prompts_per_step: int = 4
@@ -88,7 +92,7 @@ class SelfRewardConfig:
             self._expect(name, math.isfinite(value) and value > 0, "a finite number above 0")
         alpha = self.lora_alpha
         self._expect("lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
-        for name in ("clip", "anchor"):
+        for name in ("clip", "anchor", "gain_learning_rate"):
             value = getattr(self, name)
             self._expect(name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
         self._expect("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")

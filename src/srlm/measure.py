@@ -11,6 +11,7 @@ from torch import Tensor
 from srlm.estimators.diversity import distinct_n
 from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.estimators.rank import kendall_tau
+from srlm.objectives import censored
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
@@ -38,14 +39,17 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def update_fidelity(log_ratio: Tensor, reward: Tensor, log_prob: Tensor, beta: float) -> Record:
+def update_fidelity(log_ratio: Tensor, reward: Tensor, log_prob: Tensor, beta: float, clip: float = 0.0) -> Record:
     """How faithfully an update followed pi_{t+1} = pi_t exp(r/beta)/Z on responses [P, K] of pi_t.
 
-    fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups; 1 when exact.
+    fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups, with r as the objective
+        counts it (`objectives.censored`); 1 when exact.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
     leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1).
     """
-    ratio, target = log_ratio.double(), reward.double() / beta
+    ratio = log_ratio.double()
+    even = torch.full_like(ratio, 1 / ratio.shape[-1])
+    target = censored(ratio, reward.double(), even, beta=beta, clip=clip) / beta
     centred = ratio - ratio.mean(-1, keepdim=True)
     wanted = target - target.mean(-1, keepdim=True)
     scale = float((wanted**2).sum())
@@ -66,7 +70,9 @@ def log10_kappa_upper(log_prob: Tensor) -> float:
     return log_condition_number(log_prob.double().amax(-1).clamp(max=0).numpy()) / math.log(10)
 
 
-def train_record(step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float) -> Record:
+def train_record(
+    step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float, clip: float = 0.0
+) -> Record:
     """Round t on its own training prompts; the update's part describes update t - 1."""
     log_prob = step.rollouts.log_prob
     record: Record = {
@@ -84,14 +90,16 @@ def train_record(step: Step, lengths: Tensor, finished: Tensor, tokens: list[lis
     info = step.info
     if info is not None:
         before = info.rollouts.log_prob
-        record |= update_fidelity(info.log_ratio, info.reward, before, beta)
+        record |= update_fidelity(info.log_ratio, info.reward, before, beta, clip)
         record["kendall_tau"] = kendall_tau(before.numpy(), (before + info.log_ratio).numpy())
         record["loss"] = float(info.loss.mean())
         record["loss_last"] = float(info.loss[-max(1, len(info.loss) // 10) :].mean())
     return record
 
 
-def held_out_record(now: HeldOut, before: HeldOut | None, log_prob_next: Tensor | None, beta: float) -> Record:
+def held_out_record(
+    now: HeldOut, before: HeldOut | None, log_prob_next: Tensor | None, beta: float, clip: float = 0.0
+) -> Record:
     """Label-free signals on held-out prompts; with the round before, also how its update generalised.
 
     j0_gap: E_x[max known log pi_0] - E_{x, y ~ pi_t} log pi_0(y|x) (Lemma C.1's J under pi_0), in nats, falling
@@ -108,7 +116,7 @@ def held_out_record(now: HeldOut, before: HeldOut | None, log_prob_next: Tensor 
     }
     if before is not None and log_prob_next is not None:
         old = before.rollouts.log_prob
-        fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta)
+        fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
         record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
     return record
 

@@ -36,7 +36,7 @@ from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy,
 from srlm.prompts import PromptSet, load_prompts
 from srlm.rewards import REWARDS
 from srlm.runs import RunFolder, read_manifest, write_atomically
-from srlm.types import PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
+from srlm.types import PromptItem, Prompts, Record, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -80,7 +80,7 @@ class SelfRewardTrainer:
         self.held_out_given = held_out is not None
         self.prompts: Prompts = train.without_answers()
         self.held_out = held
-        self.reward = _clipped(REWARDS[config.reward], config.clip)
+        self.reward = REWARDS[config.reward]
         if held is not None:
             check_answers(held, self.match)
         self.resume = resume
@@ -236,9 +236,12 @@ class SelfRewardTrainer:
                 policy,
                 rollouts,
                 reward,
-                objective=partial(objectives.regression, beta=config.beta, anchor=config.anchor),
+                objective=partial(objectives.regression, beta=config.beta, anchor=config.anchor, clip=config.clip),
                 optimisation=Optimisation(
-                    config.learning_rate, config.epochs, checkpoint_steps=config.checkpoint_steps
+                    config.learning_rate,
+                    config.epochs,
+                    config.gain_learning_rate,
+                    checkpoint_steps=config.checkpoint_steps,
                 ),
                 seed=config.seed,
                 checkpoint=checkpoint,
@@ -266,7 +269,8 @@ class SelfRewardTrainer:
     def _measure(self, step: Step) -> Record:
         policy, responses = step.policy, step.rollouts.responses
         tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
-        record = train_record(step, responses.length, responses.finished, tokens, self.config.beta)
+        record = train_record(step, responses.length, responses.finished, tokens, self.config.beta, self.config.clip)
+        record["gain"] = policy.sharpness()
         if self.held_out is not None:
             record |= self._held_out(policy, step.round)
         stages = self.run.stages(step.round)
@@ -313,7 +317,7 @@ class SelfRewardTrainer:
                 lambda: self._stage(round, "score held_out again", work, lambda _: count)[0],
             )
         self._before = HeldOut(rollouts, reward, under_initial, best, first_best)
-        record = held_out_record(self._before, before, following, self.config.beta)
+        record = held_out_record(self._before, before, following, self.config.beta, self.config.clip)
         greedy = self._responses(policy, round, "greedy", prompts, partial(policy.greedy, prompts))
         if self.held_out.answers is not None:
             record |= accuracy(policy, self.held_out.answers, self.match, rollouts.responses, greedy)
@@ -379,6 +383,7 @@ def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
         trust_remote_code=config.trust_remote_code,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
+        gain=config.gain_learning_rate > 0,
         seed=config.seed,
         gradient_checkpointing=config.gradient_checkpointing,
         max_new_tokens=config.max_new_tokens,
@@ -389,10 +394,6 @@ def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
         prompts_per_step=config.prompts_per_step,
         token_budget=config.token_budget,
     )
-
-
-def _clipped(reward: Reward, level: float) -> Reward:
-    return lambda policy, rollouts: objectives.clip_reward(reward(policy, rollouts), level)
 
 
 def _prompt_sets(

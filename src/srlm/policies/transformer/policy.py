@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
+from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load import first_line, load_model, recompute_activations
 from srlm.policies.transformer.log_prob import reads_trees, response_log_prob
 from srlm.policies.transformer.packing import Packed, Tree, layout, micro_batches, pack
@@ -59,6 +60,7 @@ class TransformerPolicy:
     stop: strings that end a response exactly like EOS.
     raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
     prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch.
+    gain: train the gain of the final norm, where there is one, as one scalar.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class TransformerPolicy:
         prompts_per_step: int = 4,
         token_budget: int = 2048,
         peft_model: PeftModel | None = None,
+        gain: bool = True,
         name: str = "",
     ) -> None:
         self.processes = processes()
@@ -90,6 +93,8 @@ class TransformerPolicy:
             raise UserError(f"the tokenizer of {name} has no EOS token: pass --stop with strings that end a response")
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._stopped if stop else None)
         self.shared = reads_trees(self.model)
+        self.gain = Gain.of(self.model) if gain else None
+        self._initial_gain = self.gain.size() if self.gain is not None else 1.0
         self._initial: dict[str, Tensor] | None = None
 
     @classmethod
@@ -101,6 +106,7 @@ class TransformerPolicy:
         trust_remote_code: bool = False,
         lora_rank: int = 16,
         lora_alpha: float | None = None,
+        gain: bool = True,
         seed: int = 0,
         gradient_checkpointing: bool = False,
         **options: Any,
@@ -110,8 +116,12 @@ class TransformerPolicy:
         peft_model = None
         if lora_rank > 0:
             torch.manual_seed(seed)
+            found = Gain.of(model) if gain else None
             lora = LoraConfig(
-                r=lora_rank, lora_alpha=cast(int, lora_alpha or 2 * lora_rank), target_modules="all-linear"
+                r=lora_rank,
+                lora_alpha=cast(int, lora_alpha or 2 * lora_rank),
+                target_modules="all-linear",
+                modules_to_save=[found.name] if found is not None else None,
             )
             # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.
             try:
@@ -125,7 +135,7 @@ class TransformerPolicy:
             peft_model.eval()
         if gradient_checkpointing:
             recompute_activations(model)
-        return cls(model, tokenizer, peft_model=peft_model, name=name, **options)
+        return cls(model, tokenizer, peft_model=peft_model, gain=gain, name=name, **options)
 
     # Prompts
 
@@ -308,6 +318,10 @@ class TransformerPolicy:
     def trainable(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    def sharpness(self) -> float:
+        """Gain of the final norm, pi_0's being 1: the inverse of the temperature that training gave the logits."""
+        return 1.0 if self.gain is None else self.gain.size() / self._initial_gain
+
     def gather(self, mine: Tensor) -> Tensor:
         """Sum over processes: each filled in its own prompts and left zeros elsewhere."""
         if self.processes.num_processes == 1:
@@ -391,7 +405,11 @@ class TransformerPolicy:
         try:
             with self.merged():
                 state = model.state_dict()
-                plain = {k.replace("base_layer.", ""): value for k, value in state.items() if ".lora_" not in k}
+                plain = {
+                    k.replace("base_layer.", "").replace("modules_to_save.default.", ""): value
+                    for k, value in state.items()
+                    if ".lora_" not in k and ".original_module." not in k
+                }
                 model.save_pretrained(folder, state_dict=plain)
         finally:
             model.generation_config = generation

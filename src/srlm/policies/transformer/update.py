@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
+from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.log_prob import response_log_prob
 from srlm.policies.transformer.policy import Progress, TransformerPolicy, silent
 from srlm.types import Objective, Rollouts, UpdateInfo
@@ -30,29 +31,54 @@ class Checkpoint(Protocol):
 
 @dataclass(frozen=True)
 class Optimisation:
-    """learning_rate falls linearly to zero within the round, after `warmup` (share of the round's steps)."""
+    """learning_rate falls linearly to zero within the round, after `warmup` (share of the round's steps); so does
+    gain_learning_rate, the step size of the logarithm of the final norm's gain."""
 
     learning_rate: float
     epochs: int
+    gain_learning_rate: float = 0.1
     warmup: float = 0.1
     max_grad_norm: float = 1.0
     checkpoint_steps: int = 10
 
-    def rate(self, step: int, total: int) -> float:
+    def schedule(self, step: int, total: int) -> float:
+        """Share of the peak step size."""
         rise = min(math.ceil(self.warmup * total), total - 1)
-        return self.learning_rate * min((step + 1) / (rise + 1), (total - step) / (total - rise))
+        return min((step + 1) / (rise + 1), (total - step) / (total - rise))
 
 
 class MasterAdamW:
-    """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step."""
+    """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step.
 
-    def __init__(self, parameters: list[Tensor]) -> None:
-        self.parameters = parameters
-        self.masters = [p.detach().float().clone() for p in parameters]
-        self.optimiser = torch.optim.AdamW(self.masters, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+    The final norm is trained through one scalar, the logarithm of its gain; it is the last of the masters.
+    """
 
-    def step(self, gradients: list[Tensor], rate: float) -> None:
-        self.optimiser.param_groups[0]["lr"] = rate
+    def __init__(self, parameters: list[Tensor], gain: Gain | None, how: Optimisation) -> None:
+        self.gain = gain
+        scaled = {id(p) for p in gain.parameters} if gain is not None else set()
+        self.parameters = [p for p in parameters if id(p) not in scaled]
+        self.masters = [p.detach().float().clone() for p in self.parameters]
+        groups = [{"params": list(self.masters), "peak": how.learning_rate}]
+        if gain is not None:
+            self.gain_start = [p.detach().float().clone() for p in gain.parameters]
+            log_gain = torch.zeros((), device=gain.parameters[0].device)
+            self.masters.append(log_gain)
+            groups.append({"params": [log_gain], "peak": how.gain_learning_rate})
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def gradients(self) -> list[Tensor]:
+        """One fp32 gradient per master, taken from the model, which has none afterwards."""
+        found = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in self.parameters]
+        if self.gain is not None:
+            found.append(self.gain.gradient())
+        for parameter in (*self.parameters, *(self.gain.parameters if self.gain is not None else ())):
+            parameter.grad = None
+        return found
+
+    def step(self, gradients: list[Tensor], share: float) -> None:
+        """One step at `share` of the peak step sizes."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = share * group["peak"]
         for master, gradient in zip(self.masters, gradients, strict=True):
             master.grad = gradient
         self.optimiser.step()
@@ -60,8 +86,10 @@ class MasterAdamW:
 
     def _publish(self) -> None:
         with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=True):
+            for parameter, master in zip(self.parameters, self.masters, strict=False):
                 parameter.copy_(master)
+        if self.gain is not None:
+            self.gain.put(self.gain_start, self.masters[-1])
 
     def state(self) -> dict[str, Tensor]:
         state = {f"master.{i}": m for i, m in enumerate(self.masters)}
@@ -113,7 +141,7 @@ def fit(
         for i in range(0, count, policy.prompts_per_step)
     ]
     parameters = list(policy.trainable().values())
-    optimiser = MasterAdamW(parameters)
+    optimiser = MasterAdamW(parameters, policy.gain, optimisation)
     start = [p.detach().clone() for p in parameters]
     losses = torch.zeros(len(steps), dtype=torch.float64)
     first = 0
@@ -140,10 +168,8 @@ def fit(
             part = (each * share[batch].to(each)).sum() / size
             torch.autograd.backward(part)
             loss = loss + part.detach().cpu()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        whole = policy.gather(torch.cat([loss.view(1).to(device), *(g.float().flatten() for g in gradients)]))
+        gradients = optimiser.gradients()
+        whole = policy.gather(torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
         losses[number] = whole[0].item()
         norm = whole[1:].norm()
         if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):
@@ -151,9 +177,10 @@ def fit(
                 f"step {number + 1} of {len(steps)}: the loss is {losses[number]:g} and the gradient norm {norm:g}"
             )
         scale = torch.clamp(optimisation.max_grad_norm / (norm + 1e-12), max=1.0)
-        pieces = torch.split(whole[1:] * scale, [p.numel() for p in parameters])
+        pieces = torch.split(whole[1:] * scale, [g.numel() for g in gradients])
         optimiser.step(
-            [g.view_as(p) for g, p in zip(pieces, parameters, strict=True)], optimisation.rate(number, len(steps))
+            [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)],
+            optimisation.schedule(number, len(steps)),
         )
         if (
             checkpoint is not None
