@@ -59,4 +59,4 @@ def regression(
     spread = (weight * (difference - mean) ** 2).sum(-1) / pairs.clamp_min(torch.finfo(pairs.dtype).tiny)
     if anchor == 0:
         return 2 * spread
-    return 2 * spread + anchor * (mean[:, 0] + beta * log_partition(target, weight, beta)) ** 2
+    return 2 * spread + anchor * (mean[..., 0] + beta * log_partition(target, weight, beta)) ** 2

@@ -45,6 +45,14 @@ class Policy(Protocol):
         ...
 
 
+class EnumerablePolicy(Policy, Protocol):
+    """A policy over a finite set of responses, all of which can be looked at."""
+
+    def log_table(self) -> Tensor:
+        """log pi(y|x) [..., X, Y] in nats; replicas, if any, lead."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Rollouts:
     """What pi_t said in round t, and how probable it found it."""
