@@ -57,6 +57,8 @@ class LinearSoftmaxPolicy:
 
     def moved(self, parameters: Tensor) -> LinearSoftmaxPolicy:
         """With other parameters, drawn back to the ball if they left it."""
+        if math.isinf(self.radius):
+            return replace(self, theta=parameters)
         norm = parameters.norm(dim=-1, keepdim=True)
         return replace(self, theta=parameters * (self.radius / norm.clamp_min(1e-300)).clamp_max(1.0))
 

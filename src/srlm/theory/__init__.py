@@ -1,5 +1,70 @@
-"""Floor 0: floats and arrays in, floats out. Never imports torch."""
+"""Floor 0: floats and arrays in, floats out. Never imports torch.
 
-from srlm.theory.condition import log_condition_number
+Scalar arguments give floats; arrays broadcast. Whatever is out of range, NaN included, raises ValueError.
+docs/theory.md maps equations to these functions and their tests.
+"""
 
-__all__ = ["log_condition_number"]
+from srlm.theory.condition import condition_number, log_condition_number, mode_margin
+from srlm.theory.dimension import (
+    covering_log_size,
+    effective_dimension,
+    exponential_spectrum_bound,
+    polynomial_spectrum_bound,
+    spiked_spectrum_bound,
+)
+from srlm.theory.greedy_trap import GreedyTrap, greedy_trap
+from srlm.theory.guarantee import Guarantee, finite_class_guarantee, linear_softmax_guarantee
+from srlm.theory.lower_bound import (
+    HardInstance,
+    samples_needed,
+    single_step_lower_bound,
+    single_step_lower_bound_asymptotic,
+    worst_case_failure,
+    worst_case_failure_closed_form,
+    worst_case_instance,
+)
+from srlm.theory.recursion import (
+    contraction_factor,
+    iterations_to_forget,
+    kappa_bound,
+    kappa_fixed_point,
+    kappa_recursion,
+    relaxation_factor,
+    tail_integral,
+    tail_integral_recursion,
+)
+from srlm.theory.sharpening import sharpen, sharpened_mode_bracket, sharpening_exponent
+
+__all__ = [
+    "GreedyTrap",
+    "Guarantee",
+    "HardInstance",
+    "condition_number",
+    "contraction_factor",
+    "covering_log_size",
+    "effective_dimension",
+    "exponential_spectrum_bound",
+    "finite_class_guarantee",
+    "greedy_trap",
+    "iterations_to_forget",
+    "kappa_bound",
+    "kappa_fixed_point",
+    "kappa_recursion",
+    "linear_softmax_guarantee",
+    "log_condition_number",
+    "mode_margin",
+    "polynomial_spectrum_bound",
+    "relaxation_factor",
+    "samples_needed",
+    "sharpen",
+    "sharpened_mode_bracket",
+    "sharpening_exponent",
+    "single_step_lower_bound",
+    "single_step_lower_bound_asymptotic",
+    "spiked_spectrum_bound",
+    "tail_integral",
+    "tail_integral_recursion",
+    "worst_case_failure",
+    "worst_case_failure_closed_form",
+    "worst_case_instance",
+]

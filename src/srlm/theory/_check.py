@@ -1,0 +1,34 @@
+"""What every function here does with its arguments first, and with its result last."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# A float for scalar arguments, an array otherwise. The Any spares callers who know which one a cast.
+Number: TypeAlias = float | Any
+
+
+def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False) -> NDArray[np.float64]:
+    """value as float64 with every entry inside an interval such as "[0, 1)", or ValueError; NaN is inside none."""
+    wanted = f"{name} must be {'whole and ' if whole else ''}in {interval}"
+    try:
+        values = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{wanted}, got {value!r}") from None
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = (values >= low if interval[0] == "[" else values > low) & (
+        values <= high if interval[-1] == "]" else values < high
+    )
+    if whole:
+        inside &= values == np.floor(values)
+    if not inside.all():
+        raise ValueError(f"{wanted}, got {np.extract(~inside, values)[0]!s}")
+    return values
+
+
+def number(values: ArrayLike) -> Number:
+    """A float where there is one value, the array itself otherwise."""
+    return float(np.asarray(values)) if np.ndim(values) == 0 else values

@@ -1,0 +1,141 @@
+"""How kappa moves from round to round (App. C.6-C.8, Thm 5.3, Cor. 5.7)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
+
+from srlm.theory._check import Number, argument, number
+
+
+def tail_integral(failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
+    """The largest kappa that P[pi(y*) <= 1 - delta] <= A/delta for all delta, and pi(y*) >= p, allow (Eq. 52-56).
+
+        1 + A/p + A log((1-p)(1-A)/(pA))   if A < 1 - p,   else 1/p
+
+    The layer-cake integral of min(1, A z/(z-1)) over 1 < z < 1/p: exact, no constant, and attained by that tail.
+    failure_rate A [0, inf); confidence p (0, 1]. Broadcast.
+    """
+    rate = argument("failure_rate", failure_rate, "[0, inf)")
+    p = argument("confidence", confidence, "(0, 1]")
+    return number(_tail_integral(rate, p))
+
+
+def tail_integral_recursion(
+    kappa0: ArrayLike, rounds: int, statistical_rate: ArrayLike, beta_rate: ArrayLike, confidence: ArrayLike
+) -> NDArray[np.float64]:
+    """kappa_{t+1} = tail_integral(A_t, p) with A_t = statistical_rate sqrt(kappa_t) + beta_rate log(kappa_t).
+
+    Eq. 43 into Eq. 56, nothing relaxed. The rates are C B sqrt(log(|Pi| T/rho)/n)/gamma and beta/gamma: the constant C
+    is in the first. Never above `kappa_recursion` with coefficients (rates/p) * `relaxation_factor`.
+
+    kappa0 [1, inf); rounds T whole [0, inf); both rates [0, inf); confidence p (0, 1], the least pi_t(y*|x) of rounds
+    t >= 1: kappa0 may exceed 1/p. Returns [..., T+1], kappa_0 first.
+    """
+    statistical = argument("statistical_rate", statistical_rate, "[0, inf)")
+    beta = argument("beta_rate", beta_rate, "[0, inf)")
+    p = argument("confidence", confidence, "(0, 1]")
+    trajectory = _start(kappa0, rounds, statistical, beta, p)
+    for t in range(trajectory.shape[-1] - 1):
+        kappa = trajectory[..., t]
+        trajectory[..., t + 1] = _tail_integral(statistical * np.sqrt(kappa) + beta * np.log(kappa), p)
+    return trajectory
+
+
+def kappa_recursion(
+    kappa0: ArrayLike, rounds: int, baseline: ArrayLike, sqrt_coefficient: ArrayLike, log_coefficient: ArrayLike
+) -> NDArray[np.float64]:
+    """kappa_{t+1} = a + b sqrt(kappa_t) + c log(kappa_t), the relaxed recursion (Eq. 59).
+
+    The paper's a = 1, b = C B sqrt(log(|Pi| T/rho)/n)/(gamma p) and c = beta/(gamma p) drop A log(...) of Eq. 56: b and
+    c times `relaxation_factor` bound kappa_t, up to the constant C.
+
+    kappa0 and baseline a [1, inf); rounds T whole [0, inf); sqrt_coefficient b and log_coefficient c [0, inf).
+    Returns [..., T+1], kappa_0 first.
+    """
+    a = argument("baseline", baseline, "[1, inf)")
+    b = argument("sqrt_coefficient", sqrt_coefficient, "[0, inf)")
+    c = argument("log_coefficient", log_coefficient, "[0, inf)")
+    trajectory = _start(kappa0, rounds, a, b, c)
+    for t in range(trajectory.shape[-1] - 1):
+        trajectory[..., t + 1] = a + b * np.sqrt(trajectory[..., t]) + c * np.log(trajectory[..., t])
+    return trajectory
+
+
+def relaxation_factor(smallest_failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
+    """F = 1 + p log(1/(p A_min))_+ with tail_integral(A, p) <= 1 + F A/p for all A >= A_min (ours).
+
+    What Eq. 59 owes Eq. 56. In the recursion A_min is the statistical rate, because kappa >= 1.
+    smallest_failure_rate A_min (0, inf); confidence p (0, 1]. Broadcast; at least 1.
+    """
+    rate = argument("smallest_failure_rate", smallest_failure_rate, "(0, inf)")
+    p = argument("confidence", confidence, "(0, 1]")
+    return number(1 + p * np.maximum(-np.log(p) - np.log(rate), 0))
+
+
+def kappa_fixed_point(baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+    """kappa_inf = ((s + sqrt(s^2 + 4a))/2)^2, the fixed point of f(kappa) = a + s sqrt(kappa) (Eq. 68-70).
+
+    s = b + c of `kappa_recursion`, by log kappa <= sqrt(kappa). baseline a [1, inf); coefficient s [0, inf). Broadcast.
+    """
+    a, s = _line(baseline, coefficient)
+    with np.errstate(over="ignore"):
+        return number(((s + np.hypot(s, 2 * np.sqrt(a))) / 2) ** 2)
+
+
+def contraction_factor(baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+    """lambda = f'(kappa_inf) = s / (s + sqrt(s^2 + 4a)), below 1/2 whatever s is (Eq. 71). Arguments as above."""
+    a, s = _line(baseline, coefficient)
+    return number(s / (s + np.hypot(s, 2 * np.sqrt(a))))
+
+
+def kappa_bound(kappa0: ArrayLike, rounds: ArrayLike, baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+    """kappa_T <= kappa_inf + lambda^T (kappa_0 - kappa_inf)_+ for kappa_{t+1} <= a + s sqrt(kappa_t) (Eq. 72-73).
+
+    Proved: f is concave, so it lies under its tangent at kappa_inf. kappa0 and baseline a [1, inf); rounds T whole
+    [0, inf); coefficient s [0, inf). Broadcast.
+    """
+    start = argument("kappa0", kappa0, "[1, inf)")
+    power = argument("rounds", rounds, "[0, inf)", whole=True)
+    limit = np.asarray(kappa_fixed_point(baseline, coefficient))
+    # A limit beyond the floats is above every start: no difference of infinities.
+    excess = np.maximum(start - limit, 0)
+    return number(limit + np.asarray(contraction_factor(baseline, coefficient)) ** power * excess)
+
+
+def iterations_to_forget(kappa0: ArrayLike, baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+    """The least whole T >= 1 + log(kappa_0/kappa_inf)_+ / log(1/lambda) (Cor. 5.7): logarithmic in kappa_0.
+
+    From then on sqrt(kappa_0) lambda^{(T-1)/2} <= sqrt(kappa_inf): the start costs no more than the limit does.
+    Arguments as for `kappa_bound`. Broadcast; whole numbers, as floats.
+    """
+    start = argument("kappa0", kappa0, "[1, inf)")
+    limit = np.asarray(kappa_fixed_point(baseline, coefficient))
+    ratio = np.asarray(contraction_factor(baseline, coefficient))
+    excess = np.maximum(np.log(start) - np.log(limit), 0)
+    with np.errstate(divide="ignore"):
+        # Even lambda = 0 needs the one round in which it acts.
+        return number(1 + np.maximum(np.ceil(excess / -np.log(ratio)), excess > 0))
+
+
+def _tail_integral(rate: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
+    inside = np.minimum(rate, 1 - p)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = xlogy(inside, 1 - p) + xlogy(inside, 1 - inside) - xlogy(inside, p) - xlogy(inside, inside)
+    return np.where(rate < 1 - p, np.minimum(1 + inside / p + logs, 1 / p), 1 / p)
+
+
+def _start(kappa0: ArrayLike, rounds: int, *others: NDArray[np.float64]) -> NDArray[np.float64]:
+    start = argument("kappa0", kappa0, "[1, inf)")
+    if np.ndim(rounds):
+        raise ValueError(f"rounds must be one whole number in [0, inf), got {rounds!r}")
+    total = int(argument("rounds", rounds, "[0, inf)", whole=True))
+    shape = np.broadcast_shapes(start.shape, *(other.shape for other in others))
+    trajectory = np.empty((*shape, total + 1))
+    trajectory[..., 0] = start
+    return trajectory
+
+
+def _line(baseline: ArrayLike, coefficient: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return argument("baseline", baseline, "[1, inf)"), argument("coefficient", coefficient, "[0, inf)")

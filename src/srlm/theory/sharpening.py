@@ -1,0 +1,74 @@
+"""What the loop does when nothing goes wrong: the escort distribution, and what can be known of it beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp
+
+from srlm.theory._check import Number, argument, number
+
+
+def sharpening_exponent(beta: ArrayLike, rounds: ArrayLike) -> Number:
+    """alpha_T = (1 + 1/beta)^T: pi_T is proportional to pi_0^alpha_T (Eq. 2 solved exactly, T times).
+
+    Exact for a realizable class and an infinite sample. beta (0, inf); rounds T [0, inf), broadcast. inf beyond the
+    range of floats.
+    """
+    temperature = argument("beta", beta, "(0, inf)")
+    power = argument("rounds", rounds, "[0, inf)")
+    with np.errstate(over="ignore"):
+        # logaddexp: 1/beta overflows for a beta that is allowed
+        return number(np.exp(power * np.logaddexp(0, -np.log(temperature))))
+
+
+def sharpen(log_prob: ArrayLike, exponent: ArrayLike) -> Number:
+    """log of the escort distribution pi^alpha / sum_y pi(y)^alpha, in nats.
+
+    log_prob: [..., Y], up to a constant per row, -inf allowed but not everywhere in a row. exponent alpha (0, inf),
+    broadcast against [...]. Returns [..., Y], normalised over the last axis.
+    """
+    values = argument("log_prob", log_prob, "[-inf, inf)")
+    alpha = argument("exponent", exponent, "(0, inf)")
+    if values.ndim == 0 or not values.size or np.isneginf(values.max(-1)).any():
+        raise ValueError(f"log_prob must be [..., Y] with a finite largest value in every row, got {log_prob!r}")
+    with np.errstate(over="ignore"):
+        powers = alpha[..., None] * (values - values.max(-1, keepdims=True))
+    return number(powers - logsumexp(powers, axis=-1, keepdims=True))
+
+
+def sharpened_mode_bracket(
+    known_log_prob: ArrayLike, unknown_mass: ArrayLike, largest_unknown_log_prob: ArrayLike, exponent: ArrayLike
+) -> tuple[Number, Number]:
+    """(low, high) around max_y of the escort distribution pi_0^alpha/Z, from a part S of the responses (ours).
+
+        low  = p^alpha / (sum_S pi^alpha + u^{alpha-1} U)
+        high = max( p^alpha / sum_S pi^alpha,  u^alpha / (sum_S pi^alpha + u^alpha) )
+
+    with p the largest probability in S, U the mass outside and u <= U the largest single probability possible there.
+    Certain, nothing hidden: outside, sum pi^alpha <= u^{alpha-1} U. Where p >= u the mode is in S, and the second part
+    of high never counts. Overestimates of U and u keep it true, underestimates do not.
+
+    known_log_prob [..., S] in [-inf, 0], nats, one of them finite; unknown_mass U [0, 1]; largest_unknown_log_prob
+    log u [-inf, 0], -inf only where U = 0; exponent alpha [1, inf). Broadcast against [...].
+    """
+    known = argument("known_log_prob", known_log_prob, "[-inf, 0]")
+    mass = argument("unknown_mass", unknown_mass, "[0, 1]")
+    largest = argument("largest_unknown_log_prob", largest_unknown_log_prob, "[-inf, 0]")
+    alpha = argument("exponent", exponent, "[1, inf)")
+    if known.ndim == 0 or not known.size or np.isneginf(known.max(-1)).any():
+        raise ValueError(f"known_log_prob must be [..., S] with a finite largest value, got {known_log_prob!r}")
+    if ((mass > 0) & np.isneginf(largest)).any():
+        raise ValueError("largest_unknown_log_prob must be in (-inf, 0] where unknown_mass > 0, got -inf")
+    best = known.max(-1)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        # Everything in units of p^alpha.
+        inside = logsumexp(alpha[..., None] * (known - best[..., None]), axis=-1)
+        log_mass = np.log(mass)
+        single = np.minimum(largest, log_mass)
+        rest = np.where(mass > 0, (alpha - 1) * (single - best) + log_mass - best, -np.inf)
+        rival = np.where(mass > 0, alpha * (single - best), -np.inf)
+    low = np.exp(-np.logaddexp(inside, rest))
+    with np.errstate(over="ignore"):
+        outside = 1 / (1 + np.exp(inside - rival))
+    return number(low), number(np.maximum(np.exp(-inside), outside))
