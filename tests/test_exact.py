@@ -106,6 +106,20 @@ def test_a_round_depends_on_its_seed_alone() -> None:
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
+def test_noise_is_a_function_of_seed_and_round() -> None:
+    policy, prompts = TabularPolicy(torch.zeros(1, 2, 3, dtype=torch.float64)), Prompts.uniform(range(2))
+
+    def noise(seed: int, round: int) -> Tensor:
+        rollouts = enumerated(policy, prompts, round, generator())
+        return noisy(REWARD, 2.0, seed)(policy, rollouts) - rollouts.log_prob
+
+    assert torch.equal(noise(0, 1), noise(0, 1))
+    streams = [noise(seed, round) for seed in (0, 1, 2**33) for round in (0, 1)]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(streams, 2))
+    many = torch.stack([noise(seed, 0) for seed in range(2000)])
+    assert abs(float(many.std()) - 2) < 0.05 and abs(float(many.mean())) < 0.1
+
+
 # Least squares
 
 

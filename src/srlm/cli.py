@@ -21,7 +21,7 @@ from srlm import __version__
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
-Options = TypeVar("Options", "Train", "Evaluate")
+Options = TypeVar("Options", "Train", "Evaluate", "Verify")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -74,6 +74,24 @@ class Evaluate:
     """Plain lines instead of a live display."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Check the theory by experiment, on policies where everything can be computed: one script per statement."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Experiments, by name; a name that does not exist lists them."""
+    all: bool = False
+    """Run every experiment."""
+    quick: bool = False
+    """Fewer replicas and sizes: seconds instead of minutes."""
+    output: str | None = None
+    """Folder that keeps each experiment's data (CSV) and figure (SVG)."""
+    seed: int = 0
+    """Of everything random."""
+    quiet: bool = False
+    """Plain lines instead of a live display."""
+
+
 def _train(arguments: list[str]) -> None:
     resume, arguments = _take(arguments, "--resume")
     print_config = "--print-config" in arguments
@@ -110,7 +128,21 @@ def _evaluate(arguments: list[str]) -> None:
     evaluate(**settings, display=Display(chosen.quiet))
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate}
+def _verify(arguments: list[str]) -> None:
+    chosen = _parsed(Verify, arguments, Verify())
+    from srlm.console import Display
+    from srlm.experiments import EXPERIMENTS
+    from srlm.experiments.verify import verify
+
+    if bool(chosen.names) == chosen.all:
+        raise UserError(f"expected either experiments or --all: name some of {', '.join(EXPERIMENTS)}")
+    output = Path(chosen.output) if chosen.output is not None else None
+    names = list(chosen.names or EXPERIMENTS)
+    if not verify(names, output=output, quick=chosen.quick, seed=chosen.seed, display=Display(chosen.quiet)):
+        raise SystemExit(1)
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate, "verify": _verify}
 
 
 def _parsed(kind: type[Options], arguments: list[str], default: Options) -> Options:
@@ -232,12 +264,12 @@ def main(arguments: list[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print("usage: srlm {" + ",".join(COMMANDS) + "} ...   (srlm COMMAND --help lists its options)")
         print("\nsrlm: self-rewarding language models, with guarantees\n")
-        for name, kind in (("train", Train), ("evaluate", Evaluate)):
+        for name, kind in (("train", Train), ("evaluate", Evaluate), ("verify", Verify)):
             print(f"  {name:<10}{(kind.__doc__ or '').strip()}")
         raise SystemExit(0 if words else 2)
     try:
         if words[0] not in COMMANDS:
-            raise UserError(f"there is no command {words[0]!r}: use {' or '.join(COMMANDS)}")
+            raise UserError(f"there is no command {words[0]!r}: use {', '.join(COMMANDS)}")
         COMMANDS[words[0]](words[1:])
     except UserError as error:
         print(f"srlm: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,10 @@ def noisy(reward: Reward, sigma: float, seed: int = 0) -> Reward:
 
     def noised(policy: Any, rollouts: Rollouts) -> Tensor:
         clean = reward(policy, rollouts)
-        generator = torch.Generator().manual_seed(2**32 * (seed + 1) + rollouts.round)
+        # A CPU generator keeps 32 bits of its seed, so seed and round must be mixed first; 1 tells this stream from
+        # the loop's own.
+        state = np.random.SeedSequence([seed, rollouts.round, 1]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state >> 1))
         return clean + sigma * torch.randn(clean.shape, dtype=clean.dtype, generator=generator)
 
     return noised

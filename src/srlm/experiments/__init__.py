@@ -1,0 +1,25 @@
+"""One short script per statement of the theory: run() -> rows, check(rows) -> verdict, draw(rows, axes)."""
+
+from types import ModuleType
+
+from srlm.experiments import (
+    assumptions,
+    contraction,
+    finite_sample,
+    greedy_trap,
+    linear_softmax,
+    lower_bound,
+    mass_leak,
+    single_vs_iterated,
+)
+
+EXPERIMENTS: dict[str, ModuleType] = {
+    "lower-bound": lower_bound,
+    "greedy-trap": greedy_trap,
+    "contraction": contraction,
+    "finite-sample": finite_sample,
+    "single-vs-iterated": single_vs_iterated,
+    "linear-softmax": linear_softmax,
+    "assumptions": assumptions,
+    "mass-leak": mass_leak,
+}

@@ -1,0 +1,237 @@
+"""kappa_t forgets kappa_0: starts merge, in rounds that grow slower than log kappa_0 (Lemma C.4, Thm 5.3, Cor. 5.7).
+
+Free: the exact tilt, every response enumerated. `words`: a response is L independent words, so its tilt is the product
+of the tilts of its words and its mode probability the L-th power of theirs: the loop runs the table of words, and
+kappa_0 = 10^(L/4) reaches 1e8. `flat`: all Y - 1 rivals share one margin, the slowest table of its kappa_0. The bound
+has no constant here: A_t = (beta/gamma_t) log kappa_t into Eq. 56, round by round. Ours is beside it:
+kappa_t - 1 <= (kappa_0 - 1) exp(-(alpha_t - 1) gamma_0), which is 2 after about log(log kappa_0) rounds.
+
+Ball: linear softmax with |theta| <= B, from starts of many lengths, so that kappa stalls above 1; enumerated without
+noise, and sampled with noisy rewards. The bound is Thm 6.2's kappa recursion with constant 1 and the least margin and
+confidence that the runs show. kappa <= |Y| in any case: a bound above that is vacuous. (The ball breaks realizability,
+so here the bound is a yardstick and no theorem.)
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from srlm.estimators.slopes import log_log_slope
+from srlm.experiments.outcome import Report, Row, Verdict, columns
+from srlm.loop import self_reward
+from srlm.policies import linear_softmax
+from srlm.policies.draws import enumerated, sampled
+from srlm.policies.linear_softmax import LinearSoftmaxPolicy
+from srlm.policies.tabular import TabularPolicy, tilt
+from srlm.rewards import REWARDS
+from srlm.rewards.noise import noisy
+from srlm.theory import contraction_factor, kappa_bound, linear_softmax_guarantee, sharpening_exponent, tail_integral
+from srlm.types import Prompts
+
+WORDS, FLAT, BALL, SAMPLED = "free, words", "free, flat", "ball, exact", "ball, sampled"
+FREE_BETA, BALL_BETA = 2.0, 1.0
+SHOWN, LAST = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16), 32
+PROMPTS, DIMENSION, RADIUS, NUM_PROMPTS, SAMPLES, SIGMA = 8, 8, 48.0, 64, 8, 1.0
+PRINTED = (
+    "part",
+    "size",
+    "kappa_0",
+    "kappa_1",
+    "kappa_2",
+    "kappa_4",
+    "kappa_8",
+    "kappa_16",
+    "to_2",
+    "slowest",
+    "of_bound",
+)
+RESOLVED = 1e-9  # kappa - 1 below this is rounding
+
+
+def run(*, quick: bool, seed: int, report: Report) -> list[Row]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = _words(generator) + [_flat(size) for size in (10, 100, 1000, 20000)]
+    report(1, 3)
+    start = _ball(500 if quick else 1500, generator)
+    rows += _on_ball(start, 1, 0.0, seed)
+    report(2, 3)
+    return rows + _on_ball(start, 8 if quick else 24, SIGMA, seed)
+
+
+def _words(generator: torch.Generator) -> list[Row]:
+    """Four prompts, one mode probability of a word, different rivals; a row per length."""
+    mode = 10**-0.25
+    rivals = torch.rand(4, 11, generator=generator, dtype=torch.float64)
+    rivals = (1 - mode) * rivals / rivals.sum(-1, keepdim=True)
+    top = _tilted(torch.cat([torch.full_like(rivals[:, :1], mode), rivals], -1).log())
+    # The best rival of a sequence differs in one word, so the margin of a sequence is that of a word.
+    return [_free(WORDS, length, length * top[..., 0], _margin(top)) for length in range(4, 33, 4)]
+
+
+def _flat(size: int) -> Row:
+    margins = torch.tensor([[0.25], [0.5]], dtype=torch.float64)
+    top = _tilted(-margins * (torch.arange(size) > 0))
+    return _free(FLAT, size, top[..., 0], _margin(top))
+
+
+def _tilted(logits: Tensor) -> Tensor:
+    """The two largest log pi_t(y|x) [T+1, X, 2] of the exact trajectory."""
+    steps = self_reward(
+        TabularPolicy(logits), Prompts.uniform(range(len(logits))), sampler=enumerated,
+        reward=REWARDS["log_likelihood"], update=tilt(FREE_BETA), rounds=LAST, seed=0,
+    )  # fmt: skip
+    return torch.stack([step.policy.log_table().topk(2, -1).values for step in steps])
+
+
+def _margin(top: Tensor) -> float:
+    return float((top[0, :, 0] - top[0, :, 1]).min())
+
+
+def _free(part: str, size: int, mode_log_prob: Tensor, margin: float) -> Row:
+    """From max_y log pi_t(y|x) [T+1, X]. The confidence that a round starts with is a lower bound on the next."""
+    kappa = (-mode_log_prob).exp().mean(-1).numpy()
+    p = mode_log_prob.amin(-1).exp().numpy()[:-1]
+    margins = margin * np.asarray(sharpening_exponent(FREE_BETA, np.arange(LAST)))
+    bound = np.asarray(tail_integral(FREE_BETA / margins * np.log(kappa[:-1]).clip(0), p))
+    factor = contraction_factor(1.0, FREE_BETA / (margin * p[0]))
+    row: Row = {"part": part, "size": size, "beta": FREE_BETA, "margin": margin, "replicas": 1}
+    return row | _trajectory(kappa[None], 1.0) | _beside(kappa, bound, bound >= (1 - 1e-12) / p, factor)
+
+
+def _ball(responses: int, generator: torch.Generator) -> LinearSoftmaxPolicy:
+    """Six starts in one direction, from almost uniform to the boundary."""
+    phi = torch.randn(PROMPTS, responses, DIMENSION, generator=generator, dtype=torch.float64)
+    direction = torch.randn(DIMENSION, generator=generator, dtype=torch.float64)
+    length = RADIUS * torch.logspace(-2, 0, 6, dtype=torch.float64)
+    return LinearSoftmaxPolicy(
+        length[:, None] * direction / direction.norm(), phi / phi.norm(dim=-1, keepdim=True), RADIUS
+    )
+
+
+def _on_ball(start: LinearSoftmaxPolicy, replicas: int, sigma: float, seed: int) -> list[Row]:
+    size, reward = start.features.shape[1], REWARDS["log_likelihood"]
+    steps = self_reward(
+        LinearSoftmaxPolicy(start.theta.repeat_interleave(replicas, 0), start.features, RADIUS),
+        Prompts.uniform(range(PROMPTS)),
+        sampler=sampled(NUM_PROMPTS, SAMPLES) if sigma else enumerated,
+        reward=noisy(reward, sigma, seed) if sigma else reward,
+        update=linear_softmax.least_squares(BALL_BETA), rounds=LAST, seed=seed,
+    )  # fmt: skip
+    top = torch.stack([step.policy.log_table().topk(2, -1).values for step in steps], 1)
+    top = top.view(len(start.theta), replicas, LAST + 1, PROMPTS, 2)
+    kappa = (-top[..., 0]).exp().mean(-1).numpy()
+    rows = []
+    for own, kappas in zip(top, kappa, strict=True):
+        margin, mean = float((own[..., 0] - own[..., 1]).min()), kappas.mean(0)
+        guarantee = linear_softmax_guarantee(
+            num_samples=NUM_PROMPTS, rounds=LAST, kappa0=mean[0], dimension=DIMENSION, norm_bound=RADIUS,
+            min_confidence=float(own[:, 1:, :, 0].min().exp()), margin=margin, beta=BALL_BETA, level=0.5,
+            failure_probability=0.05,
+        )  # fmt: skip
+        bound = np.asarray(kappa_bound(mean[0], np.arange(1, LAST + 1), 1.0, guarantee.coefficient))
+        part = SAMPLED if sigma else BALL
+        row: Row = {"part": part, "size": size, "beta": BALL_BETA, "margin": margin, "replicas": replicas}
+        row |= _trajectory(kappas, float(kappa[..., -1].mean()))
+        rows.append(row | _beside(mean, bound, bound >= size, guarantee.contraction))
+    return rows
+
+
+def _trajectory(kappa: NDArray[np.float64], limit: float) -> Row:
+    """Of kappa_t [R, T+1]. Factors (kappa_{t+1} - limit)/(kappa_t - limit) only where kappa_t is far from the limit."""
+    mean, error = kappa.mean(0), kappa.std(0, ddof=len(kappa) > 1) / len(kappa) ** 0.5
+    excess = mean - limit
+    clear = excess[:-1] > np.maximum(0.5 * limit, 5 * np.hypot(error[:-1], error[-1]))
+    factor = excess[1:][clear] / excess[:-1][clear]
+    row: Row = {f"kappa_{t}": float(mean[t]) for t in (*SHOWN, LAST)}
+    return row | {
+        "error": float(error[-1]), "to_2": _rounds_to_2(mean),
+        "fastest": float(factor.min(initial=1.0)), "slowest": float(factor.max(initial=0.0)),
+    }  # fmt: skip
+
+
+def _rounds_to_2(kappa: NDArray[np.float64]) -> float:
+    """Where kappa_t first passes 2, log kappa read off the line between two rounds."""
+    after = int(np.argmax(kappa <= 2))
+    if kappa[after] > 2:
+        return math.inf
+    high, low = np.log(kappa[max(after - 1, 0)]), np.log(kappa[after])
+    return float(after - 1 + (high - math.log(2)) / (high - low)) if after else 0.0
+
+
+def _beside(kappa: NDArray[np.float64], bound: NDArray[np.float64], vacuous: NDArray[np.bool_], factor: float) -> Row:
+    """kappa_t [T+1] beside bounds [T] on rounds 1..T, as shares of kappa - 1."""
+    unsettled = kappa[:-1] > 1 + RESOLVED
+    share = (kappa[1:] - 1)[unsettled] / (bound - 1)[unsettled]
+    return {"lambda": float(factor), "of_bound": float(share.max()), "vacuous": float(vacuous[unsettled].mean())}
+
+
+def check(rows: list[Row]) -> Verdict:
+    parts = {part: [row for row in rows if row["part"] == part] for part in (WORDS, FLAT, BALL, SAMPLED)}
+    ours = max(_of_our_bound(row) for row in parts[WORDS] + parts[FLAT])
+    return Verdict.of(
+        (ours <= 1 + RESOLVED, f"free: kappa_t - 1 reaches {ours:.3f} of (kappa_0 - 1) exp(-(alpha_t - 1) gamma)"),
+        *(_growth(part, parts[part]) for part in (WORDS, FLAT)),
+        *(_bound(part, own) for part, own in parts.items()),
+        _merged(parts[SAMPLED], parts[BALL]),
+    )
+
+
+def _of_our_bound(row: Row) -> float:
+    bound = [
+        (row["kappa_0"] - 1) * math.exp(-(float(sharpening_exponent(row["beta"], t)) - 1) * row["margin"])
+        for t in SHOWN[1:]
+    ]
+    shares = [(row[f"kappa_{t}"] - 1) / max(b, RESOLVED) for t, b in zip(SHOWN[1:], bound, strict=True)]
+    return float(max(shares))
+
+
+def _growth(part: str, rows: list[Row]) -> tuple[bool, str]:
+    kappa, rounds = columns(rows, "kappa_0", "to_2")
+    power, low, high = log_log_slope(np.log(kappa), rounds, np.full(len(rows), 0.05))
+    return high < 1, (
+        f"{part}: rounds to kappa <= 2 grow like (log kappa_0)^{power:.2f} [{low:.2f}, {high:.2f}], Cor. 5.7 allows "
+        f"1: {rounds[0]:.1f} from kappa_0 = {kappa[0]:.3g}, {rounds[-1]:.1f} from {kappa[-1]:.3g}"
+    )
+
+
+def _bound(part: str, rows: list[Row]) -> tuple[bool, str]:
+    of_bound, vacuous, fastest, slowest, factor = columns(rows, "of_bound", "vacuous", "fastest", "slowest", "lambda")
+    return max(of_bound) <= 1, (
+        f"{part}: kappa - 1 reaches {max(of_bound):.2g} of its bound, which is vacuous in {np.mean(vacuous):.0%} of "
+        f"rounds; a round multiplies kappa - kappa_inf by {min(fastest):.2g} to {max(slowest):.2g}, that of the bound "
+        f"by lambda = {max(factor):.4f}"
+    )
+
+
+def _merged(rows: list[Row], silent: list[Row]) -> tuple[bool, str]:
+    """One-way analysis of variance of the last kappa over starts."""
+    start, final, error = (np.array(column) for column in columns(rows, "kappa_0", f"kappa_{LAST}", "error"))
+    variance = np.mean(error**2)
+    degrees = len(rows) - 1, len(rows) * (rows[0]["replicas"] - 1)
+    p_value = float(stats.f.sf(final.var(ddof=1) / variance, *degrees))
+    exact = columns(silent, f"kappa_{LAST}")[0]
+    return p_value > 1e-3, (
+        f"{SAMPLED}: starts from kappa_0 = {start.max():.4g} to {start.min():.3g} end at one kappa_inf = "
+        f"{final.mean():.3f} +- {(variance / len(rows)) ** 0.5:.3f} (F test of equality: p = {p_value:.2f}); "
+        f"enumerated without noise {min(exact):.3f} to {max(exact):.3f}"
+    )
+
+
+def draw(rows: list[Row], axes: Axes) -> None:
+    labelled = set()
+    for row in rows:
+        part = row["part"]
+        number = (WORDS, FLAT, BALL, SAMPLED).index(part)
+        excess = [max(row[f"kappa_{t}"] - 1, 1e-12) for t in SHOWN]
+        marker, label = "o" if part == SAMPLED else "", part if part not in labelled else None
+        axes.plot(SHOWN, excess, color=f"C{number}", marker=marker, markersize=3, linewidth=1, label=label)
+        labelled.add(part)
+    axes.set(yscale="log", ylim=(1e-3, None), xlabel="round t", ylabel=r"$\kappa_t - 1$")
+    axes.legend()

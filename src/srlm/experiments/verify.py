@@ -1,0 +1,93 @@
+"""`srlm verify`: run experiments, print what they found, keep data and figures."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import matplotlib
+from cycler import cycler
+
+matplotlib.use("svg")  # before pyplot is imported: no display is needed
+
+from matplotlib import pyplot as plt
+from rich.table import Table
+
+from srlm.console import Display
+from srlm.errors import UserError
+from srlm.experiments import EXPERIMENTS
+from srlm.experiments.outcome import Row, Verdict
+from srlm.runs import write_atomically
+
+STYLE = {
+    "figure.figsize": (6.4, 4.0),
+    "figure.constrained_layout.use": True,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    # Okabe and Ito's colours, told apart by colour-blind readers too.
+    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "srlm",
+    "font.size": 10,
+}
+
+
+def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, display: Display) -> bool:
+    """Run experiments by name, in order; True if every verdict holds.
+
+    output: folder for NAME.csv and NAME.svg, or None to keep nothing.
+    """
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise UserError(f"there is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+    good = True
+    for name in names:
+        module = EXPERIMENTS[name]
+        display.say(f"\n{name}: {(module.__doc__ or '').strip().splitlines()[0]}")
+        start = time.perf_counter()
+        with display.stage(name) as report:
+            rows = module.run(quick=quick, seed=seed, report=report)
+        verdict = module.check(rows)
+        _show(rows, getattr(module, "PRINTED", tuple(rows[0])), verdict, display)
+        display.say(f"{'holds' if verdict.holds else 'DOES NOT HOLD'} ({time.perf_counter() - start:.1f} s)")
+        if output is not None:
+            _keep(output, name, module, rows)
+        good &= verdict.holds
+    return good
+
+
+def _show(rows: list[Row], shown: Sequence[str], verdict: Verdict, display: Display) -> None:
+    """shown: the columns to print; the CSV file has all."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in shown:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in shown))
+    display.console.print(table)
+    for finding in verdict.findings:
+        display.say(f"- {finding}")
+
+
+def _keep(output: Path, name: str, module: ModuleType, rows: list[Row]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+
+    def table(path: Path) -> None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def figure(path: Path) -> None:
+        with plt.rc_context(STYLE):
+            drawn, axes = plt.subplots()
+            module.draw(rows, axes)
+            drawn.savefig(path, format="svg", metadata={"Date": None})
+            plt.close(drawn)
+
+    write_atomically(output / f"{name}.csv", table)
+    write_atomically(output / f"{name}.svg", figure)
