@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,8 +63,12 @@ class LinearSoftmaxPolicy:
         norm = parameters.norm(dim=-1, keepdim=True)
         return replace(self, theta=parameters * (self.radius / norm.clamp_min(1e-300)).clamp_max(1.0))
 
-    def log_table(self) -> Tensor:
+    @cached_property
+    def _log_table(self) -> Tensor:
         return torch.log_softmax((self.features @ self.theta[..., None, :, None])[..., 0], -1)
+
+    def log_table(self) -> Tensor:
+        return self._log_table
 
     def sample(self, prompts: Prompts, num_samples: int, generator: torch.Generator) -> Draws:
         table = self.log_table()
@@ -76,11 +81,9 @@ class LinearSoftmaxPolicy:
     def observed(self, draws: Draws) -> Tensor:
         """phi of the draws [..., P, K, D]."""
         place = draws.prompt[..., None] * self.features.shape[-2] + draws.response
-        if self.features.ndim == 3:
-            return self.features.flatten(0, 1)[place]
-        lead, flat = self.features.shape[:-3], self.features.flatten(-3, -2)
-        index = place.flatten(-2)[..., None].expand(*lead, -1, flat.shape[-1])
-        return flat.gather(-2, index).view(*place.shape, -1)
+        lead = self.features.shape[:-3]
+        first = torch.arange(math.prod(lead)).view(*lead, 1, 1) * math.prod(self.features.shape[-3:-1])
+        return self.features.flatten(0, -2)[place + first]
 
 
 def least_squares(beta: float, ridge: float = 0.0) -> Update:
