@@ -116,7 +116,8 @@ def check(rows: list[Row]) -> Verdict:
 def _slope(rows: list[Row], confidence: float = 0.95) -> tuple[float, float, float]:
     """Beyond the sizes at which the regression is hardly determined."""
     settled = [row for row in rows if row["n"] * (SAMPLES - 1) >= 16 * DIMENSION and row["error"] > 0]
-    return log_log_slope(*columns(settled, "n", "lost", "error"), confidence=confidence)
+    x, y, error = columns(settled, "n", "lost", "error")
+    return log_log_slope(x, y, error, confidence)
 
 
 def draw(rows: list[Row], axes: Axes) -> None:
