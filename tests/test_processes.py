@@ -80,5 +80,7 @@ def test_two_processes_equal_one(tiny, tmp_path):
     for mine, theirs in zip(records(two), records(one), strict=True):
         assert mine.keys() == theirs.keys()
         numbers = {key: value for key, value in measured(theirs).items() if value is not None}
-        assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-5)
+        assert {key: mine[key] for key in numbers} == pytest.approx(
+            numbers, rel=1e-4, abs=1e-4
+        )  # as the columns they are made of
     assert len(table(two, 0)["tokens"]) == len(WORDS) * SETTINGS["num_samples"]
