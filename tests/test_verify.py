@@ -91,6 +91,14 @@ def test_bad_names_are_refused() -> None:
     assert "expected either experiments or --all" in refused("verify", "greedy-trap", "--all")
 
 
+def test_what_is_kept_is_never_overwritten(tmp_path: Path) -> None:
+    kept = tmp_path / "greedy-trap.csv"
+    kept.write_text("mine")
+    words = ("verify", "lower-bound", "greedy-trap", "--quick", "--output", tmp_path)
+    assert "greedy-trap.csv exists and is never overwritten" in refused(*words)
+    assert kept.read_text() == "mine" and list(tmp_path.iterdir()) == [kept]
+
+
 # What experiments measure with
 
 

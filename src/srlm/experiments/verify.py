@@ -45,6 +45,9 @@ def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, dis
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f"there is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
+    for file in [output / f"{name}{kind}" for name in names for kind in (".csv", ".svg")] if output is not None else []:
+        if file.exists():
+            raise UserError(f"{file} exists and is never overwritten: choose another --output")
     good = True
     for name in names:
         module = EXPERIMENTS[name]
