@@ -128,25 +128,25 @@ def token_entropy(hidden: Tensor, head: Head) -> Tensor:
     return torch.cat(values)
 
 
-def attention_mask(model: PreTrainedModel, packed: Packed) -> Tensor | dict[str, Tensor]:
-    """Additive masks [R, 1, L, L], one per layer type where some layers slide; a plain padding mask for plain rows."""
-    if packed.visible.ndim == 2:
-        return packed.visible.long()
+def attention_mask(model: PreTrainedModel, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
+    """Additive masks [R, 1, Q, S], one per layer type where some layers slide.
+
+    visible: [R, Q, S] may a query see a key? query [R, Q], key [R, S]: their positions.
+    """
     config = cast(Any, model.config).get_text_config()
 
-    def additive(visible: Tensor) -> Tensor:
-        mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(model.dtype).min)[:, None]
+    def additive(seen: Tensor) -> Tensor:
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(model.dtype).min)[:, None]
 
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
     if window is None or kinds == {"full_attention"}:
-        return additive(packed.visible)
-    distance = packed.position_ids[:, :, None] - packed.position_ids[:, None, :]
-    sliding = additive(packed.visible & (distance < window))
+        return additive(visible)
+    sliding = additive(visible & (query[:, :, None] - key[:, None, :] < window))
     if not kinds:
         return sliding
-    return {"full_attention": additive(packed.visible), "sliding_attention": sliding}
+    return {"full_attention": additive(visible), "sliding_attention": sliding}
 
 
 def response_log_prob(
@@ -154,9 +154,10 @@ def response_log_prob(
 ) -> tuple[Tensor, Tensor | None]:
     """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean next-token entropy along each response [R*K]."""
     decoder = model.get_decoder()
+    position, visible = packed.position_ids, packed.visible
     output = decoder(
         input_ids=packed.input_ids,
-        attention_mask=attention_mask(model, packed),
+        attention_mask=visible.long() if visible.ndim == 2 else attention_mask(model, visible, position, position),
         position_ids=packed.position_ids,
         use_cache=False,
     )

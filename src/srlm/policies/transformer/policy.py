@@ -17,15 +17,19 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from srlm import search
 from srlm.errors import UserError
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load import first_line, load_model, recompute_activations
 from srlm.policies.transformer.log_prob import reads_trees, response_log_prob
 from srlm.policies.transformer.packing import Packed, Tree, layout, micro_batches, pack
+from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.policies.transformer.sample import Decoding, decode
+from srlm.search import Found
 from srlm.types import Prompts
 
 Progress = Callable[[int, int], None]  # (done, total)
+TYPICAL_SEARCH = 256  # prefixes of a prompt that find its mode, as a rule
 DECODE_BUDGET = 8  # tokens in a decoding batch per token of `token_budget`: decoding keeps no activations
 
 
@@ -264,6 +268,53 @@ class TransformerPolicy:
                 done += len(batch)
                 progress(done, total)
         return self.gather(log_prob), self.gather(entropy)
+
+    # Searching
+
+    def most_probable(
+        self,
+        prompts: Prompts,
+        starts: Sequence[Sequence[Sequence[int]]],
+        *,
+        num_best: int = 2,
+        budget: int = 1024,
+        width: int = 16,
+        progress: Progress = silent,
+    ) -> list[Found]:
+        """The most probable responses to each prompt (see `srlm.search.most_probable`), of at most max_new_tokens.
+
+        starts: token ids of complete responses, per prompt.
+        """
+        encoded = [self.encode(item) for item in prompts.items]
+        (batches,) = micro_batches(
+            [len(ids) + min(budget, TYPICAL_SEARCH) for ids in encoded],
+            range(len(prompts)),
+            prompts_per_step=len(prompts),
+            token_budget=DECODE_BUDGET * self.token_budget,
+        )
+        results: dict[int, Found] = {}
+        with self.merged():
+            for batch in batches:
+                ids = [encoded[i] for i in batch]
+                trees = (
+                    CachedTrees(self.model, ids) if self.shared else PlainPrefixes(self.model, ids, self.token_budget)
+                )
+                found = search.most_probable(
+                    trees,
+                    [starts[i] for i in batch],
+                    ended=self._ended,
+                    eos=sorted(self.decoding.eos),
+                    max_tokens=self.decoding.max_new_tokens,
+                    num_best=num_best,
+                    budget=budget,
+                    width=width,
+                    progress=lambda done, _: progress(len(results) + done, len(prompts)),
+                )
+                results |= zip(batch, found, strict=True)
+        return [results[i] for i in range(len(prompts))]
+
+    def _ended(self, response: Sequence[int]) -> bool:
+        return response[-1] in self.decoding.eos or (bool(self.stop) and self._stopped(response))
 
     def groups(self, prompts: Prompts, responses: Responses) -> list[list[Tree]]:
         return [layout(self.encode(item), responses.ids(i), self.shared) for i, item in enumerate(prompts.items)]
