@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import sys
+import time
 import unicodedata
+from collections.abc import Hashable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlm.answers import match_rule, normalise
+from srlm.answers import answer_classes, match_rule, normalise
 from srlm.errors import UserError
 
 contains, exact, number, regex = map(match_rule, ("contains", "exact", "number", "regex"))
@@ -167,3 +170,76 @@ def test_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_rule(name: str) -> None:
     with pytest.raises(UserError, match="expected contains, exact, number, regex or module:function"):
         match_rule(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "answer"),
+    [
+        ("exact", " Rome.\n", "Rome."),
+        ("exact", "\n", ""),
+        ("normalised", "  ROME!\x00 ", "rome"),
+        ("number", "First 7, then 1,234.50", Fraction(2469, 2)),
+        ("number", "3/4", Fraction(3, 4)),
+        ("number", "twelve", None),
+        (r"regex:#### *(\S+)", "#### 3 no, #### 4", "4"),
+        (r"regex:#### *\S+", "#### 3 no, #### 4", "#### 4"),
+        (r"regex:#### *(\S+)", "it is 4", None),
+        (r"regex:(\d+)(:\d+)", "at 12:30", "12"),
+        (r"regex:(\d)|none", "3, or none", None),
+        (r"regex:\d*", "3 or more", None),
+    ],
+)
+def test_answer_classes(name: str, response: str, answer: Hashable) -> None:
+    assert answer_classes(name)(response) == answer
+
+
+@given(st.fractions(max_denominator=10**6), st.text("ab .?\n"))
+def test_number_class_is_the_value_however_it_is_written(value: Fraction, around: str) -> None:
+    of = answer_classes("number")
+    assert of(f"{around} {value}") == value
+    assert of(f"{around} {value.numerator * 3}/{value.denominator * 3}") == value
+
+
+def test_own_answer_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_classes.py").write_text(
+        "limit = 3\n"
+        "def first(response):\n    return response.split()[0] if response != 'pass' else None\n"
+        "def words(response):\n    return response.split()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    first = answer_classes("own_classes:first")
+    assert first("Rome it is") == "Rome" and first("pass") is None
+    with pytest.raises(IndexError):
+        first("")
+    with pytest.raises(TypeError, match=r"own_classes:words returned a list .* expected a hashable value"):
+        answer_classes("own_classes:words")("Rome")
+    with pytest.raises(UserError, match=r"answer class own_classes:limit is not a function; .* of \(response\)"):
+        answer_classes("own_classes:limit")
+    with pytest.raises(UserError, match=r"answer class own_classes:second cannot be imported \(AttributeError"):
+        answer_classes("own_classes:second")
+
+
+@pytest.mark.parametrize("name", ["contains", "", "regex", "regex:", "module:", ":function"])
+def test_unknown_answer_class(name: str) -> None:
+    with pytest.raises(UserError, match="expected exact, normalised, number, regex:PATTERN or module:function"):
+        answer_classes(name)
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{99999999999999999999}"])
+def test_broken_pattern_of_an_answer_class(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"the pattern .* is not a regular expression \(.+\).* correct it"):
+        answer_classes(f"regex:{pattern}")
+
+
+@pytest.mark.parametrize("name", ["exact", "normalised", "number", r"regex:(\d+)"])
+@pytest.mark.parametrize("piece", ["9", "111,", "1/", "-", "\x00", "\ud800", " "])
+def test_answer_classes_bear_a_megabyte(name: str, piece: str) -> None:
+    start = time.process_time()
+    answer_classes(name)(piece * (10**6 // len(piece)))
+    assert time.process_time() - start < 5
+
+
+def test_a_number_of_very_many_digits_is_none() -> None:
+    assert answer_classes("number")("9" * 10_000) == 10**10_000 - 1
+    assert answer_classes("number")("9" * 10_001) is None

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
-from srlm.estimators.intervals import clustered_proportion, wilson
+from srlm.estimators.intervals import clopper_pearson, clustered_proportion, modal_share_interval, wilson
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
@@ -77,3 +77,94 @@ def test_clustered_proportion_of_nothing_and_of_nonsense() -> None:
     for rates, samples in [([1.5], 1), ([math.nan], 1), ([[0.5]], 1), ([0.5], 0)]:
         with pytest.raises(ValueError, match=r"rates \[P\] in \[0, 1\]"):
             clustered_proportion(np.array(rates), samples)
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
+def test_clopper_pearson_agrees_with_scipy(trials: int, share: float, level: float) -> None:
+    successes = round(share * trials)
+    expected = binomtest(successes, trials).proportion_ci(level, method="exact")
+    assert clopper_pearson(successes, trials, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_clopper_pearson_at_the_edges() -> None:
+    low, high = clopper_pearson([[0], [5]], [5, 7])
+    assert low.shape == high.shape == (2, 2)
+    assert low[0].tolist() == [0.0, 0.0] and high[1, 0] == 1.0 and high[1, 1] < 1
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+    for successes, trials, level in [(-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0), (1.5, 5, 0.95), (1, math.inf, 0.95)]:
+        for interval in (clopper_pearson, modal_share_interval):
+            with pytest.raises(ValueError, match=r"whole 0 <= .* <= trials"):
+                interval(successes, trials, level)
+
+
+def law_of_the_largest_count(q: list[float], trials: int) -> np.ndarray:
+    """P(largest count of a class = n) for n = 0..K, from K! [z^K] e^(rest z) prod_c sum_{j <= n} (q_c z)^j / j!."""
+    factorial = np.array([math.factorial(j) for j in range(trials + 1)], dtype=np.float64)
+    at_most = np.zeros(trials + 1)
+    for n in range(trials + 1):
+        total = max(1 - sum(q), 0) ** np.arange(trials + 1) / factorial
+        for p in q:
+            terms = p ** np.arange(n + 1) / factorial[: n + 1]
+            total = np.convolve(total, terms)[: trials + 1]
+        at_most[n] = total[trials] * factorial[trials]
+    return np.diff(at_most, prepend=0.0)
+
+
+def check_both_errors(q: list[float], trials: int, level: float) -> None:
+    law = law_of_the_largest_count(q, trials)
+    assert law.sum() == pytest.approx(1)
+    low, high = modal_share_interval(np.arange(trials + 1), trials, level)
+    assert (np.diff(low) >= 0).all()
+    assert law[low > max(q) + 1e-15].sum() <= (1 - level) / 2 + 1e-9
+    assert law[high < max(q) - 1e-15].sum() <= (1 - level) / 2 + 1e-9
+
+
+@given(
+    st.lists(st.floats(0.001, 1), min_size=1, max_size=6),
+    st.floats(0, 1),
+    st.integers(1, 10),
+    st.sampled_from([0.2, 0.5, 0.8, 0.95]),
+)
+def test_modal_share_is_covered_at_each_end(weights: list[float], rest: float, trials: int, level: float) -> None:
+    check_both_errors([w / (sum(weights) + rest) for w in weights], trials, level)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 4, 5, 6, 400])
+@pytest.mark.parametrize("trials", [2, 5, 6, 20])
+def test_modal_share_of_a_uniform_distribution_is_covered(classes: int, trials: int) -> None:
+    check_both_errors([1 / classes] * classes, trials, 0.95)
+
+
+@pytest.mark.parametrize(("largest", "trials"), [(2, 2), (5, 8), (8, 8), (40, 64), (64, 64)])
+def test_lower_end_of_the_modal_share_is_attained(largest: int, trials: int) -> None:
+    share = modal_share_interval(largest, trials)[0]
+    fit = math.floor(1 / share)
+    law = law_of_the_largest_count([share] * fit + [1 - fit * share], trials)
+    assert law[largest:].sum() == pytest.approx(0.025, rel=1e-6)  # n > K/2: no two classes both reach n
+
+
+def test_a_class_at_the_mode_of_its_chance_is_seen_often_enough() -> None:
+    trials = np.repeat(np.arange(2, 301), np.arange(1, 300))
+    largest = np.concatenate([np.arange(2, k + 1) for k in range(2, 301)])
+    mode = (largest - 1) / (trials - 1)
+    assert (np.floor(1 / mode) * binom.sf(largest - 1, trials, mode) >= 0.5).all()  # S(m) > a of the docstring
+
+
+def test_modal_share_is_monotone_and_below_clopper_pearson() -> None:
+    trials = np.arange(1, 41)
+    largest = np.minimum(np.arange(41)[:, None], trials)
+    low, high = modal_share_interval(largest, trials)
+    exact_low, exact_high = clopper_pearson(largest, trials)
+    assert (np.diff(low, axis=0) >= 0).all() and (np.diff(high, axis=0) >= 0).all()
+    more = np.arange(41)[:, None] <= trials[:-1]  # the same count of more draws
+    assert (np.diff(low, axis=1)[more] <= 1e-12).all() and (np.diff(high, axis=1)[more] <= 1e-12).all()
+    assert (low <= np.minimum(exact_low, largest / trials)).all() and (high == exact_high).all()
+    assert (low[:2] == 0).all() and (low[2, 1:] > 0).all()
+
+
+def test_modal_share_by_hand() -> None:
+    assert modal_share_interval(0, 0) == (0.0, 1.0)
+    # Two of two agree with probability sum_c q_c^2 <= M, attained by 1/M classes. S is flat there: half the digits.
+    assert modal_share_interval(2, 2) == (pytest.approx(0.025, abs=1e-8), 1.0)
+    low, _ = modal_share_interval(3, 64, 0.9)
+    assert binom.sf(2, 64, low) == pytest.approx(0.05 * low, rel=0.2)  # nearly 1/M classes fit

@@ -1,4 +1,4 @@
-"""Is a response right? Match rules between a response and its acceptable answers; evaluation only, never training."""
+"""Is a response right, and which answer does it give? Match rules and answer classes; never used in training."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from srlm.errors import UserError
 
 Match: TypeAlias = Callable[[str, Sequence[str]], bool]
 """(response text, acceptable answers) -> right?"""
+
+AnswerClass: TypeAlias = Callable[[str], Hashable | None]
+"""response text -> the answer it gives; None: it gives no answer."""
 
 # Combining classes of accents and points (Latin, Greek, Cyrillic, Hebrew, Arabic). Other marks, such as Indic vowel
 # signs and Japanese voicing, tell words apart as letters do, and stay.
@@ -29,6 +33,7 @@ _NUMBER = re.compile(
     r"(?P<exponent>e[-+]?\d{1,3}(?!\w))?(?:/(?P<below>\d+))?",
     re.IGNORECASE,
 )
+_LONGEST_NUMBER = 10_000  # time to convert grows with the square: 4 ms here, half a minute for a million digits
 
 
 def match_rule(name: str) -> Match:
@@ -37,9 +42,35 @@ def match_rule(name: str) -> Match:
         return _RULES[name]
     module, _, function = name.partition(":")
     if module and function:
-        return _imported(module, function)
+        return _own_rule(module, function)
     raise UserError(
         f"there is no match rule {name!r}, expected {', '.join(_RULES)} or module:function; choose one of these"
+    )
+
+
+def answer_classes(name: str) -> AnswerClass:
+    """The function from a response's text to its answer class: two responses agree if theirs are equal.
+
+    exact: the text without the white space around it. normalised: the text after `normalise`.
+    number: its last number, as for the match rule; None if there is none, or it is longer than 10,000 characters.
+    regex:PATTERN: the last match of PATTERN, of its first group if it has one; None if there is none or it is empty.
+    module:function: the user's function of the text, which returns a hashable value or None. What it raises passes
+    through; TypeError if it returns something else.
+
+    None stands for no answer. Such responses count among the K drawn, but agree with nothing, not even each other, and
+    None is never the modal class. UserError for an unknown name, a broken PATTERN or a function that cannot be
+    imported.
+    """
+    if name in _CLASSES:
+        return _CLASSES[name]
+    before, _, after = name.partition(":")
+    if before == "regex" and after:
+        return _regex_class(after)
+    if before and after:
+        return _own_class(before, after)
+    raise UserError(
+        f"there are no answer classes {name!r}, expected {', '.join(_CLASSES)}, regex:PATTERN or module:function; "
+        "choose one of these"
     )
 
 
@@ -74,7 +105,8 @@ def number(response: str, answers: Sequence[str]) -> bool:
 
 def regex(response: str, answers: Sequence[str]) -> bool:
     """An acceptable answer, as a pattern, is found in the response as it stands."""
-    patterns = [_pattern(answer) for answer in answers]  # all, so that a broken one shows whatever matches first
+    # All, so that a broken one shows whatever matches first.
+    patterns = [_pattern(answer, "answer", "match rule regex") for answer in answers]
     return any(pattern.search(response) for pattern in patterns)
 
 
@@ -82,27 +114,76 @@ _RULES: dict[str, Match] = {"contains": contains, "exact": exact, "number": numb
 
 
 def _last_number(text: str) -> Fraction | None:
-    every = list(_NUMBER.finditer(text))
-    if not every:
+    found = _last(_NUMBER, text)
+    if found is None or len(found[0]) > _LONGEST_NUMBER:
         return None
-    found = every[-1]
     # Through Decimal: int() refuses more than a few thousand digits, and a response may hold them.
     value = Fraction(Decimal(found["value"].replace(",", "") + (found["exponent"] or "")))
     below = Fraction(Decimal(found["below"] or "1")) or Fraction(1)
     return (-value if found["minus"] else value) / below
 
 
-def _pattern(answer: str) -> re.Pattern[str]:
+_CLASSES: dict[str, AnswerClass] = {"exact": str.strip, "normalised": normalise, "number": _last_number}
+
+
+def _regex_class(pattern: str) -> AnswerClass:
+    compiled = _pattern(pattern, "pattern", "answer class regex:PATTERN")
+    group = min(compiled.groups, 1)
+
+    def answer(response: str) -> str | None:
+        found = _last(compiled, response)
+        # An empty match, as of \d* at the end of any text, would make all responses agree.
+        return (found[group] or None) if found else None
+
+    return answer
+
+
+def _own_class(module: str, function: str) -> AnswerClass:
+    chosen = _imported(module, function, "answer class", "(response)")
+
+    def answer(response: str) -> Hashable | None:
+        value = chosen(response)
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(
+                f"the answer class {module}:{function} returned a {type(value).__name__} that cannot be hashed, "
+                "expected a hashable value such as a string, a number or a tuple of these, or None; return one of these"
+            ) from None
+        return value  # type: ignore[no-any-return]
+
+    return answer
+
+
+def _own_rule(module: str, function: str) -> Match:
+    chosen = _imported(module, function, "match rule", "(response, answers)")
+
+    def match(response: str, answers: Sequence[str]) -> bool:
+        right = chosen(response, tuple(answers))
+        if right not in (True, False):
+            raise UserError(
+                f"the match rule {module}:{function} returned {right!r}, expected True or False; return one of these"
+            )
+        return bool(right)
+
+    return match
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
+def _pattern(pattern: str, what: str, user: str) -> re.Pattern[str]:
     try:
-        return re.compile(answer)
-    except re.error as error:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"the answer {answer!r} is not a regular expression ({error}), as the match rule regex expects; "
-            "correct it or choose another rule"
+            f"the {what} {pattern!r} is not a regular expression ({error}), as the {user} expects; "
+            "correct it or choose another"
         ) from None
 
 
-def _imported(module: str, function: str) -> Match:
+def _imported(module: str, function: str, what: str, arguments: str) -> Callable[..., Any]:
     name = f"{module}:{function}"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -110,16 +191,9 @@ def _imported(module: str, function: str) -> Match:
         chosen = getattr(importlib.import_module(module), function)
     except Exception as error:
         raise UserError(
-            f"the match rule {name} cannot be imported ({type(error).__name__}: {error}), expected a function of "
-            "(response, answers) in a module here or installed; check its name"
+            f"the {what} {name} cannot be imported ({type(error).__name__}: {error}), expected a function of "
+            f"{arguments} in a module here or installed; check its name"
         ) from error
     if not callable(chosen):
-        raise UserError(f"the match rule {name} is not a function; name a function of (response, answers)")
-
-    def match(response: str, answers: Sequence[str]) -> bool:
-        right = chosen(response, tuple(answers))
-        if right not in (True, False):
-            raise UserError(f"the match rule {name} returned {right!r}, expected True or False; return one of these")
-        return bool(right)
-
-    return match
+        raise UserError(f"the {what} {name} is not a function; name a function of {arguments}")
+    return chosen  # type: ignore[no-any-return]

@@ -1,12 +1,17 @@
-"""Confidence intervals for proportions."""
+"""Confidence intervals for proportions and for the largest class probability."""
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+# A float for scalar arguments, an array otherwise. The Any spares callers who know which one a cast.
+Number: TypeAlias = float | Any
 
 
 def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
@@ -15,7 +20,11 @@ def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float,
         raise ValueError(f"need 0 <= successes <= trials and 0 < level < 1, got {successes}, {trials} and {level}")
     if trials == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    return score_interval(successes, trials, NormalDist().inv_cdf((1 + level) / 2))
+
+
+def score_interval(successes: float, trials: float, z: float) -> tuple[float, float]:
+    """Wilson's interval at z > 0 standard errors, 0 <= successes <= trials > 0; for quantiles other than the normal."""
     centre = (successes + z * z / 2) / (trials + z * z)
     half = z * math.sqrt(successes * (trials - successes) / trials + z * z / 4) / (trials + z * z)
     low = 0.0 if successes == 0 else max(0.0, centre - half)
@@ -42,3 +51,57 @@ def clustered_proportion(rates: ArrayLike, samples_per_cluster: int, level: floa
         variance = float(rates.var(ddof=1)) / clusters
         size = min(max(mean * (1 - mean) / variance, clusters), clusters * samples_per_cluster)
     return mean, *wilson(mean * size, size, level)
+
+
+def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> tuple[Number, Number]:
+    """The p at which s or more, or s or fewer, of n successes have probability (1 - level)/2 (Clopper & Pearson 1934).
+
+    successes, trials: whole, 0 <= s <= n, broadcast against each other; floats for scalars. Each end errs with
+    probability (1 - level)/2 at most, whatever p and n. No successes leave 0 below, no failures leave 1 above.
+    """
+    s, n = _counts("successes", successes, trials, level)
+    tail = (1 - level) / 2
+    # Where an end is exact the Beta distribution has no density, and any parameter will do.
+    low = np.where(s == 0, 0.0, special.betaincinv(np.maximum(s, 1), n - s + 1, tail))
+    high = np.where(s == n, 1.0, special.betainccinv(s + 1, np.maximum(n - s, 1), tail))
+    return low[()], high[()]
+
+
+def modal_share_interval(counts: ArrayLike, trials: ArrayLike, level: float = 0.95) -> tuple[Number, Number]:
+    """Interval for M = max_c q_c of a distribution q over any number of classes, from the count n of the class seen
+    most often among K draws.
+
+    counts, trials: whole, 0 <= n <= K, broadcast against each other; floats for scalars. Draws outside every class
+    count among K only. Each end errs with probability (1 - level)/2 =: a at most, whatever q.
+
+    The upper end is Clopper and Pearson's: the modal class itself was seen n times or fewer.
+    The lower end is the M with S(M) = a, where S(M) bounds P(some class is seen n times or more) for all q_c <= M; it
+    is 0 for n <= 1. With F(p) = P(Bin(K, p) >= n) that probability is at most sum_c F(q_c). F is convex up to
+    m = (n - 1)/(K - 1), the mode of its density, so for M <= m the sum is largest (Karamata's inequality) with as many
+    classes at M as fit and one with the rest:  S(M) = k F(M) + F(1 - k M), k = floor(1/M).
+    S rises to S(m) > a: for m <= 1/2, k >= 2 and F(m) >= 1/4 (Doerr 2018, "An elementary analysis of the probability
+    that a binomial random variable exceeds its expectation"); for m > 1/2 the median is below m, so F(m) >= 1/2.
+    F and S fall with n and grow with K, so this end is monotone in both, and as S >= F never above Clopper-Pearson's.
+    """
+    n, k = _counts("counts", counts, trials, level)
+    at_least, draws = np.maximum(n, 2), np.maximum(k, 2)
+
+    def reach(p: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(special.betainc(at_least, draws - at_least + 1, p), dtype=np.float64)
+
+    low, high = np.zeros(n.shape), (at_least - 1) / (draws - 1)
+    for _ in range(60):  # to 1e-18; low stays on the cautious side
+        share = (low + high) / 2
+        fit = np.floor(1 / share)
+        below = fit * reach(share) + reach(np.maximum(1 - fit * share, 0)) < (1 - level) / 2
+        low, high = np.where(below, share, low), np.where(below, high, share)
+    return np.where(n > 1, low, 0.0)[()], clopper_pearson(n, k, level)[1]
+
+
+def _counts(
+    name: str, counts: ArrayLike, trials: ArrayLike, level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    s, n = np.broadcast_arrays(np.asarray(counts, dtype=np.float64), np.asarray(trials, dtype=np.float64))
+    if not (np.all((s >= 0) & (s <= n) & (s == np.floor(s)) & (n == np.floor(n)) & np.isfinite(n)) and 0 < level < 1):
+        raise ValueError(f"need whole 0 <= {name} <= trials and 0 < level < 1, got {counts!r}, {trials!r} and {level}")
+    return s, n
