@@ -90,6 +90,14 @@ def test_help_lists_every_option(name):
     assert [option for option in options if option not in outcome.out] == []
 
 
+def test_help_of_plan_lists_every_option():
+    outcome = command("plan", "--help")
+    assert outcome.code == 0 and not outcome.err
+    names = "diagnosis budget kappa0 margin min-confidence beta log-class-size dimension norm-bound eigenvalues level"
+    names += " failure-probability max-rounds constant plot output quiet config"
+    assert [name for name in names.split() if f"--{name}" not in outcome.out] == []
+
+
 def test_usage(here):
     assert command("--help").code == command("-h").code == 0
     nothing = command()
@@ -146,6 +154,33 @@ BAD_OPTIONS = [
 def test_bad_option(here, prompts_file, given, said):
     assert said in refused("train", "--prompts", prompts_file, "--output", "run", *given)
     assert not list(here.iterdir())
+
+
+BAD_PLANS = {
+    "": "--budget was not given",
+    "--budget much": "--budget",
+    "--budget 10": "--kappa0 was not given",
+    "--rounds 3": "--rounds",
+    "--diagnosis nothing.json --budget 10": "nothing.json cannot be read",
+    "--budget 10 --kappa0 2 --margin 1 --min-confidence 2 --log-class-size 3": "--min-confidence is 2.0",
+    "--budget 10 --kappa0 2 --margin 1 --min-confidence 1": "--log-class-size, --dimension and --eigenvalues, got none",
+    "--budget 10 --kappa0 2 --margin 1 --min-confidence 1 --eigenvalues 1 0.5": "--norm-bound is needed",
+}
+
+
+@pytest.mark.parametrize("given", BAD_PLANS)
+def test_bad_plan(here, given):
+    assert BAD_PLANS[given] in refused("plan", *given.split(), "--output", "plan.json", "--plot", "plan.svg")
+    assert not list(here.iterdir())
+
+
+def test_plan_from_yaml_with_a_spectrum(here):
+    (here / "c.yaml").write_text("kappa0: 5\nmargin: 1\nmin_confidence: 0.5\neigenvalues: [1, 0.5]\nnorm_bound: 2\n")
+    assert command("plan", "--config", "c.yaml", "--budget", "1e4", "--output", "plan.json").code == 0
+    inputs = json.loads((here / "plan.json").read_text())["inputs"]
+    assert (inputs["eigenvalues"], inputs["budget"], inputs["beta"]) == ([1, 0.5], 1e4, 1)
+    said = refused("plan", "--config", "c.yaml", "--budget", "1e4", "--output", "plan.json")
+    assert "plan.json exists and is never overwritten: choose another --output" in said
 
 
 BAD_YAML = {

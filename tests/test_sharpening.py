@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlm.theory import sharpen, sharpened_mode_bracket, sharpening_exponent
+from srlm.theory import (
+    condition_number,
+    mode_margin,
+    sharpen,
+    sharpened_kappa_bound,
+    sharpened_mode_bracket,
+    sharpening_exponent,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 exponents = st.one_of(st.just(1.0), st.floats(0, 4).map(lambda x: 10**x))
@@ -105,6 +112,33 @@ def test_a_mode_outside_needs_the_second_part_of_high() -> None:
     assert low == pytest.approx(0.1) and high == pytest.approx(0.8)
 
 
+@given(seeds, st.integers(1, 5), st.integers(2, 8), exponents)
+def test_kappa_of_the_escort_is_under_its_bound(seed: int, prompts: int, responses: int, alpha: float) -> None:
+    table = np.array([random_table(seed + i, responses) for i in range(prompts)])
+    weight = np.random.default_rng(seed).dirichlet(np.ones(prompts))
+    start = condition_number(np.exp(table.max(-1)), weight)
+    end = condition_number(np.exp(np.minimum(sharpen(table, alpha).max(-1), 0)), weight)
+    assert end <= sharpened_kappa_bound(start, mode_margin(table).min(), alpha) * (1 + 1e-9)
+
+
+@given(st.integers(1, 50), st.floats(1e-3, 20), exponents)
+def test_with_all_rivals_at_the_margin_it_is_kappa(rivals: int, margin: float, alpha: float) -> None:
+    table = np.append(0.0, np.full(rivals, -margin))
+    table -= np.logaddexp.reduce(table)
+    start, end = math.exp(-table.max()), math.exp(-sharpen(table, alpha).max())
+    assert sharpened_kappa_bound(start, margin, alpha) == pytest.approx(end, rel=1e-7)
+
+
+def test_the_bound_on_kappa_at_the_ends() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sharpened_kappa_bound(1e304, 0.1, math.inf) == 1
+        assert sharpened_kappa_bound(1e304, 1e308, 1e308) == 1
+        assert sharpened_kappa_bound(1e304, 0.1, 1.0) == 1e304
+        assert sharpened_kappa_bound(1.0, 0.1, 5.0) == 1
+        assert sharpened_kappa_bound([2.0, 3.0], [[1.0], [2.0]], 4.0).shape == (2, 2)
+
+
 def test_no_overflow_and_no_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -128,6 +162,8 @@ OUTSIDE = {
     "log_prob": [[math.nan], [math.inf]],
     "exponent": [0, -1, math.nan],
     "beta": [0, -1, math.nan, math.inf],
+    "kappa0": [0.9, math.nan, math.inf],
+    "margin": [0, -1, math.nan, math.inf],
     "rounds": [-1, math.nan, math.inf],
     "known_log_prob": [[0.1], [math.nan]],
     "unknown_mass": [-0.1, 1.1, math.nan],
@@ -145,6 +181,7 @@ CASES = [
         (sharpen, {"log_prob": [-1.0], "exponent": 2.0}),
         (sharpening_exponent, {"beta": 1.0, "rounds": 2}),
         (sharpened_mode_bracket, BRACKET),
+        (sharpened_kappa_bound, {"kappa0": 2.0, "margin": 1.0, "exponent": 2.0}),
     ]
     for name in valid
     for value in OUTSIDE[name]

@@ -8,19 +8,33 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from srlm.config import SelfRewardConfig
+    from srlm.diagnosis import Diagnosis, diagnose
     from srlm.errors import UserError
     from srlm.evaluation import evaluate
+    from srlm.planning import plan
     from srlm.prompts import load_prompts
     from srlm.trainer import SelfRewardTrainer
 
 _HOMES = {
+    "Diagnosis": "srlm.diagnosis",
     "SelfRewardConfig": "srlm.config",
     "SelfRewardTrainer": "srlm.trainer",
     "UserError": "srlm.errors",
+    "diagnose": "srlm.diagnosis",
     "evaluate": "srlm.evaluation",
     "load_prompts": "srlm.prompts",
+    "plan": "srlm.planning",
 }
-__all__ = ["SelfRewardConfig", "SelfRewardTrainer", "UserError", "evaluate", "load_prompts"]
+__all__ = [
+    "Diagnosis",
+    "SelfRewardConfig",
+    "SelfRewardTrainer",
+    "UserError",
+    "diagnose",
+    "evaluate",
+    "load_prompts",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

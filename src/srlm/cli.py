@@ -17,11 +17,10 @@ from typing import Annotated, Any, TypeVar
 import tyro
 import yaml
 
-from srlm import __version__
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
-Options = TypeVar("Options", "Train", "Evaluate", "Verify")
+Options = TypeVar("Options", "Train", "Evaluate", "Diagnose", "Plan", "Verify")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -75,6 +74,50 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """Would self-rewarding help this model on these prompts? kappa and modes by exact search, and a forecast."""
+
+    model: str | None = None
+    """Hub id, folder, .gguf file, or the alias smollm2 (the default)."""
+    prompts: str | None = None
+    """Prompts, with answers if there are any (formats as in training)."""
+    run: str | None = None
+    """Instead of a model: a run folder, with its settings and, unless --prompts says otherwise, its held-out prompts."""
+    round: int | None = None
+    """Round of the run; its last one by default."""
+    output: str | None = None
+    """New folder for diagnose.json, prompts.parquet and samples.parquet."""
+    samples: int = 16
+    """K: responses per prompt."""
+    search_budget: int = 1024
+    """Most prefixes per prompt that the search for the mode evaluates; what it leaves open becomes an interval."""
+    answers: str = "normalised"
+    """Which responses give the same answer? exact, normalised, number, regex:PATTERN or module:function."""
+    match: str | None = None
+    """When is a response right? contains (the default), exact, number, regex or module:function."""
+    max_new_tokens: int | None = None
+    """Longest response, in tokens (64)."""
+    clip: float | None = None
+    """B of the forecast with clipped rewards, in nats (8)."""
+    max_prompts: int | None = None
+    """Diagnose on a random subset of this many."""
+    stop: tuple[str, ...] | None = None
+    """Strings that end a response exactly like EOS."""
+    raw_prompts: bool | None = None
+    """Take `prompt` strings as they are, even if the tokenizer has a chat template."""
+    dtype: str | None = None
+    """bf16, fp32 or auto."""
+    token_budget: int | None = None
+    """Padded tokens per micro-batch (2048)."""
+    trust_remote_code: bool | None = None
+    """Run code that a model repository brings along."""
+    seed: int = 0
+    """Of the subset and the samples."""
+    quiet: bool = False
+    """Plain lines instead of a live display."""
+
+
+@dataclass(frozen=True)
 class Verify:
     """Check the theory by experiment, on policies where everything can be computed: one script per statement."""
 
@@ -88,6 +131,46 @@ class Verify:
     """Folder that keeps each experiment's data (CSV) and figure (SVG)."""
     seed: int = 0
     """Of everything random."""
+    quiet: bool = False
+    """Plain lines instead of a live display."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget of prompts can promise from a given start, and in how many rounds to spend it: theory, no model."""
+
+    diagnosis: str | None = None
+    """A diagnose.json: its cautious ends are kappa0, margin and min-confidence where these are not given."""
+    budget: float | None = None
+    """N: prompts in all rounds together."""
+    kappa0: float | None = None
+    """Policy condition number of the start, at least 1 (Eq. 5)."""
+    margin: float | None = None
+    """Gamma: nats between the mode and its best rival, the least of all prompts and rounds (Def. 5.2)."""
+    min_confidence: float | None = None
+    """p: least probability of a mode after the first round."""
+    beta: float = 1.0
+    """Strength of the KL term, as in training."""
+    log_class_size: float | None = None
+    """log|Pi| of a finite class, in nats; or else --dimension or --eigenvalues."""
+    dimension: float | None = None
+    """d of a linear softmax; needs --norm-bound."""
+    norm_bound: float | None = None
+    """Largest norm of a linear softmax's parameters, for features of norm at most 1."""
+    eigenvalues: tuple[float, ...] | None = None
+    """Spectrum of the covariance of feature differences: the effective dimension at ridge 1/n is then d."""
+    level: float = 0.5
+    """Delta: a prompt fails if its mode has probability 1 - delta or less."""
+    failure_probability: float = 0.05
+    """Rho: how often the bound itself may fail."""
+    max_rounds: int = 64
+    """Most rounds T to consider."""
+    constant: float = 1.0
+    """C, which the theory leaves open."""
+    plot: str | None = None
+    """Also draw the bound and its parts against T into this new SVG file."""
+    output: str | None = None
+    """Also write the plan to this new JSON file."""
     quiet: bool = False
     """Plain lines instead of a live display."""
 
@@ -128,6 +211,19 @@ def _evaluate(arguments: list[str]) -> None:
     evaluate(**settings, display=Display(chosen.quiet))
 
 
+def _diagnose(arguments: list[str]) -> None:
+    chosen = _parsed(Diagnose, arguments, Diagnose())
+    if chosen.prompts is None and chosen.run is None:
+        raise UserError("no prompts were given: name a file or dataset with --prompts, or a run folder with --run")
+    from srlm.console import Display
+    from srlm.diagnosis import diagnose
+
+    settings = {
+        f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in ("quiet", "samples")
+    }
+    diagnose(**settings, num_samples=chosen.samples, display=Display(chosen.quiet))
+
+
 def _verify(arguments: list[str]) -> None:
     chosen = _parsed(Verify, arguments, Verify())
     from srlm.console import Display
@@ -142,7 +238,25 @@ def _verify(arguments: list[str]) -> None:
         raise SystemExit(1)
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "verify": _verify}
+def _plan(arguments: list[str]) -> None:
+    chosen = _parsed(Plan, arguments, Plan())
+    from srlm import planning
+    from srlm.console import Display
+
+    files = ("output", "plot", "quiet")
+    made = planning.plan(**{f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in files})
+    output, plot = (Path(file) if file is not None else None for file in (chosen.output, chosen.plot))
+    planning.keep(made, output=output, plot=plot)
+    planning.show(made, Display(chosen.quiet))
+
+
+COMMANDS = {
+    "train": (Train, _train),
+    "evaluate": (Evaluate, _evaluate),
+    "diagnose": (Diagnose, _diagnose),
+    "plan": (Plan, _plan),
+    "verify": (Verify, _verify),
+}
 
 
 def _parsed(kind: type[Options], arguments: list[str], default: Options) -> Options:
@@ -238,18 +352,11 @@ def _flat(chosen: Train) -> dict[str, Any]:
 def _resumed(folder: Path) -> Train:
     """The options a run began with, so that `--resume DIR` alone is enough."""
     from srlm.runs import read_manifest
+    from srlm.trainer import run_config
 
     manifest = read_manifest(folder)
-    try:
-        config = manifest["config"] | {"stop": tuple(manifest["config"]["stop"]), "output": str(folder)}
-        data = manifest["data"]
-        held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
-        return Train(manifest["model"], data["prompts"]["source"], held_out, settings=SelfRewardConfig(**config))
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): resume with the version "
-            "that began the run"
-        ) from error
+    config, prompts, held_out = run_config(manifest, folder)
+    return Train(manifest["model"], prompts, held_out, settings=config)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -264,13 +371,13 @@ def main(arguments: list[str] | None = None) -> None:
     if not words or words[0] in ("-h", "--help"):
         print("usage: srlm {" + ",".join(COMMANDS) + "} ...   (srlm COMMAND --help lists its options)")
         print("\nsrlm: self-rewarding language models, with guarantees\n")
-        for name, kind in (("train", Train), ("evaluate", Evaluate), ("verify", Verify)):
+        for name, (kind, _) in COMMANDS.items():
             print(f"  {name:<10}{(kind.__doc__ or '').strip()}")
         raise SystemExit(0 if words else 2)
     try:
         if words[0] not in COMMANDS:
             raise UserError(f"there is no command {words[0]!r}: use {', '.join(COMMANDS)}")
-        COMMANDS[words[0]](words[1:])
+        COMMANDS[words[0]][1](words[1:])
     except UserError as error:
         print(f"srlm: {error}", file=sys.stderr)
         raise SystemExit(2) from None

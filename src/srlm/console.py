@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from srlm.types import Record
+if TYPE_CHECKING:  # what imports torch is not needed to print
+    from srlm.types import Record
 
 # heading, record key, format
 COLUMNS = (
@@ -26,6 +28,7 @@ COLUMNS = (
     ("loss", "loss", "{:.1f}"),
     ("seconds", "seconds", "{:.0f}"),
 )
+PAPER = 140  # columns of what is not a terminal
 WIDTH = 2 + max(len(heading) for heading, _, _ in COLUMNS)
 
 
@@ -38,6 +41,8 @@ class Display:
 
     def __init__(self, quiet: bool = False, silent: bool = False) -> None:
         self.console = Console(quiet=silent, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:  # a file has no width
+            self.console.width = max(self.console.width, PAPER)
         self.live = not quiet and not silent and self.console.is_terminal
         self._headed = False
 

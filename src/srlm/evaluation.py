@@ -18,7 +18,7 @@ from srlm.loop import round_generator
 from srlm.measure import accuracy_record
 from srlm.policies.transformer import Responses, TransformerPolicy
 from srlm.prompts import PromptSet, load_prompts
-from srlm.runs import write_atomically
+from srlm.runs import check_new_file, write_atomically
 from srlm.types import Record
 
 
@@ -71,7 +71,7 @@ def evaluate(
         max_new_tokens=max_new_tokens, stop=tuple(stop), dtype=dtype, token_budget=token_budget, seed=seed
     )
     if output is not None:
-        _check_output(Path(output))
+        check_new_file(Path(output))
     labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     labelled = labelled.take(max_prompts, seed)
     if labelled.answers is None:
@@ -104,16 +104,6 @@ def evaluate(
         text = json.dumps(record | {"model": model, "prompts": labelled.source, "match": match, "seed": seed}, indent=2)
         write_atomically(Path(output), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return record
-
-
-def _check_output(path: Path) -> None:
-    try:  # now, not after the work
-        path.touch(exist_ok=False)
-        path.unlink()
-    except FileExistsError as error:
-        raise UserError(f"output {path} exists and is never overwritten: choose another --output") from error
-    except OSError as error:
-        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another --output") from error
 
 
 def held_out_generator(seed: int, round: int) -> torch.Generator:

@@ -66,6 +66,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
+def check_new_file(path: Path, option: str = "--output") -> None:
+    """Before the work, not after it.
+
+    Raises:
+        UserError: `path` exists or cannot be written.
+    """
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except FileExistsError as error:
+        raise UserError(f"output {path} exists and is never overwritten: choose another {option}") from error
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another {option}") from error
+
+
 def remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -203,10 +218,10 @@ class StepCheckpoint:
         remove(self.path)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
     try:
         return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is not a run folder (no readable manifest.json): give --resume the folder of a run"
+            f"{path} is not a run folder (no readable manifest.json): give {option} the folder of a run"
         ) from error

@@ -149,7 +149,7 @@ class _Row:
         """Next-token log-probs [N, V] of the prefixes added last."""
         prefixes, self.unread = self.unread, []
         place = {prefix: i for i, prefix in enumerate(prefixes)}
-        for i, prefix in enumerate(prefixes):
+        for prefix in prefixes:
             number = self.node[prefix]
             if math.isnan(self.log_prob[number]):  # a start's: its parent's distribution has only just come
                 self.log_prob[number] = self.log_prob[self.node[prefix[:-1]]] + float(

@@ -76,7 +76,7 @@ class SelfRewardTrainer:
         if config.reward not in REWARDS:
             raise UserError(f"--reward is {config.reward!r}, expected one of {', '.join(REWARDS)}: choose one")
         self.match = match_rule(config.match)
-        train, held = _prompt_sets(prompts, held_out, config)
+        train, held = prompt_sets(prompts, held_out, config)
         self.held_out_given = held_out is not None
         self.prompts: Prompts = train.without_answers()
         self.held_out = held
@@ -396,9 +396,28 @@ def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
     )
 
 
-def _prompt_sets(
+def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
+    """What the run in `folder` was begun with: its configuration, prompts and, if they were given, held-out prompts.
+
+    Raises:
+        UserError: another version wrote the manifest.
+    """
+    try:
+        config = manifest["config"] | {"stop": tuple(manifest["config"]["stop"]), "output": str(folder)}
+        data = manifest["data"]
+        held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
+        return SelfRewardConfig(**config), data["prompts"]["source"], held_out
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
+            "the run"
+        ) from error
+
+
+def prompt_sets(
     prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
 ) -> tuple[PromptSet, PromptSet | None]:
+    """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     if held_out is not None:
         held: PromptSet | None = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)

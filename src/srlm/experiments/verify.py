@@ -8,33 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import matplotlib
-from cycler import cycler
-
-matplotlib.use("svg")  # before pyplot is imported: no display is needed
-
-from matplotlib import pyplot as plt
 from rich.table import Table
 
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.experiments import EXPERIMENTS
 from srlm.experiments.outcome import Row, Verdict
+from srlm.figures import write_svg
 from srlm.runs import write_atomically
-
-STYLE = {
-    "figure.figsize": (6.4, 4.0),
-    "figure.constrained_layout.use": True,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    # Okabe and Ito's colours, told apart by colour-blind readers too.
-    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]),
-    "svg.fonttype": "none",
-    "svg.hashsalt": "srlm",
-    "font.size": 10,
-}
 
 
 def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, display: Display) -> bool:
@@ -85,12 +66,5 @@ def _keep(output: Path, name: str, module: ModuleType, rows: list[Row]) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    def figure(path: Path) -> None:
-        with plt.rc_context(STYLE):
-            drawn, axes = plt.subplots()
-            module.draw(rows, axes)
-            drawn.savefig(path, format="svg", metadata={"Date": None})
-            plt.close(drawn)
-
     write_atomically(output / f"{name}.csv", table)
-    write_atomically(output / f"{name}.svg", figure)
+    write_atomically(output / f"{name}.svg", lambda path: write_svg(path, lambda axes: module.draw(rows, axes)))

@@ -33,7 +33,13 @@ from srlm.theory.recursion import (
     tail_integral,
     tail_integral_recursion,
 )
-from srlm.theory.sharpening import sharpen, sharpened_mode_bracket, sharpening_exponent
+from srlm.theory.sharpening import (
+    sharpen,
+    sharpened_kappa_bound,
+    sharpened_log_odds,
+    sharpened_mode_bracket,
+    sharpening_exponent,
+)
 
 __all__ = [
     "GreedyTrap",
@@ -57,6 +63,8 @@ __all__ = [
     "relaxation_factor",
     "samples_needed",
     "sharpen",
+    "sharpened_kappa_bound",
+    "sharpened_log_odds",
     "sharpened_mode_bracket",
     "sharpening_exponent",
     "single_step_lower_bound",

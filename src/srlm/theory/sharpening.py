@@ -37,6 +37,22 @@ def sharpen(log_prob: ArrayLike, exponent: ArrayLike) -> Number:
     return number(powers - logsumexp(powers, axis=-1, keepdims=True))
 
 
+def sharpened_kappa_bound(kappa0: ArrayLike, margin: ArrayLike, exponent: ArrayLike) -> Number:
+    """kappa_T <= 1 + (kappa_0 - 1) e^{-(alpha - 1) gamma} for the escort distribution pi_0^alpha/Z (ours).
+
+    Proved, nothing hidden, if gamma is the margin of pi_0 on *every* prompt (Def. 5.2 at t = 0); no later round is
+    asked for anything. An equality where all rivals of a mode have p e^{-gamma}. With alpha = `sharpening_exponent`:
+    the loop on a realizable class and an infinite sample, not a sampled run.
+
+    kappa0 [1, inf); margin gamma (0, inf) in nats; exponent alpha [1, inf]. Broadcast.
+    """
+    start = argument("kappa0", kappa0, "[1, inf)")
+    gamma = argument("margin", margin, "(0, inf)")
+    alpha = argument("exponent", exponent, "[1, inf]")
+    with np.errstate(over="ignore"):
+        return number(1 + (start - 1) * np.exp(-(alpha - 1) * gamma))
+
+
 def sharpened_mode_bracket(
     known_log_prob: ArrayLike, unknown_mass: ArrayLike, largest_unknown_log_prob: ArrayLike, exponent: ArrayLike
 ) -> tuple[Number, Number]:
@@ -72,3 +88,26 @@ def sharpened_mode_bracket(
     with np.errstate(over="ignore"):
         outside = 1 / (1 + np.exp(inside - rival))
     return number(low), number(np.maximum(np.exp(-inside), outside))
+
+
+def sharpened_log_odds(log_odds: ArrayLike, beta: float, rounds: int, clip: float = np.inf) -> Number:
+    """g_T(D): log-odds of the mode against a response after T exact rounds, D = log pi_0(y*) - log pi_0(y) before.
+
+        D_{t+1} = D_t + min(D_t, B)/beta,    pi_T(y) proportional to exp(-g_T(D(y)))                            (ours)
+
+    B = inf is the escort: g_T(D) = (1 + 1/beta)^T D. With rewards clipped B nats under the mode's (THEORY section 5,
+    the proof's clipping level of App. C.4) responses beyond B fall by B/beta a round. g_T(D) - D never falls in D and
+    ends at T B/beta.
+
+    log_odds D [0, inf], any shape; beta (0, inf); rounds T whole [0, inf); clip B (0, inf].
+    """
+    odds = argument("log_odds", log_odds, "[0, inf]")
+    temperature = argument("beta", beta, "(0, inf)")
+    total = argument("rounds", rounds, "[0, inf)", whole=True)
+    level = argument("clip", clip, "(0, inf]")
+    if np.isinf(level):
+        with np.errstate(over="ignore", invalid="ignore"):
+            return number(np.where(odds > 0, sharpening_exponent(temperature, total) * odds, 0.0))
+    for _ in range(int(total)):
+        odds = odds + np.minimum(odds, level) / temperature
+    return number(odds)

@@ -293,6 +293,10 @@ class TransformerPolicy:
             token_budget=DECODE_BUDGET * self.token_budget,
         )
         results: dict[int, Found] = {}
+
+        def report(done: int, _: int) -> None:
+            progress(len(results) + done, len(prompts))
+
         with self.merged():
             for batch in batches:
                 ids = [encoded[i] for i in batch]
@@ -302,18 +306,19 @@ class TransformerPolicy:
                 found = search.most_probable(
                     trees,
                     [starts[i] for i in batch],
-                    ended=self._ended,
+                    ended=self.ended,
                     eos=sorted(self.decoding.eos),
                     max_tokens=self.decoding.max_new_tokens,
                     num_best=num_best,
                     budget=budget,
                     width=width,
-                    progress=lambda done, _: progress(len(results) + done, len(prompts)),
+                    progress=report,
                 )
                 results |= zip(batch, found, strict=True)
         return [results[i] for i in range(len(prompts))]
 
-    def _ended(self, response: Sequence[int]) -> bool:
+    def ended(self, response: Sequence[int]) -> bool:
+        """Does a response end with its last token?"""
         return response[-1] in self.decoding.eos or (bool(self.stop) and self._stopped(response))
 
     def groups(self, prompts: Prompts, responses: Responses) -> list[list[Tree]]:
@@ -354,15 +359,14 @@ class TransformerPolicy:
         k = len(rows) // num_prompts
         return Responses(tokens.view(num_prompts, k, -1), length.view(-1, k), finished.view(-1, k))
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Without special tokens, cut before the stop string."""
+        whole = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return whole[: min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))]
+
     def texts(self, responses: Responses) -> list[list[str]]:
-        """[P][K] text without special tokens, cut before the stop string."""
-
-        def text(ids: list[int]) -> str:
-            whole = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-            cut = min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))
-            return whole[:cut]
-
-        return [[text(ids) for ids in responses.ids(p)] for p in range(len(responses.length))]
+        """[P][K]"""
+        return [[self.text(ids) for ids in responses.ids(p)] for p in range(len(responses.length))]
 
     # Weights
 

@@ -1,0 +1,114 @@
+"""`srlm diagnose`: how far a model's responses to some prompts can be sharpened, and whether that would help, measured
+before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from srlm.answers import answer_classes, match_rule
+from srlm.console import Display
+from srlm.diagnosis import levels
+from srlm.diagnosis.probe import probe, subject
+from srlm.diagnosis.result import Diagnosis
+from srlm.diagnosis.tables import prompt_table, sample_table
+from srlm.diagnosis.view import show
+from srlm.errors import UserError
+from srlm.estimators.consistency import self_consistency
+from srlm.evaluation import check_answers
+from srlm.prompts import PromptSet
+from srlm.runs import RunFolder
+
+__all__ = ["Diagnosis", "diagnose"]
+
+
+def diagnose(
+    model: str | None = None,
+    prompts: str | Path | PromptSet | None = None,
+    *,
+    run: str | Path | None = None,
+    round: int | None = None,
+    output: str | Path | None = None,
+    num_samples: int = 16,
+    max_new_tokens: int | None = None,
+    search_budget: int = 1024,
+    answers: str = "normalised",
+    match: str | None = None,
+    clip: float | None = None,
+    max_prompts: int | None = None,
+    stop: Sequence[str] | None = None,
+    raw_prompts: bool | None = None,
+    dtype: str | None = None,
+    token_budget: int | None = None,
+    trust_remote_code: bool | None = None,
+    seed: int = 0,
+    display: Display | None = None,
+) -> Diagnosis:
+    """Measure kappa, confidence, margin and, with labels, what sharpening would do to accuracy.
+
+    model, prompts: as for `evaluate`; answers are optional, but only with them can a forecast tell better from worse.
+    run, round: instead of a model, pi_t of a run folder (its last round unless told), on the run's held-out prompts
+        unless others are given.
+    output: new folder for diagnose.json, prompts.parquet and samples.parquet.
+    num_samples: K. search_budget: most prefixes per prompt that the search evaluates. answers: answer classes, see
+        `srlm.answers.answer_classes`. clip: B of the clipped forecast. For the rest, as in training, None stands for
+        the run's value or the default.
+
+    Raises:
+        UserError: a value or an input out of range, or a model whose log-probs are numbers on no prompt.
+    """
+    display = display or Display()
+    if output is not None:
+        RunFolder.refuse_used(Path(output))
+    for name, number, least in (("--samples", num_samples, 2), ("--search-budget", search_budget, 1)):
+        if number < least:
+            raise UserError(f"{name} is {number}, expected at least {least}: correct it")
+    classes = answer_classes(answers)
+    given: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "match": match,
+        "clip": clip,
+        "stop": None if stop is None else tuple(stop),
+        "raw_prompts": raw_prompts,
+        "dtype": dtype,
+        "token_budget": token_budget,
+        "trust_remote_code": trust_remote_code,
+    }
+    # A search is over the full distribution, so samples are too.
+    changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
+    name, policy, labelled, config = subject(model, prompts, run, round, changes)
+    labelled = labelled.take(max_prompts, seed)
+    rule = match_rule(config.match)
+    check_answers(labelled, rule)
+    policy.check_prompts(labelled.prompts)
+
+    seen = probe(policy, labelled, num_samples, search_budget, seed, display)
+    classified = levels.classify(seen, classes)
+    votes = self_consistency(classified.samples)
+    shares = levels.modal_shares(seen, classified, votes)
+    right = levels.judge(seen, rule, classified, votes)
+    sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
+    labels = None if right is None else levels.label_level(seen, right)
+    prediction = levels.forecasts(levels.evidence(seen, right), config.clip)
+    settings = {"num_samples": num_samples, "search_budget": search_budget, "answers": answers, "seed": seed}
+    kept = ("max_new_tokens", "match", "clip", "stop", "raw_prompts")
+    result = Diagnosis(
+        model=name,
+        source=labelled.source,
+        settings=settings | {k: getattr(config, k) for k in kept} | {"dtype": str(policy.model.dtype)[6:]},
+        verdict=levels.verdict(sequence, sampling, labels, right, prediction),
+        sequence=sequence,
+        answers=levels.answer_level(answers, classified, votes, shares),
+        sampling=sampling,
+        labels=labels,
+        forecast=prediction,
+        broken=seen.broken,
+        seconds=seen.seconds,
+        prompts=prompt_table(seen, votes, shares, right),
+        samples=sample_table(seen, classified, right),
+    )
+    if output is not None:
+        result.save(Path(output))
+    show(result, display)
+    return result

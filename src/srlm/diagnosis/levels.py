@@ -1,0 +1,268 @@
+"""From a probe to what a diagnosis says: numbers in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srlm.answers import AnswerClass, Match
+from srlm.diagnosis.probe import Probe
+from srlm.diagnosis.result import (
+    AnswerLevel,
+    Calibration,
+    Forecast,
+    LabelLevel,
+    SampleLevel,
+    SequenceLevel,
+    Verdict,
+)
+from srlm.estimators.calibration import auroc_interval, expected_calibration_error, grouped_auroc, reliability
+from srlm.estimators.consistency import Consistency
+from srlm.estimators.diversity import distinct_n
+from srlm.estimators.intervals import clustered_proportion, modal_share_interval, wilson
+from srlm.forecast import Evidence, ForecastRow, forecast, limit_accuracy
+from srlm.theory import log_condition_number
+
+Flags = NDArray[np.bool_]
+BETAS, ROUNDS = (0.5, 1.0, 2.0), (0, 1, 2, 3, 5, 8)
+NEARLY = 0.01  # of a limit: as good as there
+LEAST_GAIN = 0.02  # of accuracy: what a training run is worth
+SHARP = 0.9  # mode mass from which on little is left to sharpen
+
+
+def sequence_level(probe: Probe) -> SequenceLevel:
+    found = probe.found
+    low, high = (np.array([one.mode_log_prob[end] for one in found]) for end in (0, 1))
+    margins = np.array([one.margin for one in found])
+    sure = [(one, greedy) for one, greedy in zip(found, probe.greedy, strict=True) if one.num_certified]
+    margin = (float(margins[:, 0].min()), float(margins[:, 1].min()))
+    return SequenceLevel(
+        num_prompts=len(found),
+        certified_share=float(np.mean([one.num_certified >= 2 for one in found])),
+        mode_certified_share=len(sure) / len(found),
+        log_kappa=(float(log_condition_number(high)), float(log_condition_number(low))),
+        log_kappa_best_of_k=float(log_condition_number(probe.log_prob.max(-1))),
+        min_confidence=(math.exp(low.min()), math.exp(high.min())),
+        margin=margin if margin[0] > 0 else None,
+        below_half=(float((high <= math.log(0.5)).mean()), float((low <= math.log(0.5)).mean())),
+        greedy_finds_mode=float(np.mean([one.responses[0] == tuple(greedy) for one, greedy in sure])) if sure else None,
+        empty_modes=sum(not text for text in mode_texts(probe)),
+        truncated_modes=probe.mode_finished.count(False),
+        mean_prefixes=float(np.mean([one.prefixes for one in found])),
+    )
+
+
+def mode_texts(probe: Probe) -> list[str]:
+    """Of the mode, or of the best response known."""
+    return [texts[0] for texts in probe.found_texts]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Answer classes of samples [P][K] and of the search's responses [P][S]; None: no answer."""
+
+    samples: list[list[Hashable | None]]
+    found: list[list[Hashable | None]]
+    failed: int
+    first_failure: str | None
+
+
+def classify(probe: Probe, classes: AnswerClass) -> Classes:
+    """A function of the user's may raise: such a response has no answer, and is counted."""
+    failures: list[str] = []
+
+    def of(number: int, text: str) -> Hashable | None:
+        try:
+            return classes(text)
+        except Exception as error:
+            failures.append(f"prompt {probe.indices[number] + 1}: {type(error).__name__}: {error} on {text!r}")
+            return None
+
+    samples, found = (
+        [[of(i, text) for text in row] for i, row in enumerate(texts)] for texts in (probe.texts, probe.found_texts)
+    )
+    return Classes(samples, found, len(failures), failures[0] if failures else None)
+
+
+def modal_shares(probe: Probe, classes: Classes, votes: Sequence[Consistency]) -> NDArray[np.float64]:
+    """[P, 2] interval of max_c q(c|x), 95 % over all prompts together: what counts say (Bonferroni), cut by what the
+    search knows for certain."""
+    counts = np.array([vote.count for vote in votes])
+    level = 1 - 0.05 / len(votes)
+    low, high = (np.asarray(end) for end in modal_share_interval(counts, probe.log_prob.shape[1], level))
+    for i, (one, answers) in enumerate(zip(probe.found, classes.found, strict=True)):
+        mass: dict[Hashable, float] = {}
+        for answer, value in zip(answers, one.log_prob, strict=True):
+            if answer is not None:
+                mass[answer] = mass.get(answer, 0.0) + math.exp(min(value, 0.0))
+        unknown = max(0.0, 1.0 - math.fsum(np.exp(np.minimum(one.log_prob, 0.0))))
+        best = max(mass.values(), default=0.0)
+        low[i], high[i] = max(low[i], best), min(high[i], best + unknown)
+    return np.stack([low, np.maximum(low, high)], -1)
+
+
+def answer_level(name: str, classes: Classes, votes: Sequence[Consistency], shares: NDArray[np.float64]) -> AnswerLevel:
+    every = [answer for row in classes.samples for answer in row]
+    with np.errstate(divide="ignore"):
+        upper, lower = (1 / shares).mean(0)
+        counted = np.mean([vote.responses / vote.count if vote.count else math.inf for vote in votes])
+    return AnswerLevel(
+        classes=name,
+        kappa=(float(lower), float(upper)),
+        kappa_of_counts=float(counted),
+        agreement=float(np.mean([vote.agreement for vote in votes])),
+        no_answer=sum(answer is None for answer in every) / len(every),
+        failed=classes.failed,
+        first_failure=classes.first_failure,
+    )
+
+
+def sample_level(probe: Probe) -> SampleLevel:
+    flat = [ids for row in probe.tokens for ids in row]
+    return SampleLevel(
+        num_samples=probe.log_prob.shape[1],
+        entropy=float(probe.entropy.mean()),
+        mean_length=float(np.mean([len(ids) for ids in flat])),
+        truncation_rate=1 - float(np.mean(probe.finished)),
+        distinct_1=distinct_n(flat, 1),
+        distinct_2=distinct_n(flat, 2),
+    )
+
+
+@dataclass(frozen=True)
+class Rights:
+    """Right or wrong: samples [P, K], greedy and majority responses [P], the search's responses [P][S]."""
+
+    samples: Flags
+    greedy: Flags
+    majority: Flags
+    found: list[Flags]
+
+    @property
+    def mode(self) -> Flags:
+        return np.array([bool(row[0]) for row in self.found])
+
+    def best_by(self, score: NDArray[np.float64]) -> Flags:
+        """Of the sample with the highest score [P, K]."""
+        return np.take_along_axis(self.samples, score.argmax(-1)[:, None], -1)[:, 0]
+
+
+def judge(probe: Probe, match: Match, classes: Classes, votes: Sequence[Consistency]) -> Rights | None:
+    """None without labels."""
+    if probe.answers is None:
+        return None
+    samples = [[match(text, a) for text in row] for row, a in zip(probe.texts, probe.answers, strict=True)]
+    elected = [  # the first sample that gives the winning answer speaks for it
+        vote.count > 0 and row[answers.index(vote.answer)]
+        for row, answers, vote in zip(samples, classes.samples, votes, strict=True)
+    ]
+    return Rights(
+        np.array(samples),
+        np.array([match(text, a) for text, a in zip(probe.greedy_texts, probe.answers, strict=True)]),
+        np.array(elected),
+        [np.array([match(text, a) for text in row]) for row, a in zip(probe.found_texts, probe.answers, strict=True)],
+    )
+
+
+def label_level(probe: Probe, right: Rights) -> LabelLevel:
+    certain = np.array([one.num_certified > 0 for one in probe.found])
+    k = probe.log_prob.shape[1]
+
+    def share(flags: Flags) -> tuple[float, float, float]:
+        return float(flags.mean()), *wilson(float(flags.sum()), len(flags))
+
+    return LabelLevel(
+        sampled=clustered_proportion(right.samples.mean(-1), k),
+        greedy=share(right.greedy),
+        majority=share(right.majority),
+        best_of_k=share(right.best_by(probe.log_prob)),
+        mode=share(right.mode),
+        mode_wrong=(float((~right.mode & certain).mean()), float((~right.mode | ~certain).mean())),
+        calibration={name: _calibration(reward, right.samples) for name, reward in probe.rewards.items()},
+    )
+
+
+def _calibration(reward: NDArray[np.float64], right: Flags) -> Calibration:
+    within, prompts = grouped_auroc(reward, right)
+    # A reward that is a log-probability of something can be read as one.
+    ece = expected_calibration_error(np.exp(reward), right) if (reward <= 0).all() else None
+    return Calibration(auroc_interval(reward, right), within, prompts, ece, reliability(reward, right))
+
+
+def evidence(probe: Probe, right: Rights | None) -> list[Evidence]:
+    return [
+        Evidence(
+            found,
+            [tuple(ids) for ids in probe.tokens[i]],
+            probe.log_prob[i],
+            None if right is None else right.found[i],
+            None if right is None else right.samples[i],
+        )
+        for i, found in enumerate(probe.found)
+    ]
+
+
+def forecasts(every: Sequence[Evidence], clip: float) -> Forecast:
+    """The grid of BETAS and ROUNDS, for the escort and, with clip B > 0, for rewards clipped there."""
+    levels = [math.inf, clip] if clip > 0 else [math.inf]
+    rows = [forecast(every, beta, rounds, b) for b in levels for beta in BETAS for rounds in ROUNDS]
+    limit = limit_accuracy(every) if every[0].found_right is not None else None
+
+    def reached(row: ForecastRow) -> bool:
+        if limit is None:
+            return row.mode_mass.point >= 1 - NEARLY
+        return row.accuracy is not None and abs(row.accuracy.point - limit.point) <= NEARLY
+
+    saturates = {
+        f"{beta:g}": next((r.rounds for r in rows if r.beta == beta and r.target == "escort" and reached(r)), None)
+        for beta in BETAS
+    }
+    return Forecast(clip, rows, limit, saturates)
+
+
+def verdict(
+    sequence: SequenceLevel,
+    sampling: SampleLevel,
+    labels: LabelLevel | None,
+    right: Rights | None,
+    prediction: Forecast,
+) -> Verdict:
+    """Worth it if sharpening to the mode gains accuracy beyond chance (95 %, over prompts); saturated if there is
+    nothing left to sharpen; hopeless if what is left does not gain; undecided where the numbers do not tell."""
+    now = next(row for row in prediction.rows if row.rounds == 0)
+    mass = now.mode_mass.point
+    notes = ""
+    if sampling.truncation_rate > 0.5:
+        notes += f" {sampling.truncation_rate:.0%} of the samples are cut at the maximal length (--max-new-tokens)."
+    if sequence.mode_certified_share < 0.5:
+        notes += (
+            f" Only {sequence.mode_certified_share:.0%} of the modes are certified: elsewhere the best response known "
+            "stands for the mode."
+        )
+    if labels is None or right is None:
+        if mass >= SHARP:
+            return Verdict(
+                "saturated", f"the mode has {mass:.2f} of the mass already, and training only adds to it.{notes}"
+            )
+        one = next(r for r in prediction.rows if r.rounds == 3 and r.beta == 1 and r.target == "escort")
+        return Verdict(
+            "undecided",
+            f"three exact rounds would raise the mode's mass from {mass:.2f} to {one.mode_mass.point:.2f}; only "
+            f"prompts with answers can tell whether modes are right.{notes}",
+        )
+    gains = right.mode - right.samples.mean(-1)
+    gain, error = float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
+    numbers = (
+        f"sampled accuracy is {labels.sampled[0]:.2f}, that of the modes {labels.mode[0]:.2f} "
+        f"(gain {gain:+.2f} ± {1.96 * error:.2f}); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, which "
+        f"sharpening makes worse; its mass is {mass:.2f}."
+    )
+    if gain - 1.96 * error > 0 and gain >= LEAST_GAIN:
+        return Verdict("worth it", numbers + notes)
+    if gain + 1.96 * error < LEAST_GAIN or mass >= SHARP:
+        return Verdict("saturated" if mass >= SHARP else "hopeless", numbers + notes)
+    return Verdict("undecided", numbers + " More prompts would tell." + notes)

@@ -1,0 +1,159 @@
+"""The model's part of a diagnosis: samples, greedy responses, scores and the search, as plain lists and arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from srlm.config import SelfRewardConfig
+from srlm.console import Display
+from srlm.errors import UserError
+from srlm.evaluation import held_out_generator
+from srlm.policies.transformer import TransformerPolicy
+from srlm.prompts import PromptSet, load_prompts
+from srlm.rewards import REWARDS
+from srlm.runs import read_manifest
+from srlm.search import Found
+from srlm.trainer import load_policy, prompt_sets, run_config
+from srlm.types import Prompts, Rollouts
+
+STARTS = 3  # best samples that a search begins with, beside the greedy response
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """P prompts whose log-probs are numbers, with K samples each.
+
+    indices: of the prompts in the set that was asked about. answers: acceptable ones, None without labels.
+    tokens, texts: samples [P][K]. finished: [P][K] ended by themselves. log_prob, entropy, rewards: [P, K].
+    found, found_texts: the search's responses, most probable first; mode_finished: the first ended by itself.
+    broken: prompts left out.
+    """
+
+    indices: list[int]
+    items: list[Any]
+    answers: list[Sequence[str]] | None
+    tokens: list[list[list[int]]]
+    texts: list[list[str]]
+    finished: list[list[bool]]
+    log_prob: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    rewards: dict[str, NDArray[np.float64]]
+    greedy: list[list[int]]
+    greedy_texts: list[str]
+    found: list[Found]
+    found_texts: list[list[str]]
+    mode_finished: list[bool]
+    broken: int
+    seconds: dict[str, float]
+
+
+def subject(
+    model: str | None,
+    prompts: str | Path | PromptSet | None,
+    run: str | Path | None,
+    round: int | None,
+    changes: dict[str, Any],
+) -> tuple[str, TransformerPolicy, PromptSet, SelfRewardConfig]:
+    """Whom to ask, what, and with which settings: a name, a policy, prompts, a configuration."""
+    if run is None:
+        if round is not None:
+            raise UserError(f"--round {round} is a round of a run: name its folder with --run")
+        if prompts is None:
+            raise UserError("no prompts were given: name a file or dataset with --prompts")
+        config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
+        labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+        name = model or "smollm2"
+        return name, load_policy(name, config), labelled, config
+    if model is not None:
+        raise UserError(f"both --model {model} and --run {run} were given: choose one")
+    manifest = read_manifest(Path(run), "--run")
+    config, source, held_source = run_config(manifest, Path(run))
+    if prompts is None:
+        train, held = prompt_sets(source, held_source, config)
+        labelled = held or train
+    else:
+        labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    weights = "adapter" if config.lora_rank else "weights"
+    there = [0, *sorted(int(path.parent.name[-3:]) for path in Path(run).glob(f"round-[0-9]*/{weights}"))]
+    chosen = there[-1] if round is None else round
+    if chosen not in there:
+        raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
+    config = dataclasses.replace(config, **changes)
+    policy = load_policy(manifest["model"], config)
+    if chosen:
+        policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)
+    return f"{manifest['model']}, round {chosen} of {run}", policy, labelled, config
+
+
+def probe(
+    policy: TransformerPolicy, labelled: PromptSet, num_samples: int, budget: int, seed: int, display: Display
+) -> Probe:
+    """Sample, decode greedily, score and search.
+
+    Raises:
+        UserError: the model's log-probs are not numbers on any prompt.
+    """
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, work: Callable[..., Result]) -> Result:
+        with display.stage(name) as report:
+            start = time.perf_counter()
+            result = work(progress=report)
+            seconds[name] = time.perf_counter() - start
+        return result
+
+    prompts = labelled.prompts
+    samples = stage("sample", partial(policy.sample, prompts, num_samples, held_out_generator(seed, 0)))
+    greedy = stage("greedy", partial(policy.greedy, prompts))
+    log_prob, entropy = stage("score", partial(policy.score, prompts, samples, with_entropy=True))
+    ids = [samples.ids(i) for i in range(len(prompts))]
+    starts = [_starts(greedy.ids(i)[0], ids[i], log_prob[i].tolist()) for i in range(len(prompts))]
+    found = stage("search", partial(policy.most_probable, prompts, starts, budget=budget))
+    whole = [i for i, one in enumerate(found) if not one.broken and bool(log_prob[i].isfinite().all())]
+    if not whole:
+        raise UserError(
+            f"the log-probs of {policy.name} are numbers on none of {len(prompts)} prompts, expected numbers: "
+            "its weights are damaged, or --dtype is too narrow for it (try fp32)"
+        )
+    kept = Prompts.uniform([prompts.items[i] for i in whole])
+    part = dataclasses.replace(
+        samples, tokens=samples.tokens[whole], length=samples.length[whole], finished=samples.finished[whole]
+    )
+    weight = torch.full_like(log_prob[whole], 1 / num_samples)
+    rollouts = Rollouts(0, kept, part, log_prob[whole], weight, entropy[whole])
+    rewards = {name: reward(policy, rollouts).double().numpy() for name, reward in REWARDS.items()}
+    return Probe(
+        indices=whole,
+        items=list(kept.items),
+        answers=None if labelled.answers is None else [labelled.answers[i] for i in whole],
+        tokens=[ids[i] for i in whole],
+        texts=policy.texts(part),
+        finished=part.finished.tolist(),
+        log_prob=log_prob[whole].double().clamp(max=0).numpy(),
+        entropy=entropy[whole].double().numpy(),
+        rewards=rewards,
+        greedy=[greedy.ids(i)[0] for i in whole],
+        greedy_texts=[policy.text(greedy.ids(i)[0]) for i in whole],
+        found=[found[i] for i in whole],
+        found_texts=[[policy.text(response) for response in found[i].responses] for i in whole],
+        mode_finished=[policy.ended(found[i].responses[0]) for i in whole],
+        broken=len(prompts) - len(whole),
+        seconds=seconds,
+    )
+
+
+def _starts(greedy: list[int], samples: list[list[int]], log_prob: list[float]) -> list[list[int]]:
+    best = sorted(zip(log_prob, samples, strict=True), key=lambda pair: -pair[0])
+    distinct = {tuple(ids): ids for _, ids in best if ids != greedy}
+    return [greedy, *list(distinct.values())[:STARTS]]

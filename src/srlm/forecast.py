@@ -1,0 +1,155 @@
+"""What T rounds would give if they went as the theory says, from what is known of pi_0 alone (THEORY section 7).
+
+Exact rounds keep the order of responses and only stretch their odds. So the sharpened policy is known wherever pi_0 is:
+on the complete responses that a search found, and, between two bounds, on all others together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from srlm.search import Found, Tokens
+from srlm.theory import sharpened_log_odds
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of pi_0 on one prompt.
+
+    found: the search's result, not broken and not empty. found_right: which of its responses are right, None without
+        labels.
+    samples: K i.i.d. responses. sample_log_prob: [K] nats. sample_right: [K], None without labels.
+    """
+
+    found: Found
+    samples: Sequence[Tokens]
+    sample_log_prob: Floats
+    found_right: Flags | None = None
+    sample_right: Flags | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """low, high: certain, up to the arithmetic of the model. point: with what samples say of the rest; its standard
+    error is that of the samples, the prompts being given (delete-one jackknife; nan for K = 1)."""
+
+    low: float
+    point: float
+    high: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class ForecastRow:
+    """The sharpened policy after T exact rounds, averaged over prompts.
+
+    target: escort (rewards as they are) or clipped (B nats under the best); training is content with either, and with
+        all between. kappa: Eq. 5. mode_mass: E_x pi_T(y*|x). failure: P_x[pi_T(y*|x) <= 1/2].
+    accuracy: E_x P_{y ~ pi_T}[y is right], None without labels.
+    """
+
+    beta: float
+    rounds: int
+    target: str
+    kappa: Estimate
+    mode_mass: Estimate
+    failure: Estimate
+    accuracy: Estimate | None
+
+
+def forecast(evidence: Sequence[Evidence], beta: float, rounds: int, clip: float = math.inf) -> ForecastRow:
+    """One cell of the grid; clip is B in nats, inf for the escort.
+
+    A prompt whose mode is not certified has no more than this to say: pi_T(y*) lies in [pi_0(best known), 1], the
+    accuracy in [0, 1]. Its point estimate takes the best known response for the mode.
+    """
+    cells = [_cell(one, beta, rounds, clip) for one in evidence]
+    with np.errstate(over="ignore"):  # kappa of long responses may be inf
+        inverse = np.exp(np.stack([log_inverse for log_inverse, _ in cells]))
+    rights = [right for _, right in cells if right is not None]
+    return ForecastRow(
+        beta=beta,
+        rounds=rounds,
+        target="escort" if math.isinf(clip) else "clipped",
+        kappa=_estimate(inverse),
+        mode_mass=_estimate(1 / inverse),
+        failure=_estimate((inverse >= 2).astype(np.float64)),
+        accuracy=_estimate(np.stack(rights)) if len(rights) == len(cells) else None,
+    )
+
+
+def limit_accuracy(evidence: Sequence[Evidence]) -> Estimate:
+    """Accuracy as T grows: the share of prompts whose mode is right; nothing is known where it is not certified."""
+    right = np.array([bool(one.found_right[0]) for one in evidence if one.found_right is not None])
+    certain = np.array([one.found.num_certified > 0 for one in evidence])
+    return Estimate(float((right & certain).mean()), float(right.mean()), float((right | ~certain).mean()), math.nan)
+
+
+def _cell(one: Evidence, beta: float, rounds: int, clip: float) -> tuple[Floats, Floats | None]:
+    """log 1/pi_T(y*) and accuracy of one prompt, each [2 + 1 + K]: both ends, the point estimate, and that estimate
+    without each of the samples."""
+    found = one.found
+    known = np.minimum(found.log_prob, 0.0)
+    mode = known[0]
+
+    def stretched(log_prob: Floats | float) -> Floats:
+        odds: Floats = np.asarray(sharpened_log_odds(np.maximum(mode - log_prob, 0.0), beta, rounds, clip))
+        return odds
+
+    # In units of the mode's mass: e^-g(D) for a response known, (pi_0/pi*) e^-(g(D) - D) for mass that lies D below.
+    inside = -stretched(known)
+    mass = min(float(logsumexp(known)), 0.0)
+    unknown = math.log(-math.expm1(mass)) if mass < 0 else -math.inf
+    steepest = rounds * clip / beta if rounds and math.isfinite(clip) else (math.inf if rounds else 0.0)
+    least = unknown - mode - steepest
+    gap = max(mode - found.open_log_prob, 0.0)
+    most = unknown - mode - float(stretched(mode - gap) - gap) if math.isfinite(gap) else least
+    certified = found.num_certified > 0
+    total = logsumexp(inside)
+    ends = (np.logaddexp(total, least), np.logaddexp(total, most)) if certified else (0.0, -mode)
+
+    core = found.num_certified or len(known)
+    certain = set(found.responses[:core])
+    outside = np.array([tuple(sample) not in certain for sample in one.samples])
+    below = np.maximum(mode - one.sample_log_prob, 0.0)
+    weight = np.where(outside, -mode - (stretched(one.sample_log_prob) - below), -np.inf)
+
+    def with_samples(chosen: Flags | None, in_core: Flags | None) -> Floats:
+        """log of the core's mass plus the samples' estimate of the rest: with all of them, then without each."""
+        parts = weight if chosen is None else np.where(chosen, weight, -np.inf)
+        own = inside[:core] if in_core is None else np.where(in_core[:core], inside[:core], -np.inf)
+        k = len(parts)
+        leaving = np.where(np.eye(k, dtype=bool), -np.inf, parts) if k > 1 else np.empty((0, k))
+        with np.errstate(divide="ignore"):
+            rest = np.append(logsumexp(parts) - math.log(k), logsumexp(leaving, axis=-1) - math.log(max(k - 1, 1)))
+            return np.asarray(np.logaddexp(logsumexp(own), rest))
+
+    point = with_samples(None, None)
+    log_inverse = np.concatenate([ends, np.clip(point, *ends)])
+    if one.found_right is None or one.sample_right is None:
+        return log_inverse, None
+    right = np.exp(with_samples(one.sample_right, one.found_right) - point)
+    if not certified:
+        return log_inverse, np.concatenate([[0.0, 1.0], np.clip(right, 0, 1)])
+    low, wrong = (
+        float(np.exp(logsumexp(np.where(flags, inside, -np.inf)) - ends[1]))
+        for flags in (one.found_right, ~one.found_right)
+    )
+    return log_inverse, np.concatenate([[low, 1 - wrong], np.clip(right, low, 1 - wrong)])
+
+
+def _estimate(values: Floats) -> Estimate:
+    """From [P, 2 + 1 + K]."""
+    first, second, point, *without = values.mean(0).tolist()
+    with np.errstate(invalid="ignore"):
+        error = math.sqrt((len(without) - 1) * float(np.var(without))) if len(without) > 1 else math.nan
+    return Estimate(min(first, second), point, max(first, second), error)
