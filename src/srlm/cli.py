@@ -82,7 +82,7 @@ class Diagnose:
     prompts: str | None = None
     """Prompts, with answers if there are any (formats as in training)."""
     run: str | None = None
-    """Instead of a model: a run folder, with its settings and, unless --prompts says otherwise, its held-out prompts."""
+    """Instead of a model: a run folder, with its settings and, unless others are given, its held-out prompts."""
     round: int | None = None
     """Round of the run; its last one by default."""
     output: str | None = None
@@ -103,13 +103,13 @@ class Diagnose:
     """Diagnose on a random subset of this many."""
     stop: tuple[str, ...] | None = None
     """Strings that end a response exactly like EOS."""
-    raw_prompts: bool | None = None
+    raw_prompts: bool = False
     """Take `prompt` strings as they are, even if the tokenizer has a chat template."""
     dtype: str | None = None
     """bf16, fp32 or auto."""
     token_budget: int | None = None
     """Padded tokens per micro-batch (2048)."""
-    trust_remote_code: bool | None = None
+    trust_remote_code: bool = False
     """Run code that a model repository brings along."""
     seed: int = 0
     """Of the subset and the samples."""
@@ -221,6 +221,8 @@ def _diagnose(arguments: list[str]) -> None:
     settings = {
         f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name not in ("quiet", "samples")
     }
+    for flag in ("raw_prompts", "trust_remote_code"):  # left out, the run's own choice stands
+        settings[flag] = settings[flag] or None
     diagnose(**settings, num_samples=chosen.samples, display=Display(chosen.quiet))
 
 
