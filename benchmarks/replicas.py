@@ -63,10 +63,13 @@ def plain(start: LinearSoftmaxPolicy, n: int) -> np.ndarray:
     return np.array(results)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def per_second(replicas: int, work: Callable[[], object]) -> float:
+    """Over a quarter of a second at least: a run of the batched version takes a few milliseconds."""
+    start, runs = time.perf_counter(), 0
+    while (took := time.perf_counter() - start) < 0.25:
+        work()
+        runs += 1
+    return runs * replicas / took
 
 
 def main() -> None:
@@ -79,7 +82,7 @@ def main() -> None:
         few = LinearSoftmaxPolicy(start.theta[:16], start.features[:16])
         batched(start, n)
         pairs = [
-            (replicas / seconds(partial(batched, start, n)), 16 / seconds(partial(plain, few, n))) for _ in range(5)
+            (per_second(replicas, partial(batched, start, n)), per_second(16, partial(plain, few, n))) for _ in range(5)
         ]
         ratios = sorted(a / b for a, b in pairs)
         fast, slow = (statistics.median(x) for x in zip(*pairs, strict=True))

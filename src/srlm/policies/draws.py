@@ -5,6 +5,7 @@ R replicas (seeds, sizes) run as one computation: every axis in this file may be
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -24,26 +25,18 @@ class Draws:
     response: Tensor
 
 
-def categorical(cumulative: Tensor, row: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse CDF: for each uniform [..., P, K] in [0, 1) a column of row [..., P] of the CDFs [..., X, Y].
-
-    All rows of all replicas form one increasing sequence (row number + CDF), so that one binary search serves them all.
-    """
-    *lead, rows, columns = cumulative.shape
-    count = cumulative.numel() // columns
-    sequence = (cumulative.reshape(count, columns) + torch.arange(count, dtype=cumulative.dtype)[:, None]).flatten()
-    replica = torch.arange(count // rows).view(*lead, 1) if lead else torch.zeros(1, dtype=torch.long)
-    place = (replica * rows + row)[..., None]
-    # Just below 1: a sum of row number and uniform must not be rounded up into the next row.
-    found = torch.searchsorted(sequence, place + uniform * (1 - 2**-20), right=True) - place * columns
-    return found.clamp_(0, columns - 1)
+def take(table: Tensor, row: Tensor) -> Tensor:
+    """Rows [..., N, C] by number [..., N] of a table [..., M, C], which may lack the replica axis of the numbers."""
+    *lead, rows, columns = table.shape
+    first = rows * torch.arange(math.prod(lead)).view(*lead, 1)
+    return table.reshape(-1, columns).index_select(0, (first + row).flatten()).view(*row.shape, columns)
 
 
 def draw(log_table: Tensor, row: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
     """K i.i.d. columns [..., P, K] from pi(. | row) for rows [..., P]."""
     cumulative = log_table.exp().cumsum(-1)
     uniform = torch.rand(*row.shape, num_samples, dtype=torch.float64, generator=generator)
-    return categorical(cumulative / cumulative[..., -1:], row, uniform)
+    return torch.searchsorted(take(cumulative / cumulative[..., -1:], row), uniform, right=True)
 
 
 def look_up(table: Tensor, draws: Draws) -> Tensor:
@@ -73,8 +66,8 @@ def sampled(num_prompts: int, num_samples: int) -> Sampler:
         table = policy.log_table()
         lead = table.shape[:-2]
         uniform = torch.rand(*lead, num_prompts, dtype=torch.float64, generator=generator)
-        share = prompts.weight.double().cumsum(0)[None]  # a table of one row
-        row = categorical(share / share[:, -1:], torch.zeros(1, dtype=torch.long), uniform.view(1, -1)).view_as(uniform)
+        share = prompts.weight.double().cumsum(0)
+        row = torch.searchsorted(share / share[-1], uniform, right=True)
         draws = Draws(row, draw(table, row, num_samples, generator))
         log_prob = look_up(table, draws)
         return Rollouts(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from srlm.policies.draws import Draws, draw, look_up
+from srlm.policies.draws import Draws, draw, look_up, take
 from srlm.policies.least_squares import on_ball
 from srlm.types import Prompts, Rollouts, Update, UpdateInfo
 
@@ -24,15 +24,16 @@ class LinearSoftmaxPolicy:
     theta: Tensor
     features: Tensor
     radius: float = math.inf
+    same_features: InitVar[bool] = False  # the policy they come from has checked them
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, same_features: bool) -> None:
         if self.theta.dtype != torch.float64 or self.features.dtype != torch.float64:
             raise ValueError(f"theta and features must be float64, got {self.theta.dtype} and {self.features.dtype}")
         if self.features.ndim < 3 or self.features.shape[-1] != self.theta.shape[-1]:
             raise ValueError(
                 f"features must be [..., X, Y, {self.theta.shape[-1]}] to match theta, got {list(self.features.shape)}"
             )
-        if not self.features.norm(dim=-1).max() <= 1 + 1e-9:
+        if not same_features and not self.features.norm(dim=-1).max() <= 1 + 1e-9:
             raise ValueError(f"features must have norms of at most 1, got {self.features.norm(dim=-1).max():g}")
         if not self.theta.norm(dim=-1).max() <= self.radius * (1 + 1e-9):
             raise ValueError(
@@ -59,13 +60,17 @@ class LinearSoftmaxPolicy:
     def moved(self, parameters: Tensor) -> LinearSoftmaxPolicy:
         """With other parameters, drawn back to the ball if they left it."""
         if math.isinf(self.radius):
-            return replace(self, theta=parameters)
+            return replace(self, theta=parameters, same_features=True)
         norm = parameters.norm(dim=-1, keepdim=True)
-        return replace(self, theta=parameters * (self.radius / norm.clamp_min(1e-300)).clamp_max(1.0))
+        inside = parameters * (self.radius / norm.clamp_min(1e-300)).clamp_max(1.0)
+        return replace(self, theta=inside, same_features=True)
 
     @cached_property
     def _log_table(self) -> Tensor:
-        return torch.log_softmax((self.features @ self.theta[..., None, :, None])[..., 0], -1)
+        # Rows times matrices, and log_softmax by hand: on many small tables both are up to four times faster.
+        logits = (self.theta[..., None, :] @ self.features.flatten(-3, -2).mT).squeeze(-2)
+        logits = logits.view(*logits.shape[:-1], *self.features.shape[-3:-1])
+        return logits - logits.logsumexp(-1, keepdim=True)
 
     def log_table(self) -> Tensor:
         return self._log_table
@@ -79,11 +84,9 @@ class LinearSoftmaxPolicy:
         return look_up(self.log_table(), responses)
 
     def observed(self, draws: Draws) -> Tensor:
-        """phi of the draws [..., P, K, D]."""
-        place = draws.prompt[..., None] * self.features.shape[-2] + draws.response
-        lead = self.features.shape[:-3]
-        first = torch.arange(math.prod(lead)).view(*lead, 1, 1) * math.prod(self.features.shape[-3:-1])
-        return self.features.flatten(0, -2)[place + first]
+        """phi of the draws [..., K, P, D]: with K in front, sums over it run along memory."""
+        place = (draws.prompt[..., None] * self.features.shape[-2] + draws.response).mT
+        return take(self.features.flatten(-3, -2), place.flatten(-2)).view(*place.shape, -1)
 
 
 def least_squares(beta: float, ridge: float = 0.0) -> Update:
@@ -96,15 +99,15 @@ def least_squares(beta: float, ridge: float = 0.0) -> Update:
     def update(
         policy: LinearSoftmaxPolicy, rollouts: Rollouts, reward: Tensor
     ) -> tuple[LinearSoftmaxPolicy, UpdateInfo]:
-        phi, weight = policy.observed(rollouts.responses), rollouts.weight[..., None]
-        mass = weight.sum(-2, keepdim=True)
-        phi = phi - (weight * phi).sum(-2, keepdim=True) / mass
-        weighted = phi * weight * rollouts.prompts.weight[:, None, None]
-        flat, pulls = phi.flatten(-3, -2), weighted.flatten(-3, -2)
-        matrix = flat.mT @ pulls
-        vector = (pulls.mT @ (reward / beta).flatten(-2)[..., None])[..., 0]
-        theta = policy.theta.expand(vector.shape)
-        after = replace(policy, theta=theta + on_ball(matrix, vector, theta, policy.radius, ridge))
+        phi, weight = policy.observed(rollouts.responses), rollouts.weight.mT[..., None].contiguous()
+        root = (weight * rollouts.prompts.weight[:, None]).sqrt()
+        phi -= (weight * phi).sum(-3, keepdim=True) / weight.sum(-3, keepdim=True)  # in place: memory is what is slow
+        phi *= root
+        rows = phi.flatten(-3, -2)
+        target = (root * reward.mT[..., None] / beta).flatten(-3, -2)
+        theta = policy.theta.expand(*rows.shape[:-2], -1)
+        step = on_ball(rows.mT @ rows, (target.mT @ rows)[..., 0, :], theta, policy.radius, ridge)
+        after = policy.moved(theta + step)
         log_ratio = after.log_prob(rollouts.prompts, rollouts.responses) - rollouts.log_prob
         return after, UpdateInfo(rollouts, reward, log_ratio, torch.zeros(0, dtype=torch.float64))
 
