@@ -91,6 +91,8 @@ class Diagnose:
     """K: responses per prompt."""
     search_budget: int = 1024
     """Most prefixes per prompt that the search for the mode evaluates; what it leaves open becomes an interval."""
+    search_best: int = 4
+    """How many of the most probable responses to certify: 2 are mode and runner-up, more narrow the forecast."""
     answers: str = "normalised"
     """Which responses give the same answer? exact, normalised, number, regex:PATTERN or module:function."""
     match: str | None = None

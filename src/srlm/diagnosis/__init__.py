@@ -11,7 +11,7 @@ from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
 from srlm.diagnosis import levels
 from srlm.diagnosis.probe import probe, subject
-from srlm.diagnosis.result import Diagnosis
+from srlm.diagnosis.result import Diagnosis, new_folder
 from srlm.diagnosis.tables import prompt_table, sample_table
 from srlm.diagnosis.view import show
 from srlm.errors import UserError
@@ -33,6 +33,7 @@ def diagnose(
     num_samples: int = 16,
     max_new_tokens: int | None = None,
     search_budget: int = 1024,
+    search_best: int = 4,
     answers: str = "normalised",
     match: str | None = None,
     clip: float | None = None,
@@ -51,7 +52,8 @@ def diagnose(
     run, round: instead of a model, pi_t of a run folder (its last round unless told), on the run's held-out prompts
         unless others are given.
     output: new folder for diagnose.json, prompts.parquet and samples.parquet.
-    num_samples: K. search_budget: most prefixes per prompt that the search evaluates. answers: answer classes, see
+    num_samples: K. search_budget: most prefixes per prompt that the search evaluates. search_best: how many of the most
+        probable responses to certify, at least 2; more narrow the forecast. answers: answer classes, see
         `srlm.answers.answer_classes`. clip: B of the clipped forecast. For the rest, as in training, None stands for
         the run's value or the default.
 
@@ -61,9 +63,13 @@ def diagnose(
     display = display or Display()
     if output is not None:
         RunFolder.refuse_used(Path(output))
-    for name, number, least in (("--samples", num_samples, 2), ("--search-budget", search_budget, 1)):
+    for name, number, least in (
+        ("samples", num_samples, 2),
+        ("search-budget", search_budget, 1),
+        ("search-best", search_best, 2),
+    ):
         if number < least:
-            raise UserError(f"{name} is {number}, expected at least {least}: correct it")
+            raise UserError(f"--{name} is {number}, expected at least {least}: correct it")
     classes = answer_classes(answers)
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -77,13 +83,16 @@ def diagnose(
     }
     # A search is over the full distribution, so samples are too.
     changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
-    name, policy, labelled, config = subject(model, prompts, run, round, changes)
+    name, load, labelled, config = subject(model, prompts, run, round, changes)
     labelled = labelled.take(max_prompts, seed)
     rule = match_rule(config.match)
     check_answers(labelled, rule)
+    policy = load()
     policy.check_prompts(labelled.prompts)
 
-    seen = probe(policy, labelled, num_samples, search_budget, seed, display)
+    if output is not None:
+        new_folder(Path(output))
+    seen = probe(policy, labelled, num_samples, search_best, search_budget, seed, display)
     classified = levels.classify(seen, classes)
     votes = self_consistency(classified.samples)
     shares = levels.modal_shares(seen, classified, votes)
@@ -91,7 +100,13 @@ def diagnose(
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
     labels = None if right is None else levels.label_level(seen, right)
     prediction = levels.forecasts(levels.evidence(seen, right), config.clip)
-    settings = {"num_samples": num_samples, "search_budget": search_budget, "answers": answers, "seed": seed}
+    settings = {
+        "num_samples": num_samples,
+        "search_best": search_best,
+        "search_budget": search_budget,
+        "answers": answers,
+        "seed": seed,
+    }
     kept = ("max_new_tokens", "match", "clip", "stop", "raw_prompts")
     result = Diagnosis(
         model=name,

@@ -101,8 +101,8 @@ def modal_shares(probe: Probe, classes: Classes, votes: Sequence[Consistency]) -
                 mass[answer] = mass.get(answer, 0.0) + math.exp(min(value, 0.0))
         unknown = max(0.0, 1.0 - math.fsum(np.exp(np.minimum(one.log_prob, 0.0))))
         best = max(mass.values(), default=0.0)
-        low[i], high[i] = max(low[i], best), min(high[i], best + unknown)
-    return np.stack([low, np.maximum(low, high)], -1)
+        low[i], high[i] = np.clip([low[i], high[i]], best, min(best + unknown, 1.0))
+    return np.stack([low, high], -1)
 
 
 def answer_level(name: str, classes: Classes, votes: Sequence[Consistency], shares: NDArray[np.float64]) -> AnswerLevel:
@@ -232,7 +232,8 @@ def verdict(
     prediction: Forecast,
 ) -> Verdict:
     """Worth it if sharpening to the mode gains accuracy beyond chance (95 %, over prompts); saturated if there is
-    nothing left to sharpen; hopeless if what is left does not gain; undecided where the numbers do not tell."""
+    nothing left to sharpen, or to mend; hopeless if what is left does not gain; undecided where the numbers do not
+    tell."""
     now = next(row for row in prediction.rows if row.rounds == 0)
     mass = now.mode_mass.point
     notes = ""
@@ -263,6 +264,7 @@ def verdict(
     )
     if gain - 1.96 * error > 0 and gain >= LEAST_GAIN:
         return Verdict("worth it", numbers + notes)
+    saturated = mass >= SHARP or min(labels.sampled[0], labels.mode[0]) >= SHARP
     if gain + 1.96 * error < LEAST_GAIN or mass >= SHARP:
-        return Verdict("saturated" if mass >= SHARP else "hopeless", numbers + notes)
+        return Verdict("saturated" if saturated else "hopeless", numbers + notes)
     return Verdict("undecided", numbers + " More prompts would tell." + notes)

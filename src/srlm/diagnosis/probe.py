@@ -64,8 +64,8 @@ def subject(
     run: str | Path | None,
     round: int | None,
     changes: dict[str, Any],
-) -> tuple[str, TransformerPolicy, PromptSet, SelfRewardConfig]:
-    """Whom to ask, what, and with which settings: a name, a policy, prompts, a configuration."""
+) -> tuple[str, Callable[[], TransformerPolicy], PromptSet, SelfRewardConfig]:
+    """Whom to ask, what, and with which settings: a name, how to load the policy, prompts, a configuration."""
     if run is None:
         if round is not None:
             raise UserError(f"--round {round} is a round of a run: name its folder with --run")
@@ -74,7 +74,7 @@ def subject(
         config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
         labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
         name = model or "smollm2"
-        return name, load_policy(name, config), labelled, config
+        return name, partial(load_policy, name, config), labelled, config
     if model is not None:
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
@@ -85,19 +85,30 @@ def subject(
     else:
         labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     weights = "adapter" if config.lora_rank else "weights"
-    there = [0, *sorted(int(path.parent.name[-3:]) for path in Path(run).glob(f"round-[0-9]*/{weights}"))]
+    folders = [path.parent.name for path in Path(run).glob(f"round-[0-9]*/{weights}")]
+    there = [0, *sorted(int(name.removeprefix("round-")) for name in folders)]
     chosen = there[-1] if round is None else round
     if chosen not in there:
         raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
     config = dataclasses.replace(config, **changes)
-    policy = load_policy(manifest["model"], config)
-    if chosen:
-        policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)
-    return f"{manifest['model']}, round {chosen} of {run}", policy, labelled, config
+
+    def load() -> TransformerPolicy:
+        policy = load_policy(manifest["model"], config)
+        if chosen:
+            policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)
+        return policy
+
+    return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config
 
 
 def probe(
-    policy: TransformerPolicy, labelled: PromptSet, num_samples: int, budget: int, seed: int, display: Display
+    policy: TransformerPolicy,
+    labelled: PromptSet,
+    num_samples: int,
+    num_best: int,
+    budget: int,
+    seed: int,
+    display: Display,
 ) -> Probe:
     """Sample, decode greedily, score and search.
 
@@ -118,14 +129,15 @@ def probe(
     greedy = stage("greedy", partial(policy.greedy, prompts))
     log_prob, entropy = stage("score", partial(policy.score, prompts, samples, with_entropy=True))
     ids = [samples.ids(i) for i in range(len(prompts))]
-    starts = [_starts(greedy.ids(i)[0], ids[i], log_prob[i].tolist()) for i in range(len(prompts))]
-    found = stage("search", partial(policy.most_probable, prompts, starts, budget=budget))
+    starts = [starting_points(greedy.ids(i)[0], ids[i], log_prob[i].tolist()) for i in range(len(prompts))]
+    found = stage("search", partial(policy.most_probable, prompts, starts, num_best=num_best, budget=budget))
     whole = [i for i, one in enumerate(found) if not one.broken and bool(log_prob[i].isfinite().all())]
     if not whole:
         raise UserError(
             f"the log-probs of {policy.name} are numbers on none of {len(prompts)} prompts, expected numbers: "
             "its weights are damaged, or --dtype is too narrow for it (try fp32)"
         )
+    found = [_with_best(one, ids[i], log_prob[i].tolist()) for i, one in enumerate(found)]
     kept = Prompts.uniform([prompts.items[i] for i in whole])
     part = dataclasses.replace(
         samples, tokens=samples.tokens[whole], length=samples.length[whole], finished=samples.finished[whole]
@@ -153,7 +165,16 @@ def probe(
     )
 
 
-def _starts(greedy: list[int], samples: list[list[int]], log_prob: list[float]) -> list[list[int]]:
+def starting_points(greedy: list[int], samples: list[list[int]], log_prob: list[float]) -> list[list[int]]:
     best = sorted(zip(log_prob, samples, strict=True), key=lambda pair: -pair[0])
     distinct = {tuple(ids): ids for _, ids in best if ids != greedy}
     return [greedy, *list(distinct.values())[:STARTS]]
+
+
+def _with_best(found: Found, samples: list[list[int]], log_prob: list[float]) -> Found:
+    """A search of a small budget may not come as far as the best sample, which is then the best response known."""
+    best = max(range(len(samples)), key=log_prob.__getitem__)
+    response, value = tuple(samples[best]), min(log_prob[best], found.open_log_prob)
+    if response in found.responses or (found.responses and value <= found.log_prob[0]):
+        return found
+    return dataclasses.replace(found, responses=[response, *found.responses], log_prob=[value, *found.log_prob])

@@ -14,9 +14,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from srlm import __version__
+from srlm.errors import UserError
 from srlm.estimators.calibration import Bin
 from srlm.forecast import Estimate, ForecastRow
-from srlm.runs import RunFolder, write_atomically
+from srlm.runs import RunFolder, check_new_file, write_atomically
 
 Interval = tuple[float, float]
 Proportion = tuple[float, float, float]  # estimate, low, high
@@ -153,13 +154,25 @@ class Diagnosis:
 
     def save(self, folder: Path) -> None:
         """diagnose.json, prompts.parquet and samples.parquet, in a new or empty folder."""
-        RunFolder.refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        new_folder(folder)
         for name in TABLES:
             table = pa.table(getattr(self, name))
             write_atomically(folder / f"{name}.parquet", partial(parquet.write_table, table))
         text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(folder / "diagnose.json", lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def new_folder(folder: Path) -> None:
+    """
+    Raises:
+        UserError: something is in it already, or it cannot be written.
+    """
+    RunFolder.refuse_used(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output {folder} cannot be written ({error.strerror}): choose another --output") from error
+    check_new_file(folder / "diagnose.json")
 
 
 def _plain(value: Any) -> Any:

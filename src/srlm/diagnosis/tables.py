@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def prompt_table(
     found = probe.found
     columns: Columns = {
         "prompt_index": probe.indices,
-        "prompt": [item if isinstance(item, str) else [dict(turn) for turn in item] for item in probe.items],
+        "prompt": _prompts(probe.items),
         "mode": [texts[0] for texts in probe.found_texts],
         "mode_tokens": [list(one.responses[0]) for one in found],
         "mode_log_prob": [one.mode_log_prob[0] for one in found],
@@ -42,7 +42,7 @@ def prompt_table(
         "prefixes": [one.prefixes for one in found],
         "entropy": probe.entropy.mean(-1).tolist(),
         "best_sample_log_prob": probe.log_prob.max(-1).tolist(),
-        "modal_answer": [None if vote.answer is None else str(vote.answer) for vote in votes],
+        "modal_answer": [_words(vote.answer) for vote in votes],
         "modal_count": [vote.count for vote in votes],
         "modal_share_low": shares[:, 0].tolist(),
         "modal_share_high": shares[:, 1].tolist(),
@@ -73,6 +73,23 @@ def sample_table(probe: Probe, classes: Classes, right: Rights | None) -> Column
         "finished": flat(probe.finished),
         "log_prob": probe.log_prob.flatten().tolist(),
         "entropy": probe.entropy.flatten().tolist(),
-        "answer": [None if answer is None else str(answer) for answer in flat(classes.samples)],
+        "answer": [_words(answer) for answer in flat(classes.samples)],
     } | {f"reward_{name}": reward.flatten().tolist() for name, reward in probe.rewards.items()}
     return columns if right is None else columns | {"right": right.samples.flatten().tolist()}
+
+
+def _prompts(items: Sequence[Any]) -> list[Any]:
+    """A column holds strings or conversations: where both occur, a string is one user turn."""
+    if all(isinstance(item, str) for item in items):
+        return list(items)
+    turns = [[{"role": "user", "content": item}] if isinstance(item, str) else item for item in items]
+    return [[dict(turn) for turn in item] for item in turns]
+
+
+def _words(answer: Hashable | None) -> str | None:
+    if answer is None:
+        return None
+    try:
+        return str(answer).encode(errors="replace").decode()
+    except Exception:  # a number of thousands of digits, or a class of the user's
+        return f"{type(answer).__name__} {hash(answer):x}"
