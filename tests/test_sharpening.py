@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlm.theory import (
@@ -13,6 +13,7 @@ from srlm.theory import (
     mode_margin,
     sharpen,
     sharpened_kappa_bound,
+    sharpened_log_odds,
     sharpened_mode_bracket,
     sharpening_exponent,
 )
@@ -208,3 +209,31 @@ def test_inconsistent_or_flattening_brackets_are_refused() -> None:
         sharpened_mode_bracket([-1.0], 0.5, -math.inf, 2.0)
     with pytest.raises(ValueError, match="exponent must be"):
         sharpened_mode_bracket([-1.0], 0.5, -1.0, 0.9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.2, 4), st.integers(0, 5), st.sampled_from([math.inf, 0.3, 2.0, 8.0]))
+def test_stretched_log_odds_are_those_of_updated_tables(seed, beta, rounds, clip) -> None:
+    log_prob = np.random.default_rng(seed).standard_normal((3, 7)) * 3
+    odds = log_prob.max(-1, keepdims=True) - log_prob
+    for _ in range(rounds):
+        reward = np.maximum(log_prob, log_prob.max(-1, keepdims=True) - clip)
+        log_prob = log_prob + reward / beta
+        log_prob -= np.log(np.exp(log_prob - log_prob.max()).sum(-1, keepdims=True)) + log_prob.max()
+    after = sharpened_log_odds(odds, beta, rounds, clip)
+    np.testing.assert_allclose(after, log_prob.max(-1, keepdims=True) - log_prob, rtol=1e-9, atol=1e-9)
+
+
+def test_what_clipping_leaves_of_responses_far_below() -> None:
+    far = np.array([100.0, 1000.0, math.inf])
+    np.testing.assert_allclose(sharpened_log_odds(far, 2.0, 3, 8.0)[:2] - far[:2], 3 * 8 / 2)
+    assert sharpened_log_odds(far, 2.0, 3, 8.0)[2] == math.inf
+    assert sharpened_log_odds(0.0, 1e-3, 10**6) == 0.0  # an exponent beyond floats leaves the mode where it is
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("log_odds", -1.0), ("beta", 0.0), ("rounds", 1.5), ("rounds", -1), ("clip", 0.0)]
+)
+def test_log_odds_out_of_range_are_refused(name, value) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        sharpened_log_odds(**{"log_odds": 1.0, "beta": 1.0, "rounds": 1, "clip": 1.0, name: value})

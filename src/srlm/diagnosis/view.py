@@ -52,8 +52,8 @@ def show(result: Diagnosis, display: Display) -> None:
         say(f"accuracy   {shares}")
         for name, c in labels.calibration.items():
             say(
-                f"           {name} tells right from wrong: AUROC {_share(c.auroc)}, within a prompt "
-                f"{c.auroc_within:.2f} ({c.prompts_within} prompts)"
+                f"           {name} tells right from wrong: AUROC {c.auroc_within:.2f} within a prompt "
+                f"({c.prompts_within} prompts), {_share(c.auroc)} over all"
             )
     say("")
     display.console.print(_forecast(result.forecast))
