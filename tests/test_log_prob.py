@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections.abc import Sequence
 
@@ -15,7 +16,15 @@ from transformers import PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer import log_prob as module
-from srlm.policies.transformer.log_prob import Head, reads_trees, response_log_prob, token_entropy, token_log_prob
+from srlm.policies.transformer.log_prob import (
+    Head,
+    entropy,
+    reads_trees,
+    response_log_prob,
+    self_certainty,
+    token_log_prob,
+    token_statistic,
+)
 from srlm.policies.transformer.packing import layout, pack
 
 Group = tuple[list[int], list[list[int]]]
@@ -99,10 +108,35 @@ def test_entropy_is_the_mean_along_the_response() -> None:
             expected.append(-(log_p.exp() * log_p).sum(-1).mean())
     for shared in (True, False):
         with torch.no_grad():
-            _, entropy = score(LLAMA, groups, shared, with_entropy=True)
-        assert entropy is not None
-        assert (entropy - torch.stack(expected)).abs().max() <= 1e-4
+            _, mean = score(LLAMA, groups, shared, statistic=entropy)
+        assert mean is not None
+        assert (mean - torch.stack(expected)).abs().max() <= 1e-4
     assert score(LLAMA, groups, True)[1] is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_self_certainty_is_the_mean_divergence_of_the_uniform_distribution(name: str) -> None:
+    model, groups, expected = build(name), hard_groups(), []
+    uniform = torch.full((VOCABULARY,), 1 / VOCABULARY, dtype=torch.float64)
+    for prompt, ys in groups:
+        for y in ys:
+            log_p = torch.log_softmax(next_logits(model, prompt, y).double(), -1)
+            each = torch.distributions.kl_divergence(
+                torch.distributions.Categorical(uniform.expand_as(log_p)), torch.distributions.Categorical(logits=log_p)
+            )
+            expected.append(each.mean())
+    for shared in (True, False):
+        with torch.no_grad():
+            _, mean = score(model, groups, shared, statistic=self_certainty)
+        assert mean is not None and mean.min() > 0
+        assert (mean - torch.stack(expected)).abs().max() <= 1e-4
+
+
+def test_statistics_of_known_distributions() -> None:
+    for words in (2, 7):
+        even = torch.full((1, words), -math.log(words))
+        assert entropy(even) == pytest.approx(math.log(words)) and self_certainty(even) == pytest.approx(0, abs=1e-6)
+    assert self_certainty(torch.tensor([[0.9, 0.1]]).log()) == pytest.approx(-math.log(4 * 0.9 * 0.1) / 2)
 
 
 def own_gradients(model: PreTrainedModel, groups: Sequence[Group], pull: Tensor) -> dict[str, Tensor]:
@@ -193,7 +227,8 @@ def test_chunks_change_nothing(frozen: bool, monkeypatch) -> None:
         values = token_log_prob(hidden, target, head)
         values.sum().backward()
         with torch.no_grad():
-            scores = torch.cat([token_entropy(hidden, head), token_log_prob(hidden, target, head)])
+            statistics = [token_statistic(hidden, head, statistic) for statistic in (entropy, self_certainty)]
+            scores = torch.cat([*statistics, token_log_prob(hidden, target, head)])
         return values.detach(), hidden.grad, scores
 
     whole = run()

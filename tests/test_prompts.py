@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,3 +305,23 @@ def test_capitals() -> None:
         country = set(normalise(str(prompt).removeprefix("What is the capital of ")).split())
         assert answers and all(normalise(answer) for answer in answers)
         assert not country & {word for answer in answers for word in normalise(answer).split()}, prompt
+
+
+# The cities
+
+
+def test_cities() -> None:
+    train, held_out = (load_prompts(DATA / f"cities-{part}.jsonl") for part in ("train", "held-out"))
+    prompts = [*train.prompts.items, *held_out.prompts.items]
+    assert len(prompts) == len(set(prompts)) == 209
+    assert (len(train.prompts), len(held_out.prompts)) == (105, 104)
+    before, after = "Which country is the city of ", " in? Answer with one short sentence."
+    assert all(prompt.startswith(before) and prompt.endswith(after) for prompt in prompts)
+    assert all(set(json.loads(line)) == {"prompt"} for line in (DATA / "cities-train.jsonl").open("rb"))
+    assert train.answers is None and held_out.answers is not None
+    for prompt, answers in zip(held_out.prompts.items, held_out.answers, strict=True):
+        city = set(normalise(str(prompt).removeprefix(before).removesuffix(after)).split())
+        assert answers and all(normalise(answer) for answer in answers)
+        assert not city & {word for answer in answers for word in normalise(answer).split()}, prompt
+    most = max(Counter(answers[0] for answers in held_out.answers).values())
+    assert most <= 3  # saying the same of every city is no way to be right

@@ -1,19 +1,19 @@
-"""Is a response right, and which answer does it give? Match rules and answer classes; never used in training."""
+"""Is a response right, and which answer does it give? Match rules, which training meets in the control `oracle` alone,
+and answer classes."""
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from srlm import tasks
 from srlm.errors import UserError
+from srlm.imports import user_function
 
 Match: TypeAlias = Callable[[str, Sequence[str]], bool]
 """(response text, acceptable answers) -> right?"""
@@ -37,7 +37,7 @@ _LONGEST_NUMBER = 10_000  # time to convert grows with the square: 4 ms here, ha
 
 
 def match_rule(name: str) -> Match:
-    """The rule called contains, exact, number or regex, or the function `module:function`."""
+    """The rule called auto, contains, exact, number or regex, or the function `module:function`."""
     if name in _RULES:
         return _RULES[name]
     module, _, function = name.partition(":")
@@ -85,6 +85,16 @@ def normalise(text: str) -> str:
     return " ".join(_UNSPACED.sub(r" \1 ", unicodedata.normalize("NFC", "".join(letters))).split())
 
 
+def auto(response: str, answers: Sequence[str]) -> bool:
+    """As the task judges that the prompt is of (srlm.tasks); for all other prompts `contains`."""
+    task = tasks.verifier(answers[0]) if answers else None
+    if task is None:
+        return contains(response, answers)
+    classes, verify = task
+    answer = answer_classes(classes)(response)
+    return answer is not None and verify(_written(answer))
+
+
 def contains(response: str, answers: Sequence[str]) -> bool:
     """The words of an acceptable answer stand in the response, whole and in a row."""
     words = f" {normalise(response)} "
@@ -110,7 +120,7 @@ def regex(response: str, answers: Sequence[str]) -> bool:
     return any(pattern.search(response) for pattern in patterns)
 
 
-_RULES: dict[str, Match] = {"contains": contains, "exact": exact, "number": number, "regex": regex}
+_RULES: dict[str, Match] = {"auto": auto, "contains": contains, "exact": exact, "number": number, "regex": regex}
 
 
 def _last_number(text: str) -> Fraction | None:
@@ -121,6 +131,14 @@ def _last_number(text: str) -> Fraction | None:
     value = Fraction(Decimal(found["value"].replace(",", "") + (found["exponent"] or "")))
     below = Fraction(Decimal(found["below"] or "1")) or Fraction(1)
     return (-value if found["minus"] else value) / below
+
+
+def _written(answer: Hashable) -> str:
+    """A number as a verifier reads it: 5, -0.25."""
+    if not isinstance(answer, Fraction):
+        return str(answer)
+    whole = Decimal(answer.numerator)  # exact, whatever its length; a division would round it
+    return f"{whole if answer.denominator == 1 else whole / Decimal(answer.denominator):f}"
 
 
 _CLASSES: dict[str, AnswerClass] = {"exact": str.strip, "normalised": normalise, "number": _last_number}
@@ -139,7 +157,7 @@ def _regex_class(pattern: str) -> AnswerClass:
 
 
 def _own_class(module: str, function: str) -> AnswerClass:
-    chosen = _imported(module, function, "answer class", "(response)")
+    chosen = user_function(module, function, "answer class", "(response)")
 
     def answer(response: str) -> Hashable | None:
         value = chosen(response)
@@ -156,7 +174,7 @@ def _own_class(module: str, function: str) -> AnswerClass:
 
 
 def _own_rule(module: str, function: str) -> Match:
-    chosen = _imported(module, function, "match rule", "(response, answers)")
+    chosen = user_function(module, function, "match rule", "(response, answers)")
 
     def match(response: str, answers: Sequence[str]) -> bool:
         right = chosen(response, tuple(answers))
@@ -181,19 +199,3 @@ def _pattern(pattern: str, what: str, user: str) -> re.Pattern[str]:
             f"the {what} {pattern!r} is not a regular expression ({error}), as the {user} expects; "
             "correct it or choose another"
         ) from None
-
-
-def _imported(module: str, function: str, what: str, arguments: str) -> Callable[..., Any]:
-    name = f"{module}:{function}"
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        chosen = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise UserError(
-            f"the {what} {name} cannot be imported ({type(error).__name__}: {error}), expected a function of "
-            f"{arguments} in a module here or installed; check its name"
-        ) from error
-    if not callable(chosen):
-        raise UserError(f"the {what} {name} is not a function; name a function of {arguments}")
-    return chosen  # type: ignore[no-any-return]

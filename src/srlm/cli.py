@@ -20,7 +20,7 @@ import yaml
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
-Options = TypeVar("Options", "Train", "Evaluate", "Diagnose", "Plan", "Verify")
+Options = TypeVar("Options", "Train", "Evaluate", "Diagnose", "Plan", "Verify", "Report")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -29,9 +29,11 @@ class Train:
     """Improve a causal LM on prompts without answers: T rounds of {sample, score itself, least-squares update}."""
 
     model: str = "smollm2"
-    """Hub id, folder, .gguf file, or the alias smollm2."""
-    prompts: str = ""
-    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset or a Hub id. Answers in it are never used."""
+    """Hub id, folder, .gguf file, or an alias: smollm2, gemma3-270m."""
+    prompts: Annotated[str, tyro.conf.arg(aliases=("--task",))] = ""
+    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its own, say
+    'reasoning-gym:basic_arithmetic?size=500'. Answers in it are never used, but
+    by the control `oracle`."""
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
     quiet: bool = False
@@ -44,7 +46,7 @@ class Evaluate:
     """How often a model is right on labelled prompts: sampled and greedy accuracy with 95 % intervals."""
 
     model: str = "smollm2"
-    """Hub id, folder (a run's model/, say), .gguf file, or the alias smollm2."""
+    """Hub id, folder (a run's model/, say), .gguf file, or an alias: smollm2, gemma3-270m."""
     prompts: str = ""
     """Prompts with answers (formats as in training)."""
     max_prompts: int | None = None
@@ -53,8 +55,8 @@ class Evaluate:
     """Responses per prompt."""
     max_new_tokens: int = 64
     """Longest response, in tokens."""
-    match: str = "contains"
-    """contains, exact, number, regex or module:function."""
+    match: str = "auto"
+    """contains, exact, number, regex or module:function; auto asks a task's own verifier, or is contains."""
     stop: tuple[str, ...] = ()
     """Strings that end a response exactly like EOS."""
     raw_prompts: bool = False
@@ -78,7 +80,7 @@ class Diagnose:
     """Would self-rewarding help this model on these prompts? kappa and modes by exact search, and a forecast."""
 
     model: str | None = None
-    """Hub id, folder, .gguf file, or the alias smollm2 (the default)."""
+    """Hub id, folder, .gguf file, or an alias: smollm2 (the default), gemma3-270m."""
     prompts: str | None = None
     """Prompts, with answers if there are any (formats as in training)."""
     run: str | None = None
@@ -96,7 +98,8 @@ class Diagnose:
     answers: str = "normalised"
     """Which responses give the same answer? exact, normalised, number, regex:PATTERN or module:function."""
     match: str | None = None
-    """When is a response right? contains (the default), exact, number, regex or module:function."""
+    """When is a response right? auto (the default: a task's own verifier, or contains), contains, exact, number, regex
+    or module:function."""
     max_new_tokens: int | None = None
     """Longest response, in tokens (64)."""
     clip: float | None = None
@@ -177,6 +180,25 @@ class Plan:
     """Plain lines instead of a live display."""
 
 
+@dataclass(frozen=True)
+class Report:
+    """Look at runs, diagnoses and experiments: one HTML page with figures and samples, live with --watch."""
+
+    folders: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What srlm train, diagnose or verify wrote; several are laid over each other."""
+    output: str | None = None
+    """HTML file; by default report.html in the folder, comparison.html in the first of several. A report that lies
+    there is overwritten, since it is only a view."""
+    figures: str | None = None
+    """Also draw the curves as SVG files into this folder."""
+    forecast: str | None = None
+    """A diagnose.json of a run's start: its forecast of kappa is drawn beside what happened."""
+    watch: bool = False
+    """Serve the page on this machine only, refreshed while a run goes on, instead of writing it."""
+    port: int = 0
+    """For --watch; 0 takes a free one."""
+
+
 def _train(arguments: list[str]) -> None:
     resume, arguments = _take(arguments, "--resume")
     print_config = "--print-config" in arguments
@@ -225,7 +247,12 @@ def _diagnose(arguments: list[str]) -> None:
     }
     for flag in ("raw_prompts", "trust_remote_code"):  # left out, the run's own choice stands
         settings[flag] = settings[flag] or None
-    diagnose(**settings, num_samples=chosen.samples, display=Display(chosen.quiet))
+    display = Display(chosen.quiet)
+    diagnose(**settings, num_samples=chosen.samples, display=display)
+    if chosen.output is not None:
+        from srlm.report import report_or_reason
+
+        display.say(report_or_reason(Path(chosen.output)))
 
 
 def _verify(arguments: list[str]) -> None:
@@ -254,12 +281,32 @@ def _plan(arguments: list[str]) -> None:
     planning.show(made, Display(chosen.quiet))
 
 
+def _report(arguments: list[str]) -> None:
+    chosen = _parsed(Report, arguments, Report())
+    from srlm import report
+
+    if not chosen.folders:
+        raise UserError("no folder was given: name the folder that srlm train, diagnose or verify wrote")
+    if chosen.watch:
+        if chosen.output is not None or chosen.figures is not None:
+            raise UserError("--watch writes nothing: leave out --output and --figures, or --watch")
+        from srlm.report.watch import watch
+
+        watch(chosen.folders, port=chosen.port, forecast=chosen.forecast)
+        return
+    print(report.report(chosen.folders, chosen.output, forecast=chosen.forecast))
+    if chosen.figures is not None:
+        for file in report.save_figures(chosen.folders, chosen.figures, forecast=chosen.forecast):
+            print(file)
+
+
 COMMANDS = {
     "train": (Train, _train),
     "evaluate": (Evaluate, _evaluate),
     "diagnose": (Diagnose, _diagnose),
     "plan": (Plan, _plan),
     "verify": (Verify, _verify),
+    "report": (Report, _report),
 }
 
 

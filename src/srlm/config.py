@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from srlm.errors import UserError
 
@@ -22,7 +23,12 @@ class SelfRewardConfig:
     max_new_tokens: int = 64
     """Longest response; longer ones are cut there and flagged as truncated."""
     reward: str = "log_likelihood"
-    """Self-reward: log_likelihood (Eq. 1), or the control `random`."""
+    """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority, implicit,
+    judge, judge_pairwise, module:function, a sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random,
+    inverted, oracle (uses labels). Set beta to its scale."""
+    answers: str = "normalised"
+    """Which responses give the same answer, for majority? exact, normalised, number, regex:PATTERN or
+    module:function."""
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     clip: float = 8.0
@@ -30,6 +36,25 @@ class SelfRewardConfig:
     0 asks for exactly what Eq. 3 does."""
     anchor: float = 1.0
     """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
+    objective: str = "regression"
+    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best) or grpo."""
+    pairs: str = "all"
+    """Of dpo and ipo: all pairs of a group, or best_worst."""
+    margin: float = 0.0
+    """Of dpo, ipo and nll: responses make a pair if their rewards differ by more than this; ties never do."""
+    label_smoothing: float | Literal["consistency"] = 0.0
+    """Of dpo and ipo: how often a preference is taken to be wrong; consistency is CREAM's (1 - tau) / 2 with Kendall's
+    tau of this round's policy against the last one."""
+    nll: float = 0.0
+    """Weight of an added -log pi of each group's best response."""
+    length_penalty: float = 0.0
+    """Nats of reward that a token costs; with a length window, that each token outside it costs."""
+    length_window: tuple[int, int] | None = None
+    """Fewest and most tokens that cost nothing."""
+    kl_initial: float = 0.0
+    """beta0: weight of a KL term to the untouched model, beside that to the last round's (beta)."""
+    truncated: str = "keep"
+    """Responses cut off at max_new_tokens: keep, penalise (no better than their group's worst) or drop."""
     learning_rate: float = 1.5e-4
     """Peak step size of AdamW; falls linearly to zero within each round."""
     gain_learning_rate: float = 0.1
@@ -67,8 +92,9 @@ class SelfRewardConfig:
     """Without a held-out file: share of the prompts (at most 64) set aside to measure fidelity on."""
     held_out_samples: int = 8
     """Responses per held-out prompt."""
-    match: str = "contains"
-    """When is a response right? contains, exact, number, regex or module:function (evaluation only)."""
+    match: str = "auto"
+    """When is a response right? contains, exact, number, regex or module:function (evaluation only); auto asks a task's
+    own verifier, or is contains."""
     trust_remote_code: bool = False
     """Run code that a model repository brings along."""
     seed: int = 0
@@ -92,11 +118,22 @@ class SelfRewardConfig:
             self._expect(name, math.isfinite(value) and value > 0, "a finite number above 0")
         alpha = self.lora_alpha
         self._expect("lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
-        for name in ("clip", "anchor", "gain_learning_rate"):
+        for name in ("clip", "anchor", "gain_learning_rate", "margin", "nll", "length_penalty", "kl_initial"):
             value = getattr(self, name)
             self._expect(name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
         self._expect("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._expect("held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
+        objectives = ("regression", "dpo", "ipo", "best_of_k", "grpo")
+        self._expect("objective", self.objective in objectives, "regression, dpo, ipo, best_of_k or grpo")
+        self._expect("pairs", self.pairs in ("all", "best_worst"), "all or best_worst")
+        smoothing = self.label_smoothing
+        fits = smoothing == "consistency" if isinstance(smoothing, str) else 0 <= smoothing <= 1
+        self._expect("label_smoothing", fits, "a number from 0 to 1, or consistency")
+        window = self.length_window
+        self._expect("length_window", window is None or 0 <= window[0] <= window[1], "0 <= fewest <= most")
+        needed = window is None or self.length_penalty > 0
+        self._expect("length_window", needed, "a --length-penalty above 0 beside it")
+        self._expect("truncated", self.truncated in ("keep", "penalise", "drop"), "keep, penalise or drop")
         self._expect("dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")
         self._expect("stop", all(self.stop), "non-empty strings")
         self._expect("seed", 0 <= self.seed < 2**63, "0 or more and below 2^63")

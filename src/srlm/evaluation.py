@@ -1,4 +1,4 @@
-"""How often a model is right, sampled and greedy. The only reader of answers, beside `srlm evaluate`'s caller."""
+"""How often a model is right, sampled and greedy. The only reader of answers, beside the control `oracle`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from srlm.answers import Match, match_rule
+from srlm import tasks
+from srlm.answers import Match, auto, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
@@ -24,6 +25,8 @@ from srlm.types import Record
 
 def check_answers(labelled: PromptSet, match: Match) -> None:
     """Let a broken pattern or user function show before any sampling."""
+    if tasks.is_task(labelled.source) and match is not auto:
+        raise UserError(f"--match was given, but {labelled.source} judges its answers itself; leave --match out")
     for answers in labelled.answers or ():
         match("", answers)
 
@@ -51,7 +54,7 @@ def evaluate(
     num_samples: int = 8,
     max_new_tokens: int = 64,
     max_prompts: int | None = None,
-    match: str = "contains",
+    match: str = "auto",
     stop: Sequence[str] = (),
     raw_prompts: bool = False,
     dtype: str = "auto",

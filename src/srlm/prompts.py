@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
+from srlm import tasks
 from srlm.errors import UserError
 from srlm.types import PromptItem, Prompts
 
@@ -58,6 +59,15 @@ class PromptSet:
             raise UserError(f"{given}; hold out 1 or more and leave 1 or more to train on")
         return self._pick(train), self._pick(order[:held_out])
 
+    def without(self, other: PromptSet) -> PromptSet:
+        """The prompts that do not stand in `other`."""
+        seen = set(map(_canonical, other.prompts.items))
+        rest = [i for i, item in enumerate(self.prompts.items) if _canonical(item) not in seen]
+        if not rest:
+            given = f"all {len(self.prompts)} prompts of {self.source} are among those of {other.source}"
+            raise UserError(f"{given}; take one part from elsewhere")
+        return self._pick(rest)
+
     def without_answers(self) -> Prompts:
         """What training may see."""
         return self.prompts
@@ -74,7 +84,8 @@ class PromptSet:
 def load_prompts(
     source: str | Path, *, split: str = "train", prompt_column: str = "prompt", answer_column: str = "answer"
 ) -> PromptSet:
-    """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets`, or a Hub id.
+    """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets`, a Hub id, or a task
+    (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks).
 
     A prompt is a string or a conversation. Without a column "prompt" the column "messages" is read, unless another
     `prompt_column` is named. `split` matters to datasets only.
@@ -162,6 +173,8 @@ def _kind(value: Any) -> str:
 
 
 def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
+    if tasks.is_task(source):
+        return tasks.rows(source)
     path = Path(source).expanduser()
     suffix = path.suffix.lower()
     expected = f"expected {', '.join(_TEXT_READERS)} or .parquet"

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm import __version__, objectives
-from srlm.answers import match_rule
+from srlm import __version__, objectives, tasks
+from srlm.answers import Match, answer_classes, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
@@ -34,9 +34,11 @@ from srlm.loop import self_reward
 from srlm.measure import HeldOut, held_out_record, train_record
 from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy, fit, processes
 from srlm.prompts import PromptSet, load_prompts
-from srlm.rewards import REWARDS
+from srlm.report import report_or_reason
+from srlm.report.card import card_or_reason
+from srlm.rewards import LABELLED, asks_model, reward_function
 from srlm.runs import RunFolder, read_manifest, write_atomically
-from srlm.types import PromptItem, Prompts, Record, Rollouts, Step, UpdateInfo
+from srlm.types import PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -58,7 +60,8 @@ class SelfRewardTrainer:
 
     model: Hub id, folder, .gguf file or alias.
     prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
-        measure accuracy and nothing else; answers of `prompts` are dropped unread.
+        measure accuracy and nothing else; answers of `prompts` are dropped unread. The control `oracle` alone is
+        handed both, and the manifest says so.
     resume: continue the unfinished run in `config.output`.
     """
 
@@ -73,14 +76,22 @@ class SelfRewardTrainer:
         display: Display | None = None,
     ) -> None:
         self.model, self.config, self.display = model, config, display or Display()
-        if config.reward not in REWARDS:
-            raise UserError(f"--reward is {config.reward!r}, expected one of {', '.join(REWARDS)}: choose one")
         self.match = match_rule(config.match)
         train, held = prompt_sets(prompts, held_out, config)
         self.held_out_given = held_out is not None
         self.prompts: Prompts = train.without_answers()
         self.held_out = held
-        self.reward = REWARDS[config.reward]
+        self._notes: dict[str, float] = {}  # what the reward says of itself, for the stage that computes it
+        self.rewards: dict[str, Reward] = {
+            table: reward_function(
+                config.reward,
+                classes=answer_classes(config.answers),
+                right=_right(labelled, self.match) if config.reward == LABELLED else None,
+                note=self._notes.__setitem__,
+            )
+            for table, labelled in (("rollouts", train), ("held_out", held))
+            if labelled is not None
+        }
         if held is not None:
             check_answers(held, self.match)
         self.resume = resume
@@ -155,11 +166,12 @@ class SelfRewardTrainer:
 
     def _stage(self, round: int, name: str, work: Callable[..., Any], tokens: Callable[[Any], int]) -> Any:
         """Do a stage's work under a progress bar and note what it took."""
+        self._notes.clear()
         with self.display.stage(f"round {round} · {name}") as report:
             start = time.perf_counter()
             result = work(progress=report)
             seconds = time.perf_counter() - start
-        facts = {"seconds": seconds, "tokens": tokens(result)}
+        facts = {"seconds": seconds, "tokens": tokens(result)} | self._notes
         self._write(lambda: self.run.save_stage(round, name, facts))
         return result
 
@@ -222,7 +234,20 @@ class SelfRewardTrainer:
         return self._scored(policy, prompts, round, "rollouts", self.config.num_samples, generator)
 
     def _rewards(self, policy: TransformerPolicy, rollouts: Rollouts) -> Tensor:
-        return self._column(rollouts.round, "rollouts", "reward", lambda: self.reward(policy, rollouts))
+        return self._rewarded(policy, rollouts, "rollouts")
+
+    def _rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        def work(progress: object = None) -> Tensor:
+            return self.rewards[table](policy, rollouts).float()
+
+        def compute() -> Tensor:
+            if not asks_model(self.config.reward):
+                return work()
+            count = int(rollouts.responses.length.sum())
+            reward: Tensor = self._stage(rollouts.round, f"reward {table}", work, lambda _: count)
+            return reward
+
+        return self._column(rollouts.round, table, "reward", compute)
 
     def _update(
         self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
@@ -283,6 +308,7 @@ class SelfRewardTrainer:
             key = name.replace(" ", "_")
             record[f"seconds_{key}"] = facts["seconds"]
             record[f"tokens_per_second_{key}"] = facts["tokens"] / facts["seconds"]
+            record |= {f"{fact}_{key}": facts[fact] for fact in facts if fact not in ("seconds", "tokens")}
         record["seconds"] = sum(facts["seconds"] for facts in spent.values())
         record["peak_memory_gb"] = _peak_memory_gb()
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
@@ -292,7 +318,7 @@ class SelfRewardTrainer:
         prompts, k = self.held_out.prompts, self.config.held_out_samples
         generator = held_out_generator(self.config.seed, round)
         rollouts = self._scored(policy, prompts, round, "held_out", k, generator)
-        reward = self._column(round, "held_out", "reward", lambda: self.reward(policy, rollouts))
+        reward = self._rewarded(policy, rollouts, "held_out")
         count = int(rollouts.responses.length.sum())
 
         def initial() -> Tensor:
@@ -347,12 +373,16 @@ class SelfRewardTrainer:
             data["held_out"] = {"source": held.source, "number": len(held.prompts), "fingerprint": held.fingerprint}
             # What accuracies of one run are compared by; training knows nothing of it.
             data["held_out_answers"] = {"fingerprint": hashlib.sha256(repr(held.answers).encode()).hexdigest()}
+        labels_used = self.config.reward == LABELLED
+        if labels_used:
+            data["prompts_answers"] = {"fingerprint": hashlib.sha256(repr(train.answers).encode()).hexdigest()}
         return {
             "srlm": __version__,
             "state": "running",
             "model": self.model,
             "config": dataclasses.asdict(self.config) | {"stop": list(self.config.stop)},
             "data": data,
+            "labels_used": labels_used,
             "held_out_given": self.held_out_given,
             "command": sys.argv,
             "git_commit": _git_commit(),
@@ -365,12 +395,19 @@ class SelfRewardTrainer:
 
     def _save(self, policy: TransformerPolicy, state: str) -> None:
         def commit() -> None:
-            write_atomically(self.run.path / "model", policy.save_model)
+            write_atomically(self.run.path / "model", partial(self._save_model, policy, state))
             if self.config.lora_rank:
                 write_atomically(self.run.path / "adapter", policy.save_weights)
             self.run.save_manifest(state=state)
 
         self._write(commit)
+        if self.main:
+            self.display.say(report_or_reason(self.run.path))
+
+    def _save_model(self, policy: TransformerPolicy, state: str, folder: Path) -> None:
+        policy.save_model(folder)
+        if reason := card_or_reason(folder, self.run.manifest | {"state": state}, self.run.records()):
+            self.display.say(reason)
 
     def _result(self) -> TrainResult:
         return TrainResult(self.run.path, self.run.path / "model", self.run.records())
@@ -420,12 +457,28 @@ def prompt_sets(
     """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     if held_out is not None:
-        held: PromptSet | None = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
-        train = dataclasses.replace(train, answers=None)
+        given = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
+        if tasks.is_task(train.source) and tasks.is_task(given.source):
+            train = train.without(given)  # what is drawn at random may be drawn twice
+        held: PromptSet | None = given
+        if config.reward != LABELLED:
+            train = dataclasses.replace(train, answers=None)
     else:
         number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
         train, held = train.split(number, config.seed) if number else (train, None)
     return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
+
+
+def _right(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
+    """(number of the prompt, response text) -> is it right?"""
+    answers = labelled.answers
+    if answers is None:
+        raise UserError(
+            f"{labelled.source} has no answers, which the reward {LABELLED} needs: add an `answer` column or choose "
+            "another reward"
+        )
+    check_answers(labelled, match)
+    return lambda number, text: match(text, answers[number])
 
 
 def _one_kind(items: Sequence[PromptItem]) -> Sequence[PromptItem]:

@@ -94,6 +94,7 @@ def diagnose(
         new_folder(Path(output))
     seen = probe(policy, labelled, num_samples, search_best, search_budget, seed, display)
     classified = levels.classify(seen, classes)
+    seen = levels.with_majority(seen, classified)
     votes = self_consistency(classified.samples)
     shares = levels.modal_shares(seen, classified, votes)
     right = levels.judge(seen, rule, classified, votes)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from srlm.answers import AnswerClass, Match
@@ -25,12 +26,14 @@ from srlm.estimators.consistency import Consistency
 from srlm.estimators.diversity import distinct_n
 from srlm.estimators.intervals import clustered_proportion, modal_share_interval, wilson
 from srlm.forecast import Evidence, ForecastRow, forecast, limit_accuracy
+from srlm.rewards.majority import class_shares
 from srlm.theory import log_condition_number
 
 Flags = NDArray[np.bool_]
 BETAS, ROUNDS = (0.5, 1.0, 2.0), (0, 1, 2, 3, 5, 8)
 NEARLY = 0.01  # of a limit: as good as there
 LEAST_GAIN = 0.02  # of accuracy: what a training run is worth
+MOST_SAID = 200  # characters of a failure
 SHARP = 0.9  # mode mass from which on little is left to sharpen
 
 
@@ -79,13 +82,25 @@ def classify(probe: Probe, classes: AnswerClass) -> Classes:
         try:
             return classes(text)
         except Exception as error:
-            failures.append(f"prompt {probe.indices[number] + 1}: {type(error).__name__}: {error} on {text!r}")
+            said = _printable(f"{type(error).__name__}: {error}")
+            failures.append(f"prompt {probe.indices[number] + 1}: {said[:MOST_SAID]} on {text[:MOST_SAID]!r}")
             return None
 
     samples, found = (
         [[of(i, text) for text in row] for i, row in enumerate(texts)] for texts in (probe.texts, probe.found_texts)
     )
     return Classes(samples, found, len(failures), failures[0] if failures else None)
+
+
+def _printable(text: str) -> str:
+    """On one line, and without what a terminal or a file cannot take."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def with_majority(probe: Probe, classes: Classes) -> Probe:
+    """The reward `majority` of these classes among the probe's rewards; what has no class, or failed, has no share."""
+    shares = class_shares(classes.samples, torch.ones(probe.log_prob.shape, dtype=torch.float64))
+    return replace(probe, rewards=probe.rewards | {"majority": shares.numpy()})
 
 
 def modal_shares(probe: Probe, classes: Classes, votes: Sequence[Consistency]) -> NDArray[np.float64]:

@@ -26,6 +26,8 @@ from srlm.search import Found
 from srlm.trainer import load_policy, prompt_sets, run_config
 from srlm.types import Prompts, Rollouts
 
+# Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
+CALIBRATED = ("log_likelihood", "mean_log_likelihood", "self_certainty", "negative_entropy", "random")
 STARTS = 3  # best samples that a search begins with, beside the greedy response
 Result = TypeVar("Result")
 
@@ -80,8 +82,7 @@ def subject(
     manifest = read_manifest(Path(run), "--run")
     config, source, held_source = run_config(manifest, Path(run))
     if prompts is None:
-        train, held = prompt_sets(source, held_source, config)
-        labelled = held or train
+        labelled = _prompts_of_run(manifest, Path(run), source, held_source, config)
     else:
         labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     weights = "adapter" if config.lora_rank else "weights"
@@ -99,6 +100,21 @@ def subject(
         return policy
 
     return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config
+
+
+def _prompts_of_run(
+    manifest: dict[str, Any], run: Path, source: str, held_source: str | None, config: SelfRewardConfig
+) -> PromptSet:
+    """The held-out prompts; those it was trained on where there are none."""
+    if held_source is not None:  # the others may be gone
+        labelled = load_prompts(held_source).take(config.max_held_out, config.seed)
+    else:
+        train, held = prompt_sets(source, None, config)
+        labelled = held or train
+    then = manifest["data"].get("held_out") or manifest["data"]["prompts"]
+    if labelled.fingerprint != then["fingerprint"]:
+        raise UserError(f"{labelled.source} has changed since {run} was begun: restore it, or choose with --prompts")
+    return labelled
 
 
 def probe(
@@ -144,7 +160,7 @@ def probe(
     )
     weight = torch.full_like(log_prob[whole], 1 / num_samples)
     rollouts = Rollouts(0, kept, part, log_prob[whole], weight, entropy[whole])
-    rewards = {name: reward(policy, rollouts).double().numpy() for name, reward in REWARDS.items()}
+    rewards = {name: REWARDS[name](policy, rollouts).double().numpy() for name in CALIBRATED}
     return Probe(
         indices=whole,
         items=list(kept.items),

@@ -8,5 +8,8 @@ from srlm.types import Rollouts
 
 
 def log_likelihood(policy: Any, rollouts: Rollouts) -> Tensor:
-    """[P, K] in nats. The probability of the response as one event, so long responses are not favoured."""
+    """[P, K] <= 0 in nats. The probability of the response as one event, so long responses are not favoured.
+
+    The exact update at beta multiplies all log-odds by 1 + 1/beta (THEORY section 1).
+    """
     return rollouts.log_prob

@@ -11,7 +11,8 @@ from srlm.types import Rollouts
 def random(policy: Any, rollouts: Rollouts) -> Tensor:
     """[P, K]: each group's own log-likelihoods, dealt to its responses in random order, fixed by the round.
 
-    Permuting keeps the distribution of rewards, hence the size of the update, equal to that of `log_likelihood`.
+    Permuting keeps the distribution of rewards (<= 0, in nats), hence the size of the update at any beta, equal to that
+    of `log_likelihood`.
     """
     generator = torch.Generator().manual_seed(rollouts.round + 1)
     order = torch.rand(rollouts.log_prob.shape, generator=generator).argsort(-1)

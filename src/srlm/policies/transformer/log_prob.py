@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from srlm.policies.transformer.packing import Packed, layout, pack
 
 # fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
 CHUNK_ELEMENTS = 2**24
+
+Statistic: TypeAlias = Callable[[Tensor], Tensor]
+"""log pi(.|history) [E, V] -> [E]"""
 
 
 @dataclass(frozen=True)
@@ -119,13 +124,20 @@ def token_log_prob(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
     return torch.cat([chunk(h, t) for h, t in _chunks(hidden, target, head)])
 
 
-def token_entropy(hidden: Tensor, head: Head) -> Tensor:
-    """Entropy of the next-token distribution [E] in nats."""
-    values = []
-    for h, _ in _chunks(hidden, hidden[:, 0], head):
-        log_p = torch.log_softmax(head.logits(h), -1)
-        values.append(-(log_p.exp() * log_p).sum(-1))
-    return torch.cat(values)
+def entropy(log_p: Tensor) -> Tensor:
+    """-sum_j pi_j log pi_j in nats: 0..log V."""
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def self_certainty(log_p: Tensor) -> Tensor:
+    """KL(U || pi) = -(1/V) sum_j log(V pi_j) in nats: 0 for the uniform distribution, without an upper bound."""
+    return -(log_p.mean(-1) + math.log(log_p.shape[-1]))
+
+
+def token_statistic(hidden: Tensor, head: Head, statistic: Statistic) -> Tensor:
+    """A statistic [E] of the next-token distributions, from hidden states [E, D] and one chunk of logits at a time."""
+    chunks = _chunks(hidden, hidden[:, 0], head)
+    return torch.cat([statistic(torch.log_softmax(head.logits(h), -1)) for h, _ in chunks])
 
 
 def attention_mask(model: PreTrainedModel, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
@@ -150,9 +162,10 @@ def attention_mask(model: PreTrainedModel, visible: Tensor, query: Tensor, key: 
 
 
 def response_log_prob(
-    model: PreTrainedModel, packed: Packed, *, with_entropy: bool = False
+    model: PreTrainedModel, packed: Packed, *, statistic: Statistic | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean next-token entropy along each response [R*K]."""
+    """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean of a statistic of the next-token distributions along
+    each response [R*K]."""
     decoder = model.get_decoder()
     position, visible = packed.position_ids, packed.visible
     output = decoder(
@@ -169,10 +182,10 @@ def response_log_prob(
         return sums.index_add(0, packed.owner, values[packed.edge])
 
     log_prob = along_paths(token_log_prob(hidden, packed.target, head))
-    if not with_entropy:
+    if statistic is None:
         return log_prob, None
     lengths = torch.bincount(packed.owner, minlength=packed.num_responses)
-    return log_prob, along_paths(token_entropy(hidden, head)) / lengths
+    return log_prob, along_paths(token_statistic(hidden, head, statistic)) / lengths
 
 
 def reads_trees(model: PreTrainedModel) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,12 @@ from srlm import search
 from srlm.errors import UserError
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load import first_line, load_model, recompute_activations
-from srlm.policies.transformer.log_prob import reads_trees, response_log_prob
-from srlm.policies.transformer.packing import Packed, Tree, layout, micro_batches, pack
+from srlm.policies.transformer.log_prob import Statistic, entropy, reads_trees, response_log_prob, self_certainty
+from srlm.policies.transformer.packing import Packed, Tree, build_tree, layout, micro_batches, pack
 from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.policies.transformer.sample import Decoding, decode
 from srlm.search import Found
-from srlm.types import Prompts
+from srlm.types import PromptItem, Prompts
 
 Progress = Callable[[int, int], None]  # (done, total)
 TYPICAL_SEARCH = 256  # prefixes of a prompt that find its mode, as a rule
@@ -177,15 +178,23 @@ class TransformerPolicy:
 
     def check_prompts(self, prompts: Prompts) -> None:
         """Refuse, before any work, a prompt that does not fit the context together with its response."""
-        config = cast(Any, self.model.config).get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
         for number, item in enumerate(prompts.items, 1):
             size = len(self.encode(item))
-            if context is not None and size + self.decoding.max_new_tokens > context:
+            if size + self.decoding.max_new_tokens > self.context:
                 raise UserError(
                     f"prompt {number} has {size} tokens, which with {self.decoding.max_new_tokens} new ones exceeds "
-                    f"the context of {context} of {self.name}: shorten it or lower --max-new-tokens"
+                    f"the context of {self.context} of {self.name}: shorten it or lower --max-new-tokens"
                 )
+
+    @property
+    def context(self) -> float:
+        """Most tokens that the model reads; infinite if it does not say."""
+        config = cast(Any, self.model.config).get_text_config()
+        return cast(float, getattr(config, "max_position_embeddings", None) or math.inf)
+
+    def fits(self, item: PromptItem, spare: int) -> bool:
+        """Does a prompt leave room for `spare` tokens more?"""
+        return len(self.encode(item)) + spare <= self.context
 
     # Sampling
 
@@ -252,22 +261,51 @@ class TransformerPolicy:
 
         Same micro-batches, in the same order, as the first epoch of an update.
         """
-        shape = tuple(responses.length.shape)
-        log_prob, entropy = torch.zeros(shape), torch.zeros(shape)
-        groups = self.groups(prompts, responses)
-        batches = [batch for step in self.steps(groups, range(len(prompts))) for batch in step]
+        return self._score(self.groups(prompts, responses), entropy if with_entropy else None, progress)
+
+    def self_certainty(self, prompts: Prompts, responses: Responses) -> Tensor:
+        """Mean of KL(U || pi(.|x, y_<i)) along each response [P, K] in nats, U uniform over the vocabulary."""
+        return self._score(self.groups(prompts, responses), self_certainty, silent)[1]
+
+    def choice_log_prob(self, items: Sequence[Sequence[PromptItem]], opening: str, choices: Sequence[str]) -> Tensor:
+        """log-prob [G, N, C] in nats that a response which begins with `opening` goes on with each choice, written with
+        or without a space before it.
+
+        items: G groups of N prompts; what the prompts of a group begin with in common is computed once.
+        """
+        written = [
+            (number, form)
+            for number, choice in enumerate(choices)
+            for form in dict.fromkeys(tuple(self._tokens(text)) for text in (choice, f" {choice}"))
+        ]
+        begun = [[self.encode(item) + self._tokens(opening) for item in row] for row in items]
+        groups = [_endings(row, [form for _, form in written], self.shared) for row in begun]
+        values = self._score(groups, None, silent)[0].view(len(items), -1, len(written))
+        kinds = torch.tensor([number for number, _ in written])
+        return torch.stack([values[..., kinds == number].logsumexp(-1) for number in range(len(choices))], -1)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _score(
+        self, groups: Sequence[Sequence[Tree]], statistic: Statistic | None, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """Per response of each group, all of one size: log-prob, and mean of the statistic (zeros without one)."""
+        shape = (len(groups), sum(len(tree.path) for tree in groups[0]))
+        log_prob, mean = torch.zeros(shape), torch.zeros(shape)
+        batches = [batch for step in self.steps(groups, range(len(groups))) for batch in step]
         done, total = 0, sum(map(len, batches))
         with torch.no_grad():
             for batch in batches:
-                values, entropies = response_log_prob(
-                    self.model, self.pack([groups[i] for i in batch]), with_entropy=with_entropy
+                values, means = response_log_prob(
+                    self.model, self.pack([groups[i] for i in batch]), statistic=statistic
                 )
                 log_prob[batch] = values.view(len(batch), -1).cpu()
-                if entropies is not None:
-                    entropy[batch] = entropies.view(len(batch), -1).cpu()
+                if means is not None:
+                    mean[batch] = means.view(len(batch), -1).cpu()
                 done += len(batch)
                 progress(done, total)
-        return self.gather(log_prob), self.gather(entropy)
+        return self.gather(log_prob), self.gather(mean)
 
     # Searching
 
@@ -471,3 +509,17 @@ class TransformerPolicy:
         if generation is not None:
             generation.to_json_file(folder / "generation_config.json")
         self.tokenizer.save_pretrained(folder)
+
+
+def _endings(prompts: Sequence[list[int]], endings: Sequence[Sequence[int]], shared: bool) -> list[Tree]:
+    """Every ending behind every prompt, as the trees of one group in which the endings alone are scored."""
+    first, last = min(prompts), max(prompts)
+    common = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    if shared and common:
+        tree = build_tree(first[:common], [[*ids[common:], *ending] for ids in prompts for ending in endings])
+        sizes = [len(ending) for _ in prompts for ending in endings]
+        return [replace(tree, path=[edges[-n:] for edges, n in zip(tree.path, sizes, strict=True)])]
+    trees = [build_tree(ids, endings) for ids in prompts]
+    if shared or all(tree.parent == list(range(-1, len(tree) - 1)) for tree in trees):  # a chain is a plain row
+        return trees
+    return [tree for ids in prompts for tree in layout(ids, endings, shared)]

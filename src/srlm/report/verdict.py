@@ -1,0 +1,187 @@
+"""What a folder says, in words: the verdict first, then what improved, what got worse, and what else changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from srlm.report.folders import Folder, Record
+from srlm.report.text import number
+
+# Runs of docs/evidence.md that learned end with a mode fidelity of .83 or more, random rewards with .21 or less.
+HEALTHY_FIDELITY = 0.8
+LOST_MASS = -1.0  # nats of leak
+
+# record key, what it is, unit, which way is better (0: neither), decimals
+METRICS: tuple[tuple[str, str, str, int, int], ...] = (
+    ("accuracy_sampled", "sampled accuracy", "", 1, 3),
+    ("accuracy_greedy", "greedy accuracy", "", 1, 3),
+    ("log10_kappa_upper", "log10 κ, training prompts (upper estimate)", "", -1, 2),
+    ("log10_kappa_upper_held_out", "log10 κ, held-out prompts (upper estimate)", "", -1, 2),
+    ("mode_fidelity", "mode fidelity", "", 1, 2),
+    ("displacement", "displacement of the group's best", "nats", 1, 2),
+    ("leak", "leak of mass", "nats", 1, 2),
+    ("fidelity_r2", "share of the exact update achieved, R²", "", 1, 2),
+    ("j0_gap", "J₀ gap", "nats", -1, 2),
+    ("truncation_rate", "responses cut at the maximal length", "", -1, 2),
+    ("mean_length", "mean length", "tokens", 0, 1),
+    ("entropy", "next-token entropy", "nats", 0, 2),
+    ("distinct_2", "distinct-2", "", 0, 2),
+    ("gain", "gain of the logits", "", 0, 2),
+    ("seconds", "time of a round", "s", 0, 0),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """tone: good, bad, open or busy; never told by colour alone, since `headline` says it."""
+
+    tone: str
+    headline: str
+    improved: list[str] = field(default_factory=list)
+    worse: list[str] = field(default_factory=list)
+    other: list[str] = field(default_factory=list)
+
+
+def verdict(folder: Folder) -> Verdict:
+    if folder.kind == "run":
+        return _of_run(folder)
+    if folder.kind == "diagnosis":
+        found = folder.diagnosis.get("verdict")
+        kind, reason = (found.get("kind"), found.get("reason")) if isinstance(found, dict) else (None, None)
+        tone = {"worth it": "good", "hopeless": "bad"}.get(str(kind), "open")
+        return Verdict(tone, f"{str(kind or 'unreadable').capitalize()}: {reason or 'the diagnosis has no verdict'}")
+    if folder.kind == "experiments":
+        count = len(folder.experiments)
+        say = "Whether each bound held is what srlm verify said; the folder keeps figures and data."
+        return Verdict("open", f"{count} experiment{'s' if count != 1 else ''}. {say}")
+    return Verdict("busy", "Waiting: nothing has been written to this folder yet.")
+
+
+def change(first: Record, last: Record, key: str) -> tuple[float, float, float] | None:
+    """Difference of two proportions and its 95 % interval from those of each (Newcombe 1998, method 10), which takes
+    them as independent: cautious where the prompts are the same."""
+    values = [[number(record.get(key + end)) for end in ("", "_low", "_high")] for record in (first, last)]
+    if any(value is None for row in values for value in row):
+        return None
+    (p, low, high), (q, below, above) = [[v for v in row if v is not None] for row in values]
+    return q - p, q - p - math.hypot(q - below, high - p), q - p + math.hypot(above - q, p - low)
+
+
+def _of_run(folder: Folder) -> Verdict:
+    records, state = folder.records, str(folder.manifest.get("state", "waiting"))
+    if not records:
+        return Verdict("busy", "Waiting for the first record.")
+    improved, worse, other = _changes(records)
+    rounds = _config(folder, "rounds")
+    where = f"round {records[-1].get('round')}" + (f" of {rounds:g}" if rounds is not None else "")
+    tone, headline = _judgement(records)
+    if state == "running":
+        return Verdict("busy", f"Not finished: {where} is recorded. So far: {headline}", improved, worse, other)
+    if state not in ("finished", "waiting"):
+        return Verdict("bad", f"{state[:1].upper()}{state[1:]}. {headline}", improved, worse, other)
+    return Verdict(tone, headline, improved, worse, other)
+
+
+def _judgement(records: Sequence[Record]) -> tuple[str, str]:
+    first, last = records[0], records[-1]
+    if len(records) == 1:
+        return "open", "one record; there is nothing to compare it with yet."
+    fidelity = number(last.get("mode_fidelity"))
+    sampled = change(first, last, "accuracy_sampled")
+    pair = _pair(first, last, "accuracy_sampled", 3)
+    moved = "" if sampled is None else f": sampled accuracy {pair}, {_gain(sampled)}"
+    if fidelity is not None and fidelity < HEALTHY_FIDELITY:
+        where = f"only {fidelity:.0%} of the held-out favourites are still near the start's own best"
+        return "bad", f"Collapse{moved}; {where} (mode fidelity)."
+    if sampled is None:
+        kappa = _pair(first, last, "log10_kappa_upper", 2)
+        said = f"Sharpened: log10 κ {kappa}. " if (change_of(records, "log10_kappa_upper") or 0) < 0 else ""
+        return "open", f"{said}Whether the answers got better was not measured: there are no labels."
+    if sampled[1] > 0:
+        return "good", f"Improved{moved}."
+    if sampled[2] < 0:
+        return "bad", f"Got worse{moved}."
+    return "open", f"No clear change{moved}."
+
+
+def change_of(records: Sequence[Record], key: str) -> float | None:
+    first, last = number(records[0].get(key)), number(records[-1].get(key))
+    return None if first is None or last is None else last - first
+
+
+def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
+    improved: list[str] = []
+    worse: list[str] = []
+    other: list[str] = []
+    if len(records) < 2:
+        return improved, worse, other
+    first, last = records[0], records[-1]
+    for key, name, unit, better, digits in METRICS:
+        if (moved := change_of(records, key)) is None or key in ("seconds", "mode_fidelity"):
+            continue
+        text = f"{name} {_pair(first, last, key, digits)}{' ' + unit if unit else ''}"
+        if (interval := change(first, last, key)) is not None:
+            clear = interval[1] > 0 or interval[2] < 0
+            text += f", {_gain(interval)}"
+            (improved if clear and moved > 0 else worse if clear else other).append(text)
+        elif better and moved:
+            (improved if moved * better > 0 else worse).append(text)
+        else:
+            other.append(text)
+    worse += _warnings(records)
+    best = max(records, key=lambda record: number(record.get("accuracy_sampled")) or -1.0)
+    if best is not last and (peak := number(best.get("accuracy_sampled"))) is not None:
+        end = number(last.get("accuracy_sampled"))
+        if end is not None and end < peak:
+            other.append(f"sampled accuracy was highest in round {best.get('round')}: {peak:.3f}, the last {end:.3f}")
+    return improved, worse, other
+
+
+def _warnings(records: Sequence[Record]) -> list[str]:
+    """Signs of collapse in any round. The update's signs describe the update that made the round's model."""
+    said = []
+    checks = (
+        ("mode_fidelity", HEALTHY_FIDELITY, "mode fidelity fell to {:.2f}: favourites left what the start held likely"),
+        ("displacement", 0.0, "the best sampled responses lost probability (displacement {:+.2f} nats)"),
+        ("leak", LOST_MASS, "mass leaked to what nobody sampled ({:+.2f} nats)"),
+    )
+    for key, limit, text in checks:
+        bad = [(value, r.get("round")) for r in records if (value := number(r.get(key))) is not None and value < limit]
+        if bad:
+            value, round = min(bad, key=lambda pair: pair[0])
+            said.append(f"round {round}: {text.format(value)}")
+    return said
+
+
+def _pair(first: Record, last: Record, key: str, digits: int) -> str:
+    before, after = number(first.get(key)), number(last.get(key))
+    return "–" if before is None or after is None else f"{before:.{digits}f} → {after:.{digits}f}"
+
+
+def _gain(interval: tuple[float, float, float]) -> str:
+    middle, low, high = interval
+    return f"{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _config(folder: Folder, key: str) -> float | None:
+    config = folder.manifest.get("config")
+    return number(config.get(key)) if isinstance(config, dict) else None
+
+
+def differences(folders: Sequence[Folder]) -> dict[str, Any]:
+    """The last records of several runs: heading, and rows of the first run's values and the others' differences."""
+    rows = []
+    for key, name, unit, _, digits in METRICS:
+        values = [number(folder.records[-1].get(key)) if folder.records else None for folder in folders]
+        if all(value is None for value in values):
+            continue
+        base = values[0]
+        cells = ["–" if base is None else f"{base:.{digits}f}"]
+        for value in values[1:]:
+            apart = "" if base is None or value is None else f" ({value - base:+.{digits}f})"
+            cells.append("–" if value is None else f"{value:.{digits}f}{apart}")
+        rows.append([f"{name}{', ' + unit if unit else ''}", *cells])
+    return {"heading": ["last round", *(folder.name for folder in folders)], "rows": rows}

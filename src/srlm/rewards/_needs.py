@@ -1,0 +1,21 @@
+"""What a reward asks of a policy or of its responses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from srlm.errors import UserError
+
+
+def attribute(owner: Any, name: str, reward: str, what: str) -> Any:
+    """`owner.name`.
+
+    Raises:
+        UserError: there is none, said with what the reward needs it for.
+    """
+    if not hasattr(owner, name):
+        raise UserError(
+            f"the reward {reward} needs {what} ({name}), which {type(owner).__name__} does not have: "
+            "choose another reward"
+        )
+    return getattr(owner, name)

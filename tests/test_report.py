@@ -1,0 +1,739 @@
+"""`srlm report`: what the page says, that hostile text stays text, and the server that watches a run."""
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import math
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from plotly.graph_objects import Figure
+from pyarrow import parquet
+from support import command, refused, words
+
+from srlm.report import read_all, report_or_reason, save_figures
+from srlm.report.card import card_or_reason, model_card
+from srlm.report.charts import COLOURS, by_round, charts, plotly, two_best
+from srlm.report.folders import HELD_OUT, read_folder, read_records
+from srlm.report.page import MARK, page, samples_data
+from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
+from srlm.report.verdict import change, verdict
+from srlm.report.watch import server
+
+PROMPTS = ["Capital of A?", "Capital of B?", "Capital of C?"]
+ANSWERS = [("Aa",), ("Bb",), ("Cc",)]
+HOSTILE = [
+    "<script>window.broken = 1</script>",
+    "</script><script>window.broken = 1</script>",
+    "<!--<script>",
+    "<img src=x onerror='window.broken=1'>",
+    "[click](javascript:window.broken=1) javascript:alert(1)",
+    "left \u202eright to left\u202c \u2066isolated\u2069 zero\u200bwidth",
+    "bell \x07 nul \x00 escape \x1b[31m",
+    "{{ 7 * 7 }} {% raw %} ${1}",
+    "</title></textarea></style>'\"><svg onload=window.broken=1>",
+    "\u2028line\u2029 separators",
+]
+
+
+def record(t, accuracy=None, **more):
+    made = {
+        "round": t,
+        "log10_kappa_upper": 3.0 - t,
+        "log10_kappa_upper_held_out": 2.5 - t,
+        "mode_fidelity": 1.0,
+        "j0_gap": 4.0 / (1 + t),
+        "mean_length": 8.0,
+        "eos_rate": 0.5,
+        "truncation_rate": 0.5,
+        "entropy": 1.0,
+        "distinct_1": 0.5,
+        "distinct_2": 0.6,
+        "gain": 1.0 + t,
+        "seconds": 3.0,
+        "seconds_sample_rollouts": 2.0,
+        "tokens_per_second_sample_rollouts": 100.0,
+    }
+    if t:
+        made |= {"displacement": 1.0, "leak": -0.1, "fidelity_r2": 0.9, "kendall_tau": 0.8, "loss": 2.0}
+        made |= {"log_ratio_mean": -1.0, "log_ratio_std": 2.0, "seconds_update": 1.0}
+    if accuracy is not None:
+        for kind in ("sampled", "greedy"):
+            ends = (accuracy - 0.05, accuracy + 0.05)
+            made |= {f"accuracy_{kind}": accuracy, f"accuracy_{kind}_low": ends[0], f"accuracy_{kind}_high": ends[1]}
+    return made | more
+
+
+def write_records(folder, records):
+    (folder / "records.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+def write_samples(file, prompts, responses, k, offset=0.0):
+    count = len(prompts) * k
+    columns = {
+        "prompt_index": [p for p in range(len(prompts)) for _ in range(k)],
+        "sample_index": list(range(k)) * len(prompts),
+        "prompt": [prompt for prompt in prompts for _ in range(k)],
+        "response": [responses[i % len(responses)] for i in range(count)],
+        "tokens": pa.array([[1, 2]] * count, pa.list_(pa.int32())),
+        "finished": [True] * count,
+        "log_prob": [offset - 1.0 - i % k for i in range(count)],
+        "reward": [offset - 1.0 - i % k for i in range(count)],
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pa.table(columns), file)
+
+
+def write_run(folder, rounds=2, prompts=PROMPTS, responses=("Aa", "wrong", "Bb"), accuracies=(0.2, 0.5, 0.8), **more):
+    """A run as srlm train leaves it, answers and all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = folder.parent / "held-out.jsonl"
+    rows = [{"prompt": p, "answer": list(a)} for p, a in zip(PROMPTS, ANSWERS, strict=True)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = {
+        "srlm": "0.1.0",
+        "state": "finished",
+        "model": "some/model",
+        "config": {"rounds": rounds, "beta": 1.0, "clip": 0.0, "match": "contains", "seed": 7, "stop": []},
+        "data": {
+            "prompts": {"source": "train.jsonl", "number": 3, "fingerprint": "f" * 64},
+            "held_out": {"source": str(source), "number": 3, "fingerprint": "e" * 64},
+            "held_out_answers": {"fingerprint": hashlib.sha256(repr(tuple(ANSWERS)).encode()).hexdigest()},
+        },
+        "held_out_given": True,
+        "command": ["/somewhere/srlm/cli.py", "train", "--stop", "a b"],
+        "versions": {"torch": "2.0"},
+    } | more
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_records(folder, [record(t, accuracies[t] if accuracies else None) for t in range(rounds + 1)])
+    for t in range(rounds + 1):
+        inside = folder / f"round-{t:03d}"
+        write_samples(inside / "held_out.parquet", prompts, list(responses), 4, t / 10)
+        write_samples(inside / "rollouts.parquet", prompts, list(responses), 4, t / 10)
+        (inside / "stages.json").write_text(json.dumps({"sample rollouts": {"seconds": 2.0}, "loss": [3.0, 2.0]}))
+    return folder
+
+
+def write_diagnosis(folder):
+    folder.mkdir()
+    cell = {"low": 2.0, "point": 3.0, "high": 4.0, "standard_error": None}
+    rows = [
+        {
+            "beta": beta,
+            "rounds": t,
+            "target": target,
+            "kappa": cell,
+            "mode_mass": cell,
+            "failure": cell,
+            "accuracy": cell,
+        }
+        for beta in (0.5, 1.0)
+        for t in (0, 1, 2, 8)
+        for target in ("escort", "clipped")
+    ]
+    bins = [{"count": 2, "mean_score": s, "share_right": 0.5, "low": 0.1, "high": 0.9} for s in (-2.0, -1.0)]
+    score = {"auroc": [0.9, 0.8, 0.95], "auroc_within": 0.9, "prompts_within": 2, "ece": None, "reliability": bins}
+    found = {
+        "srlm": "0.1.0",
+        "model": "tiny, round 0 of run",
+        "source": "held-out.jsonl",
+        "settings": {"seed": 0},
+        "verdict": {"kind": "worth it", "reason": "because <b>"},
+        "sequence": {"num_prompts": 3, "log_kappa": [1.0, 2.0], "min_confidence": [0.1, 0.1], "margin": None},
+        "answers": {"kappa": [1.0, 4.0], "agreement": 0.5},
+        "sampling": {"num_samples": 4, "truncation_rate": 0.25},
+        "labels": {"sampled": [0.2, 0.1, 0.3], "mode": [0.6, 0.5, 0.7], "calibration": {"log_likelihood": score}},
+        "forecast": {"clip": 8.0, "rows": rows, "limit": None, "saturates": {}},
+    }
+    (folder / "diagnose.json").write_text(json.dumps(found))
+    prompts = {"prompt_index": [0, 1], "prompt": PROMPTS[:2], "mode": ["Aa", ""], "mode_log_prob": [-0.5, -3.0]}
+    parquet.write_table(pa.table(prompts | {"mode_log_prob_high": [-0.5, -1.0]}), folder / "prompts.parquet")
+    samples = {"prompt_index": [0, 0, 1], "response": ["Aa", "no", "Bb"], "log_prob": [-0.5, -2.0, -4.0]}
+    samples |= {"reward_log_likelihood": [-0.5, -2.0, -4.0], "right": [True, False, True]}
+    parquet.write_table(pa.table(samples), folder / "samples.parquet")
+    return folder
+
+
+class Seen(HTMLParser):
+    """Elements with their attributes, texts, and what stands in each script."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.scripts, self.text = [], [], ""
+        self.inside = None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag):
+        self.inside = None
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            attrs, before = self.scripts[-1]
+            self.scripts[-1] = (attrs, before + data)
+        elif self.inside != "style":
+            self.text += data
+
+    @property
+    def data(self):
+        (found,) = [text for attrs, text in self.scripts if attrs.get("type") == "application/json"]
+        return json.loads(found)
+
+    @property
+    def policy(self):
+        (found,) = [a["content"] for tag, a in self.tags if a.get("http-equiv") == "Content-Security-Policy"]
+        return dict(part.strip().split(" ", 1) for part in found.split(";"))
+
+
+def seen(*folders, **options):
+    return Seen(page(read_all(list(folders), **options)))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+# What a run's page says
+
+
+def test_verdict_comes_first_with_its_interval(run):
+    found = seen(run)
+    half = (2 * 0.05**2) ** 0.5
+    expected = f"Improved: sampled accuracy 0.200 → 0.800, +0.600 [{0.6 - half:+.3f}, {0.6 + half:+.3f}]."
+    assert expected in found.text
+    assert found.text.index("Improved:") < found.text.index("Figures")
+
+
+def test_difference_of_proportions_is_newcombes(run):
+    """Newcombe (1998), method 10, table II: 56/70 - 48/80 is 0.2 with (0.0524, 0.3339)."""
+    from srlm.estimators.intervals import wilson
+
+    def one(hits, trials):
+        low, high = wilson(hits, trials)
+        return {"a": hits / trials, "a_low": low, "a_high": high}
+
+    middle, low, high = change(one(48, 80), one(56, 70), "a")
+    assert (round(middle, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
+
+
+@pytest.mark.parametrize(
+    ("records", "tone", "said"),
+    [
+        ([], "busy", "Waiting for the first record"),
+        ([record(0, 0.5)], "open", "nothing to compare"),
+        ([record(0, 0.5), record(1, 0.52)], "open", "No clear change"),
+        ([record(0, 0.5), record(1, 0.2)], "bad", "Got worse"),
+        ([record(0, 0.5), record(1, 0.8, mode_fidelity=0.4)], "bad", "Collapse"),
+        ([record(0), record(1)], "open", "Sharpened: log10 κ 3.00 → 2.00. Whether the answers got better"),
+    ],
+)
+def test_verdicts(tmp_path, records, tone, said):
+    folder = write_run(tmp_path / "run")
+    write_records(folder, records)
+    found = verdict(read_folder(folder))
+    assert found.tone == tone and said in found.headline
+
+
+def test_signs_of_collapse_are_named_with_their_round(tmp_path):
+    folder = write_run(tmp_path / "run")
+    write_records(folder, [record(0, 0.5), record(1, 0.7, displacement=-6.6, leak=-4.0), record(2, 0.6)])
+    found = verdict(read_folder(folder))
+    assert any("round 1" in text and "-6.60 nats" in text for text in found.worse)
+    assert any("round 1" in text and "-4.00 nats" in text for text in found.worse)
+    assert any("highest in round 1: 0.700" in text for text in found.other)
+
+
+def test_unfinished_and_stopped_runs_say_so(tmp_path):
+    running = verdict(read_folder(write_run(tmp_path / "a", state="running")))
+    assert running.tone == "busy" and running.headline.startswith("Not finished: round 2 of 2")
+    stopped = verdict(read_folder(write_run(tmp_path / "b", state="stopped: the loss is not a number")))
+    assert stopped.tone == "bad" and stopped.headline.startswith("Stopped: the loss")
+
+
+def test_every_figure_has_data_and_is_plotlys(run):
+    made = charts(read_all([run]))
+    wanted = "kappa accuracy mode-fidelity displacement leak j0-gap fidelity log-ratio length endings entropy diversity"
+    wanted += " gain loss confidence margin calibration seconds speed"
+    assert [chart.id for chart in made] == wanted.split()
+    for chart in made:
+        figure = Figure(plotly(chart))  # raises where Plotly knows a name not
+        assert any(y is not None for trace in figure.data for y in trace.y), chart.id
+        assert chart.caption and figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+
+
+def test_kappa_is_on_a_log_axis_with_the_forecast_given(run, tmp_path):
+    diagnosis = write_diagnosis(tmp_path / "diagnosis")
+    (kappa,) = [c for c in charts(read_all([run], diagnosis / "diagnose.json")) if c.id == "kappa"]
+    assert plotly(kappa)["layout"]["yaxis"]["type"] == "log"
+    assert [series.name for series in kappa.series] == ["training prompts", "held-out prompts", "forecast"]
+    assert kappa.series[0].y == [1000.0, 100.0, 10.0]
+    assert (list(kappa.series[2].x), kappa.series[2].low, kappa.series[2].high) == ([0, 1, 2], [2.0] * 3, [4.0] * 3)
+    assert "vacuous" in kappa.caption and "not drawn" in kappa.caption  # this diagnosis knows of no margin
+    assert "forecast" in refused("report", run, "--forecast", run / "manifest.json")
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.5])
+def test_bound_on_kappa_is_attained_by_equal_rivals(tmp_path, clip):
+    """Where all rivals lie one margin below the mode, the bound is kappa itself; here after each exact update."""
+    margin, rivals, beta = 0.7, 3, 1.0
+    log_prob = np.log([1.0, *[math.exp(-margin)] * rivals])
+    log_prob -= np.logaddexp.reduce(log_prob)
+    folder = write_run(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] |= {"beta": beta, "clip": clip}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    file = write_diagnosis(tmp_path / "d") / "diagnose.json"
+    found = json.loads(file.read_text())
+    found["sequence"] |= {"log_kappa": [0.0, -log_prob.max()], "margin": [margin, 2.0]}
+    file.write_text(json.dumps(found))
+    (kappa,) = [c for c in charts(read_all([folder], file)) if c.id == "kappa"]
+    assert kappa.series[3].name == "bound, exact updates" and "margins of 0.7 nats" in kappa.caption
+    for value in kappa.series[3].y:
+        assert value == pytest.approx(math.exp(-log_prob.max()))
+        log_prob = log_prob + np.maximum(log_prob, log_prob.max() - (clip or np.inf)) / beta
+        log_prob -= np.logaddexp.reduce(log_prob)
+
+
+def test_histograms_are_of_prompts(run):
+    folder = read_folder(run)
+    rounds = by_round([s for s in folder.samples if s.part == HELD_OUT])
+    assert {t: len(prompts) for t, prompts in rounds.items()} == {0: 3, 1: 3, 2: 3}
+    assert two_best(rounds[0][0]) == [-2.0, -3.0]  # a response said twice counts once, with its last log-prob
+    (confidence,) = [c for c in charts([folder]) if c.id == "confidence"]
+    assert [sum(series.y) for series in confidence.series] == [3, 3, 3]
+
+
+def test_right_and_wrong_agree_with_the_answers(run):
+    samples = [s for s in read_folder(run).samples if s.part == HELD_OUT]
+    assert {(s.prompt_index, s.response, s.right) for s in samples if s.response in ("Aa", "Bb")} == {
+        (0, "Aa", True),
+        (0, "Bb", False),
+        (1, "Bb", True),
+        (1, "Aa", False),
+        (2, "Aa", False),
+        (2, "Bb", False),
+    }
+
+
+def test_answers_that_changed_or_are_gone_or_are_judged_by_code_are_left_out(run, tmp_path):
+    source = tmp_path / "held-out.jsonl"
+    source.write_text(source.read_text().replace("Aa", "Zz"))
+    changed = read_folder(run)
+    assert all(s.right is None for s in changed.samples) and "no longer" in changed.notes[-1]
+    source.unlink()
+    assert "no longer" in read_folder(run).notes[-1]
+    (tmp_path / "evil.py").write_text("raise SystemExit(9)\n")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["match"] = "evil:rule"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "evil:rule" in read_folder(run).notes[-1]
+    assert not any(chart.id == "calibration" for chart in charts(read_all([run])))
+
+
+def test_command_settings_and_versions_are_there(run):
+    text = seen(run).text
+    for wanted in ("srlm train --stop 'a b'", "torch", "seed", "7", "some/model", "Written by srlm", "not shaded"):
+        assert wanted in text
+    assert "/somewhere" not in text
+
+
+def test_guard_events_are_marked(tmp_path):
+    folder = write_run(tmp_path / "run", guard={"events": [{"round": 1, "action": "rolled back <i>"}]})
+    (kappa,) = [c for c in charts(read_all([folder])) if c.id == "kappa"]
+    layout = plotly(kappa)["layout"]
+    assert [shape["x0"] for shape in layout["shapes"]] == [1]
+    assert [note["text"] for note in layout["annotations"]] == ["rolled back &lt;i&gt;"]
+    Figure(plotly(kappa))
+
+
+def test_colours_are_those_of_the_figures():
+    from srlm.figures import STYLE
+
+    assert list(COLOURS[:7]) == STYLE["axes.prop_cycle"].by_key()["color"]
+
+
+# Other folders
+
+
+def test_diagnosis(tmp_path):
+    folder = write_diagnosis(tmp_path / "d")
+    found = seen(folder)
+    for wanted in ("Worth it: because <b>", "0.434–0.869", "AUROC of log_likelihood", "3 [2, 4]", "may be 0", "60.65"):
+        assert wanted in found.text, wanted
+    assert [chart["id"] for chart in found.data["charts"]] == [
+        "forecast-kappa",
+        "forecast-accuracy",
+        "diagnosed-calibration",
+    ]
+    assert found.data["samples"]["right"] == [1, 0, 1]
+    assert any(tag == "rect" and a["width"] == "60.65" for tag, a in found.tags)
+
+
+def test_experiments(tmp_path):
+    folder = tmp_path / "verify"
+    folder.mkdir()
+    (folder / "bound.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' onload='window.broken=1'/>")
+    (folder / "bound.csv").write_text("n,failure\n" + "".join(f"{n},{1 / n}\n" for n in range(1, 301)))
+    found = seen(folder)
+    (image,) = [a["src"] for tag, a in found.tags if tag == "img"]
+    assert b"onload" in base64.b64decode(image.removeprefix("data:image/svg+xml;base64,"))  # an image runs nothing
+    assert "the first 200 of 300 rows" in found.text and "0.005" in found.text
+
+
+def test_several_runs_are_laid_over_each_other(tmp_path):
+    first = write_run(tmp_path / "a" / "run", accuracies=(0.2, 0.3, 0.4))
+    second = write_run(tmp_path / "b" / "run", accuracies=(0.2, 0.5, 0.8))
+    found = seen(first, second)
+    (fidelity,) = [c for c in found.data["charts"] if c["id"] == "mode-fidelity"]
+    assert [trace["name"] for trace in fidelity["figure"]["data"]] == [str(first), str(second)]
+    assert [trace["line"]["color"] for trace in fidelity["figure"]["data"]] == list(COLOURS[:2])
+    assert "0.800 (+0.400)" in found.text
+    assert set(found.data["samples"]["folder"]) == {0, 1}
+    outcome = command("report", first, second)
+    assert outcome.code == 0 and Path(outcome.out.strip()) == first / "comparison.html"
+
+
+# Hostile text
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    prompts = [f"{text} ?" for text in HOSTILE]
+    folder = write_run(tmp_path / "<i>run", prompts=prompts, responses=[*HOSTILE, "x" * 1_000_000])
+    records = [record(0), record(1), record(2) | {"<script>alert(1)</script>": "<b>", "huge": 10**400, "deep": [[]]}]
+    write_records(folder, records)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"model": HOSTILE[1], "command": ["srlm", *HOSTILE], "state": HOSTILE[0]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_hostile_text_makes_no_element(hostile, run):
+    def shape(found):
+        return {(tag, tuple(sorted(a))) for tag, a in found.tags}
+
+    found = seen(hostile)
+    assert shape(found) <= shape(seen(run)) | {("p", ("class",))}
+    assert len(found.scripts) == 3
+    assert not any(name.startswith("on") for _, a in found.tags for name in a)
+    texts = found.data["samples"]["texts"]
+    for text in HOSTILE:
+        assert visible(text) in texts
+    assert "<b>" in found.text and visible(HOSTILE[1]) in found.text
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x07\x1b\u200b]", found.text + "".join(texts))
+
+
+def test_data_comes_back_as_it_went_in(hostile):
+    folder = read_folder(hostile)
+    found = seen(hostile).data["samples"]
+    sent = samples_data([folder])
+    assert found["texts"] == [visible(text) for text in sent["texts"]]
+    assert found["total"] == len(folder.samples) == len(found["response"])
+    assert {visible(HOSTILE[0]), visible(HOSTILE[5])} <= {found["texts"][i] for i in found["response"]}
+
+
+def test_json_in_a_script_has_no_way_out():
+    text = script_json(["</script>", "<!--", "&", "\u2028", float("nan"), 10**400, {"\u202e": float("inf")}])
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == ["</script>", "<!--", "&", "\\u2028", None, 10**400, {"\\u202e": None}]
+
+
+def test_policy_lets_only_the_page_s_own_scripts_run(run):
+    found = seen(run)
+    assert found.policy["default-src"] == found.policy["connect-src"] == "'none'"
+    assert found.policy["base-uri"] == found.policy["form-action"] == "'none'"
+    assert found.policy["img-src"] == "data:"
+    ours = [text for attrs, text in found.scripts if not attrs]
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in ours]
+    assert found.policy["script-src"].split() == digests
+    assert not any(tag in ("iframe", "object", "base", "embed") for tag, _ in found.tags)
+    assert not any(str(a.get(name, "data:")).startswith("http") for _, a in found.tags for name in ("src", "href"))
+
+
+def test_long_responses_are_cut_with_a_note():
+    text = shortened("y" * 1_000_000)
+    assert len(text) < MOST_CHARACTERS + 60 and text.endswith("[cut: 1,000,000 characters in all]")
+    assert visible("a\tb\nc é 漢 😀") == "a\tb\nc é 漢 😀"
+    assert visible("\u202e\x00\ud800") == "\\u202e\\u0000\\ud800"
+
+
+def test_invalid_utf_8_is_shown_with_a_mark(run):
+    (run / "manifest.json").write_bytes(b'{"state": "finished", "model": "\xff\xfe"}')
+    with (run / "records.jsonl").open("ab") as file:
+        file.write(b'{"round": 3, "note": "\xff"}\n\xff\xfe\n{"round": 4, "half')
+    bad = pa.array([b"\xff\xfe bytes"] * 2, pa.binary()).view(pa.string())
+    table = pa.table({"prompt_index": [0, 0], "prompt": bad, "response": bad, "log_prob": [-1.0, None]})
+    parquet.write_table(table, run / "round-000" / "held_out.parquet")
+    found = seen(run)
+    assert "\ufffd\ufffd bytes" in found.data["samples"]["texts"]
+    assert "\ufffd\ufffd" in found.text
+    assert [one["round"] for one in read_records(run / "records.jsonl")] == [0, 1, 2, 3]
+
+
+def test_conversations_are_read(tmp_path):
+    turns = [[{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}], *[[]] * 2]
+    folder = write_run(tmp_path / "run", prompts=turns)
+    assert "system: Be brief\nuser: Hi" in seen(folder).data["samples"]["texts"]
+
+
+def test_numbers_of_any_kind():
+    assert [number(x) for x in (1, 2.5, True, None, "3", float("nan"), 10**400, [1])] == [1.0, 2.5, *[None] * 6]
+
+
+# Half-written folders
+
+DAMAGE = {
+    "manifest.json": [b"", b"{", b"[]", b"null", b'{"config": 3, "data": [], "command": [1], "guard": {"events": 3}}'],
+    "records.jsonl": [b"", b"{", b"[1]\n3\nnull\n", b'{"round": "x"}\n', b'{"round": 0, "loss": "a", "seconds_a": []}'],
+    "round-001/stages.json": [b"", b"[]", b'{"loss": {"a": 1}, "x": 3}', b"[" * 100_000],
+    "round-001/held_out.parquet": [b"", b"PAR1", b"PAR1" + b"\0" * 100],
+    "round-001/rollouts.parquet": [b""],
+    "diagnose.json": [b"", b'{"forecast": 3, "model": 4}', b'{"forecast": {"rows": [3, {"beta": 1, "kappa": 2}]}}'],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, c) for name, every in DAMAGE.items() for c in every])
+def test_damaged_files_leave_a_part_out(run, name, content):
+    (run / name).write_bytes(content)
+    assert seen(run).data["charts"] is not None
+
+
+def test_missing_files_leave_a_part_out(run):
+    for file in sorted(run.rglob("*.*")):
+        kept = file.read_bytes()
+        file.unlink()
+        seen(run)
+        file.write_bytes(kept)
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"verdict": 3, "sequence": [], "labels": {"calibration": [1]}}'])
+def test_damaged_diagnosis(tmp_path, content):
+    folder = write_diagnosis(tmp_path / "d")
+    (folder / "diagnose.json").write_bytes(content)
+    for name in ("prompts", "samples"):
+        (folder / f"{name}.parquet").unlink()
+    assert "Written by srlm" in seen(folder).text
+
+
+# The command
+
+
+def test_command_writes_one_file_and_overwrites_only_reports(run, tmp_path):
+    outcome = command("report", run)
+    file = run / "report.html"
+    assert (outcome.code, outcome.out.strip(), outcome.err) == (0, str(file), "")
+    assert file.read_text(encoding="utf-8").startswith(MARK)
+    assert command("report", run).code == 0
+    file.write_text("mine")
+    assert "is no srlm report" in refused("report", run)
+    assert file.read_text() == "mine"
+    assert command("report", run, "--output", tmp_path / "other.html").code == 0
+    assert "cannot be written" in refused("report", run, "--output", tmp_path / "no" / "where.html")
+    assert not list(tmp_path.rglob(".partial*"))
+
+
+def test_command_refuses_what_is_no_folder_of_ours(tmp_path):
+    assert "no folder was given" in refused("report")
+    assert "holds no run" in refused("report", tmp_path)
+    assert "holds no run" in refused("report", tmp_path / "absent")
+    said = report_or_reason(tmp_path)
+    assert said.startswith("no report was written") and "\n" not in said
+
+
+def test_figures_for_papers(run, tmp_path):
+    outcome = command("report", run, "--figures", tmp_path / "out")
+    assert outcome.code == 0
+    files = sorted((tmp_path / "out").glob("*.svg"))
+    assert len(files) == len(charts(read_all([run])))
+    for file in files:
+        assert ("<svg" in file.read_text() and ">round<" in file.read_text()) or file.stem in (
+            "loss",
+            "confidence",
+            "margin",
+            "calibration",
+        )
+    assert (tmp_path / "out" / "captions.md").read_text().count("\n- `") == len(files) - 1
+    first = (tmp_path / "out" / "kappa.svg").read_bytes()
+    save_figures([run], tmp_path / "again")
+    assert (tmp_path / "again" / "kappa.svg").read_bytes() == first
+    assert "never overwritten" in refused("report", run, "--figures", tmp_path / "out")
+    assert "cannot be written" in refused("report", run, "--figures", tmp_path / "held-out.jsonl")
+
+
+def test_starts_without_torch(run, tmp_path):
+    (tmp_path / "held-out.jsonl").unlink()
+    code = "import sys; from srlm.cli import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, "report", str(run)], check=True)
+
+
+def test_ten_thousand_samples_stay_small(tmp_path):
+    prompts = [f"Prompt {i}?" for i in range(1250)]
+    folder = write_run(tmp_path / "run", rounds=0, prompts=prompts, responses=[f"answer {i}" for i in range(5000)])
+    write_samples(folder / "round-000" / "held_out.parquet", prompts, [f"answer {i}" for i in range(9973)], 8)
+    start = time.perf_counter()
+    text = page(read_all([folder]))
+    assert time.perf_counter() - start < 5 and len(text) < 7_000_000
+    assert Seen(text).data["samples"]["total"] == 15_000
+
+
+# End of a run
+
+
+def test_train_leaves_report_and_card(tmp_path, tiny, prompts_file, held_out_file):
+    options = {"model": tiny, "prompts": prompts_file, "held_out": held_out_file, "output": tmp_path / "out"}
+    options |= {"rounds": 1, "num_samples": 2, "held_out_samples": 2, "max_new_tokens": 3, "epochs": 1}
+    outcome = command("train", *words(**options), "--quiet")
+    assert outcome.code == 0 and f"report in {tmp_path / 'out' / 'report.html'}" in outcome.out
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert text.startswith(MARK) and len(Seen(text).data["charts"]) >= 15
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers"
+    assert "| 1 |" in card and str(tmp_path) not in card
+
+
+def test_card(run):
+    folder = read_folder(run)
+    card = model_card(folder.manifest, folder.records)
+    head = yaml.safe_load(card.split("---")[1])
+    assert (head["base_model"], head["library_name"]) == ("some/model", "transformers")
+    assert "license" not in head
+    assert "| 2 | 1.00 | 0.800 [0.750, 0.850] |" in card and "`held-out.jsonl`" in card
+    known = model_card(folder.manifest | {"model": "smollm2"}, folder.records)
+    assert yaml.safe_load(known.split("---")[1])["license"] == "apache-2.0"
+    assert "a control" in model_card(folder.manifest | {"labels_used": True}, folder.records)
+
+
+def test_card_never_breaks_a_run(tmp_path):
+    assert "no model card was written" in card_or_reason(tmp_path / "absent", {}, [])
+    assert card_or_reason(tmp_path, {"config": 3, "data": "x", "model": HOSTILE[1] + "\n---\n"}, []) is None
+
+
+# Watching
+
+
+@contextlib.contextmanager
+def served(*folders):
+    with server(folders) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield running.server_address[1]
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+def asked(port, path="/", method="GET", host=None, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.putrequest(method, path, skip_host=True)
+    if host != "":
+        connection.putheader("Host", host or f"127.0.0.1:{port}")
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, content
+
+
+def test_watcher_serves_the_page_and_its_data(run):
+    with served(run) as port:
+        status, content = asked(port)
+        found = Seen(content.decode())
+        assert status == 200 and found.policy["connect-src"] == "'self'"
+        assert asked(port, f"/data?version={found.data['version']}") == (204, b"")
+        for host in (f"localhost:{port}", "localhost", "127.0.0.1"):
+            assert asked(port, host=host)[0] == 200
+        assert json.loads(asked(port, "/data")[1])["data"]["charts"] == found.data["charts"]
+
+
+def test_watcher_refuses_everything_else(run, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    paths = ["/manifest.json", "/../secret", "/%2e%2e/secret", "//secret", "/data/../../secret", f"{run}/manifest.json"]
+    paths += ["/./", "/report.html", "/.", "\\..\\secret"]
+    with served(run) as port:
+        for path in paths:
+            status, content = asked(port, path)
+            assert status in (400, 404) and b"secret" not in content, path
+        for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE", "PATCH"):
+            assert asked(port, method=method)[0] in (405, 501), method
+        for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1:{port + 1}", "localhost.evil.example", ""):
+            assert asked(port, host=host)[0] == 403, host
+            assert asked(port, "/data", host=host)[0] == 403, host
+
+
+def test_watcher_is_on_the_loopback_only(run):
+    with server([run]) as running:
+        assert running.server_address[0] == "127.0.0.1"
+        assert "cannot be served" in refused("report", run, "--watch", "--port", running.server_address[1])
+    assert "cannot be served" in refused("report", run, "--watch", "--port", 70_000)
+    assert "writes nothing" in refused("report", run, "--watch", "--figures", "out")
+
+
+def test_watcher_shows_a_new_record_within_two_seconds(run):
+    with served(run) as port:
+        version = Seen(asked(port)[1].decode()).data["version"]
+        write_records(run, [record(t, 0.2) for t in range(3)] + [record(3, 0.9)])
+        start = time.perf_counter()
+        status, content = asked(port, f"/data?version={version}")
+        assert status == 200 and time.perf_counter() - start < 1  # the page asks once a second
+        assert "0.900" in json.loads(content)["summary"]
+
+
+def test_watcher_waits_for_a_run_and_survives_its_troubles(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    with served(folder) as port:
+        assert b"Waiting: nothing has been written" in asked(port)[1]
+        folder.mkdir()
+        (folder / "manifest.json").write_text('{"state": "runn')
+        assert b"Waiting for the first record" in asked(port)[1]
+        write_run(folder, state="running")
+        assert b"Not finished: round 2 of 2" in asked(port)[1]
+        with (folder / "records.jsonl").open("a") as file:
+            file.write('{"round": 3, "log10')
+        (folder / "round-002" / "held_out.parquet").write_bytes(b"PAR1")
+        (folder / "round-003").mkdir()
+        assert asked(port)[0] == 200 == asked(port, "/data")[0]
+        monkeypatch.setattr("srlm.report.watch.read_all", lambda *_, **__: 1 / 0)
+        assert asked(port)[0] == 503
+        monkeypatch.undo()
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
+        assert b"Waiting" in asked(port)[1]
+
+
+def test_watcher_outlives_a_browser_that_leaves(run):
+    with served(run) as port:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+        assert asked(port)[0] == 200
+
+
+def test_watch_command_prints_where_and_stops_quietly(run):
+    code = "from srlm.cli import main; import sys; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "report", str(run), "--watch"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
+        assert asked(port)[0] == 200
+        os.kill(process.pid, 2)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and "stopped watching" in out and not err
