@@ -20,7 +20,7 @@ from statistics import mean
 ARMS = {  # name -> (options, seeds), in the order in which they are worth having
     "defaults": ((), 5),
     "plain: no clip, no anchor": (("--clip", "0", "--anchor", "0"), 3),
-    "random reward": (("--reward", "random"), 3),
+    "random reward": (("--reward", "random", "--no-guard"), 3),
     "clip only": (("--anchor", "0"), 3),
     "anchor only": (("--clip", "0"), 3),
 }

@@ -41,6 +41,7 @@ SETTINGS: dict[str, Any] = {
     "held_out_samples": 3,
     "match": "regex",  # a random model is right now and then, if the right answer is a common letter
     "seed": 3,
+    "guard": False,  # what a random model learns is often damage
 }
 ANSWER = "[a-mA-M]"
 
@@ -81,8 +82,12 @@ def words(**options: Any) -> list[str]:
     """Keyword -> --option value."""
     every: list[str] = []
     for name, value in options.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            every.append(f"--{option}" if value else f"--no-{option}")
+            continue
         values = value if isinstance(value, (list, tuple)) else [value]
-        every += [f"--{name.replace('_', '-')}", *map(str, values)]
+        every += [f"--{option}", *map(str, values)]
     return every
 
 

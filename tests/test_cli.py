@@ -12,6 +12,8 @@ from support import SETTINGS, command, records, refused, sentence, tree, words, 
 from srlm import SelfRewardConfig
 from srlm.cli import main
 
+LISTS = {"stop": [], "report_to": []}  # how files hold tuples
+
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
@@ -37,9 +39,9 @@ def python(code, **options):
 
 def test_defaults_are_those_of_the_config(here):
     shown = printed()
-    defaults = vars(SelfRewardConfig()) | {"stop": []}
+    defaults = vars(SelfRewardConfig()) | LISTS
     assert {name: shown[name] for name in defaults} == defaults
-    assert shown.keys() - defaults.keys() == {"model", "prompts", "held_out", "quiet"}
+    assert shown.keys() - defaults.keys() == {"model", "prompts", "held_out", "compare", "seeds", "quiet"}
 
 
 def test_yaml_is_read_and_the_command_line_wins(here):
@@ -77,7 +79,7 @@ def test_train_from_yaml(here, tiny, prompts_file, held_out_file):
     assert command("train", "--config", "c.yaml", "--rounds", 1, "--output", "run").code == 0
     assert len(records(here / "run")) == 2
     manifest = json.loads((here / "run" / "manifest.json").read_text())
-    assert manifest["config"] == vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | {"stop": []}
+    assert manifest["config"] == vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | LISTS
     assert not (here / "other").exists()
 
 
@@ -142,6 +144,17 @@ BAD_OPTIONS = [
     (["--lora-alpha", "0"], "--lora-alpha is 0.0"),
     (["--dtype", "fp16"], "--dtype is 'fp16', expected auto, bf16 or fp32"),
     (["--stop", ""], "--stop"),
+    (["--objective", "ppo"], "--objective is 'ppo', expected regression, dpo, ipo, best_of_k or grpo"),
+    (["--pairs", "some"], "--pairs is 'some', expected all or best_worst"),
+    (["--label-smoothing", "2"], "--label-smoothing is 2.0, expected a number from 0 to 1, or consistency"),
+    (["--label-smoothing", "much"], "--label-smoothing"),
+    (["--truncated", "cut"], "--truncated is 'cut', expected keep, penalise or drop"),
+    (["--length-window", "5", "3", "--length-penalty", "1"], "--length-window is (5, 3), expected 0 <= fewest <= most"),
+    (["--length-window", "3", "5"], "expected a --length-penalty above 0 beside it"),
+    (["--kl-initial", "-1"], "--kl-initial is -1.0"),
+    (["--until", "bored"], "--until"),
+    (["--patience", "0"], "--patience is 0, expected at least 1"),
+    (["--guard-leak", "nan"], "--guard-leak is nan, expected a number"),
     (["--seed", "-1"], "--seed is -1"),
     (["--seed", str(2**64)], "--seed"),
     (["--reward", "praise"], "expected one of log_likelihood, mean_log_likelihood"),

@@ -790,6 +790,17 @@ def test_a_prompt_with_nan_is_left_out_and_counted(tmp_path):
     assert set(samples["prompt_index"]) == {0, 2}
 
 
+def test_nan_that_only_the_search_meets_is_no_number_either(bare, tmp_path):
+    model = untied()
+    word = ids(save(tmp_path / "clean", model), "~", raw=True)[0]
+    with torch.no_grad():
+        model.model.embed_tokens.weight[word] = math.nan
+    folder = save(tmp_path / "broken", model)
+    found = silent(folder, bare, **FEW)
+    assert found.broken == 0 and not any(tokens[0] == word for tokens in found.samples["tokens"])
+    assert "are numbers on none of 2 prompts" in refused(*given_words(folder, bare))  # with the same samples
+
+
 def test_a_mode_that_ends_at_once_is_flagged(bare, tmp_path):
     model = untied()
     with torch.no_grad():
@@ -853,7 +864,8 @@ HALF = [True, False]
     [
         ("worth it", 0.55, [True] * 8, [HALF] * 4 + [[False, False]] * 4),
         ("hopeless", 0.55, [False] * 8, [HALF] * 8),
-        ("hopeless", 0.55, [False] * 8, [[False, False]] * 8),
+        ("hopeless", 0.55, [False] * 60, [[False, False]] * 60),
+        ("undecided", 0.55, [False] * 8, [[False, False]] * 8),  # eight prompts that all agree are still eight
         ("saturated", 0.99, [True] * 8, [[True, True]] * 8),
         ("saturated", 0.99, [False] * 8, [[False, False]] * 8),
         ("saturated", 0.55, [True] * 8, [[True, True]] * 8),  # nothing is left to mend

@@ -122,7 +122,7 @@ def test_train_record_by_its_definitions() -> None:
     step, info = step_and_update()
     lengths = torch.tensor([[1, 2, 3, 4]] * 3)
     finished = torch.tensor([[True, True, False, True]] * 3)
-    tokens = [[1, 2, 1, 2], [3], [1, 2, 3]]
+    tokens = [[1, 2, 1, 2], [3], [1, 2, 3]] + [[]] * 9
     record = train_record(step, lengths, finished, tokens, 0.8)
     log_prob = step.rollouts.log_prob
     assert record["round"] == 2
@@ -147,10 +147,21 @@ def test_train_record_by_its_definitions() -> None:
     assert record["kendall_tau"] == pytest.approx(agree)
 
 
+def test_repetition_and_constant_answers() -> None:
+    step, _ = step_and_update()
+    best = step.rollouts.log_prob.argmax(-1).tolist()
+    tokens = [[7, 7, 7, 7, 7, 10 + number] for number in range(12)]
+    for p, same in ((0, [1, 2]), (1, [9]), (2, [1, 2])):
+        tokens[p * 4 + best[p]] = same
+    record = train_record(step, torch.ones(3, 4), torch.ones(3, 4).bool(), tokens, 1.0)
+    assert record["repeated_ngrams"] == pytest.approx(2 / 4)  # 777 777 777 and 77n; the short ones have none
+    assert record["same_response"] == pytest.approx(2 / 3)
+
+
 def test_the_first_record_describes_no_update() -> None:
     step, _ = step_and_update()
     first = replace(step, round=0, info=None, rollouts=replace(step.rollouts, entropy=None))
-    record = train_record(first, torch.ones(3, 4), torch.ones(3, 4).bool(), [[1]], 1.0)
+    record = train_record(first, torch.ones(3, 4), torch.ones(3, 4).bool(), [[1]] * 12, 1.0)
     assert record["entropy"] is None
     assert not record.keys() & {"fidelity_r2", "leak", "displacement", "loss", "kendall_tau"}
     assert all(value is None or type(value) in (int, float) for value in record.values())

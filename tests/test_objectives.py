@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srlm.objectives import censored, clip_reward, log_partition, regression
+from srlm.objectives import (
+    best_of_k,
+    censored,
+    clip_reward,
+    consistency,
+    dpo,
+    grpo,
+    ipo,
+    kl_initial,
+    length_penalty,
+    log_partition,
+    nll,
+    regression,
+    truncated,
+)
+from srlm.policies.draws import Draws
+from srlm.policies.gradient import gradient_steps
+from srlm.policies.tabular import TabularPolicy
+from srlm.types import Objective, Prompts, Rollouts
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -225,3 +244,196 @@ def test_sampled_log_partition_is_biased_low_and_its_exponential_is_not() -> Non
         log_mean += float(p[list(draw)].prod()) * estimate
     assert mean == pytest.approx(exact, rel=1e-5)
     assert log_mean < math.log(exact) - 0.01
+
+
+# Preferences, imitation, policy gradient: population minimisers on a table, by converged gradient steps
+
+
+def table_minimiser(objective: Objective, log_p: Tensor, reward: Tensor, steps: int = 1500) -> Tensor:
+    """log pi of the minimiser over all of a table, enumerated."""
+    policy = TabularPolicy(log_p)
+    prompts = Prompts.uniform(range(len(log_p)))
+    row = torch.arange(len(log_p))
+    draws = Draws(row, torch.arange(log_p.shape[-1]).expand_as(log_p))
+    rollouts = Rollouts(0, prompts, draws, log_p, log_p.exp())
+    return gradient_steps(objective, steps=steps, learning_rate=0.05)(policy, rollouts, reward)[0].log_table()
+
+
+def tournament(weight: Tensor, reward: Tensor, smoothing: float) -> Tensor:
+    """Bradley-Terry log-strengths by Hunter's MM iteration (Ann. Statist. 2004, Eq. 3), one group."""
+    games = weight[:, None] * weight[None, :] * (reward[:, None] != reward[None, :])
+    wins = (games * torch.where(reward[:, None] > reward[None, :], 1 - smoothing, smoothing)).sum(-1)
+    strength = torch.ones_like(wins)
+    for _ in range(5000):
+        strength = wins / (games / (strength[:, None] + strength[None, :])).sum(-1)
+    return strength.log()
+
+
+def centred(values: Tensor) -> Tensor:
+    return values - values.mean(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("beta, smoothing", [(1.0, 0.1), (0.5, 0.3)])
+def test_dpo_finds_the_strengths_of_a_tournament(beta: float, smoothing: float) -> None:
+    log_p, reward = torch.log_softmax(randn(3, 5), -1), randn(3, 5, seed=1)
+    found = table_minimiser(partial(dpo, beta=beta, label_smoothing=smoothing), log_p, reward)
+    for x in range(3):
+        assert close(
+            centred(beta * (found - log_p)[x]), centred(tournament(log_p[x].exp(), reward[x], smoothing)), 1e-3
+        )
+    two = table_minimiser(
+        partial(dpo, beta=beta, pairs="best_worst", label_smoothing=smoothing), log_p[:, :2], reward[:, :2]
+    )
+    ratio = two - log_p[:, :2]
+    gap = ratio.gather(-1, reward[:, :2].argmax(-1, keepdim=True)) - ratio.gather(
+        -1, reward[:, :2].argmin(-1, keepdim=True)
+    )
+    assert close(gap, torch.full_like(gap, math.log(1 / smoothing - 1) / beta), 1e-3)
+
+
+@pytest.mark.parametrize("beta, smoothing", [(1.0, 0.0), (0.4, 0.2)])
+def test_ipo_tilts_by_the_probability_of_winning(beta: float, smoothing: float) -> None:
+    log_p, reward = torch.log_softmax(randn(3, 5), -1), randn(3, 5, seed=1)
+    found = table_minimiser(partial(ipo, beta=beta, label_smoothing=smoothing), log_p, reward)
+    won = (log_p.exp()[:, None, :] * torch.sign(reward[:, :, None] - reward[:, None, :])).sum(-1)
+    assert close(found, torch.log_softmax(log_p + (1 - 2 * smoothing) / (2 * beta) * won, -1), 1e-4)
+
+
+def test_best_of_k_learns_the_law_of_the_best() -> None:
+    log_p = torch.log_softmax(randn(1, 4), -1)
+    reward = torch.tensor([0.3, -1.0, 2.0, 0.7], dtype=torch.float64)
+    groups = torch.tensor(list(itertools.product(range(4), repeat=3)))  # every possible one is a prompt of its own
+    chance = log_p[0][groups].sum(-1).exp()
+    draws = Draws(torch.zeros(len(groups), dtype=torch.long), groups)
+    rollouts = Rollouts(
+        0, Prompts(tuple([0] * len(groups)), chance), draws, log_p[0][groups], torch.full(groups.shape, 1 / 3).double()
+    )
+    found, _ = gradient_steps(best_of_k, steps=1500, learning_rate=0.05)(TabularPolicy(log_p), rollouts, reward[groups])
+    p = log_p.exp()[0]
+    upto, below = ((p * op(reward[None, :], reward[:, None])).sum(-1) for op in (torch.le, torch.lt))
+    assert close(found.log_table()[0].exp(), upto**3 - below**3, 1e-4)
+
+
+@pytest.mark.parametrize("by_std", [True, False])
+def test_grpo_goes_to_its_clips_and_no_further_matters(by_std: bool) -> None:
+    log_p, clip = torch.log(torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)), 0.2
+    reward = torch.tensor([[2.0, -1.0], [0.5, 1.5]], dtype=torch.float64)
+    objective = partial(grpo, ratio_clip=clip, by_std=by_std)
+    ratio = table_minimiser(objective, log_p, reward, steps=400) - log_p
+    mean = (log_p.exp() * reward).sum(-1, keepdim=True)
+    advantage = reward - mean
+    if by_std:
+        advantage /= (log_p.exp() * (reward - mean) ** 2).sum(-1, keepdim=True).sqrt()
+    least = -2 * clip * (log_p.exp() * advantage.clamp_min(0)).sum(-1)
+    assert close(objective(ratio, reward, log_p.exp()), least, 1e-9)
+    assert (ratio.exp()[advantage > 0] >= 1 + clip).all() and (ratio.exp()[advantage < 0] <= 1 - clip).all()
+
+
+def test_kl_to_the_start_is_a_reward_and_a_larger_beta() -> None:
+    """The maximiser of E[r] - beta KL(pi||pi_t) - beta0 KL(pi||pi_0), found directly."""
+    log_p, log_0, reward = torch.log_softmax(randn(2, 5), -1), torch.log_softmax(randn(2, 5, seed=5), -1), randn(2, 5)
+    beta, strength = 0.7, 0.4
+
+    def cost(logits: Tensor) -> Tensor:
+        log_q = torch.log_softmax(logits, -1)
+        return -(log_q.exp() * (reward - beta * (log_q - log_p) - strength * (log_q - log_0))).sum()
+
+    shaped = kl_initial(reward, log_p, log_0, strength)
+    found = table_minimiser(partial(regression, beta=beta + strength, clip=0.0), log_p, shaped)
+    assert close(found, torch.log_softmax(minimise(cost, log_p), -1), 1e-5)
+
+
+# Pairs, one by one
+
+
+@given(
+    st.integers(2, 6), st.sampled_from(["all", "best_worst"]), st.floats(0, 2), st.floats(0, 1), st.integers(0, 2**32)
+)
+def test_preference_losses_pair_by_pair(k: int, pairs: str, margin: float, smoothing: float, seed: int) -> None:
+    ratio, reward = randn(2, k, seed=seed), randn(2, k, seed=seed + 1).round(decimals=0)  # with ties
+    weight = torch.softmax(randn(2, k, seed=seed + 2), -1)
+    for x in range(2):
+        r, total, mass = reward[x].tolist(), {"dpo": 0.0, "ipo": 0.0}, 0.0
+        for i, j in itertools.permutations(range(k), 2):
+            if r[i] - r[j] <= margin or (pairs == "best_worst" and (r[i] < max(r) or r[j] > min(r))):
+                continue
+            h, w = 0.5 * float(ratio[x, i] - ratio[x, j]), float(weight[x, i] * weight[x, j])
+            mass += w
+            total["dpo"] += w * (math.log1p(math.exp(-h)) * (1 - smoothing) + math.log1p(math.exp(h)) * smoothing)
+            total["ipo"] += w * ((h - 0.5) ** 2 * (1 - smoothing) + (h + 0.5) ** 2 * smoothing)
+        options = {"beta": 0.5, "pairs": pairs, "margin": margin, "label_smoothing": smoothing}
+        for name, objective in (("dpo", dpo), ("ipo", ipo)):
+            loss = float(objective(ratio, reward, weight, **options)[x])
+            assert loss == pytest.approx(total[name] / mass if mass else 0.0)
+
+
+EVERY = {
+    "regression": partial(regression, clip=1.5),
+    "dpo": dpo,
+    "dpo, best and worst": partial(dpo, pairs="best_worst"),
+    "ipo": ipo,
+    "best_of_k": best_of_k,
+    "nll": nll,
+    "grpo": grpo,
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_weight_zero_takes_part_in_nothing(name: str) -> None:
+    ratio, reward = randn(2, 4), 3 * randn(2, 4, seed=1)
+    weight = torch.tensor([[0.2, 0.5, 0.3]] * 2, dtype=torch.float64)
+    more = torch.cat([weight, torch.zeros(2, 1, dtype=torch.float64)], -1)
+    alone = EVERY[name](ratio[:, :3], reward[:, :3], weight)
+    for value in (100.0, -100.0, math.inf, math.nan):
+        wild = reward.clone()
+        wild[:, 3] = value
+        leaf = ratio.clone().requires_grad_()
+        loss = EVERY[name](leaf, wild, more)
+        assert close(loss.detach(), alone)
+        loss.sum().backward()
+        assert torch.isfinite(leaf.grad).all() and (leaf.grad[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_group_with_nothing_to_say_costs_nothing(name: str) -> None:
+    reward = torch.full((1, 3), 0.1) if name not in ("regression", "best_of_k") else randn(1, 3).float()
+    weight = torch.full((1, 3), 1 / 3) if name not in ("regression", "best_of_k") else torch.zeros(1, 3)
+    for w in (weight, torch.zeros(1, 3)):
+        leaf = randn(1, 3).float().requires_grad_()
+        loss = EVERY[name](leaf, reward, w)
+        loss.sum().backward()
+        assert float(loss.detach()) == 0 and (leaf.grad == 0).all()
+
+
+# Shapes of rewards
+
+
+def test_length_penalty_and_window() -> None:
+    reward, length = torch.zeros(1, 4), torch.tensor([[1, 3, 5, 9]])
+    assert length_penalty(reward, length, 0.5).tolist() == [[-0.5, -1.5, -2.5, -4.5]]
+    assert length_penalty(reward, length, 0.5, (3, 5)).tolist() == [[-1.0, 0.0, 0.0, -2.0]]
+
+
+def test_truncated_responses_follow_one_policy() -> None:
+    reward, weight = torch.tensor([[1.0, -2.0, 3.0], [1.0, 2.0, 3.0]]), torch.tensor([[0.2, 0.3, 0.5]] * 2)
+    finished = torch.tensor([[True, True, False], [False, True, False]])
+    kept = truncated(reward, weight, finished, "keep")
+    assert torch.equal(kept[0], reward) and torch.equal(kept[1], weight)
+    punished, same = truncated(reward, weight, finished, "penalise")
+    assert punished.tolist() == [[1, -2, -2], [1, 2, 1]] and torch.equal(same, weight)
+    whole, left = truncated(reward, weight, finished, "drop")
+    assert torch.equal(whole, reward) and close(left, torch.tensor([[0.4, 0.6, 0.0], [0.0, 0.0, 0.0]]), 1e-6)
+    for objective in EVERY.values():
+        assert objective(randn(2, 3).float(), reward, left)[1] == 0
+
+
+def test_consistency_is_cream_s() -> None:
+    assert [consistency(tau) for tau in (1.0, 0.5, -1.0, None)] == [0.0, 0.25, 1.0, 0.0]
+
+
+def test_a_ratio_beyond_floats_is_clipped_without_nan():
+    for reward in ([3.0, 1.0, 0.0, 0.0], [1.0, 2.0, 0.0, 1.0]):
+        log_ratio = torch.tensor([[100.0, -1.0, -2.0, 0.0]], requires_grad=True)
+        loss = grpo(log_ratio, torch.tensor([reward]), torch.full((1, 4), 0.25))
+        (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
+        assert bool(loss.isfinite().all() and gradient.isfinite().all())

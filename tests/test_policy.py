@@ -295,6 +295,17 @@ def test_a_stop_string_is_found_whatever_its_length_in_tokens(tiny_base: Path, s
     assert not policy._stopped(ids[:-1])
 
 
+def test_token_ends_follow_whole_characters(tiny_base: Path) -> None:
+    """The tokenizer knows single bytes: three of them are a sign, and only the last one shows it."""
+    policy = TransformerPolicy.load(str(tiny_base), max_new_tokens=8, dtype="fp32", lora_rank=0, stop=["cd"])
+    ids = policy.tokenizer("a漢b")["input_ids"]
+    eos = policy.tokenizer.eos_token_id
+    assert policy.token_ends([*ids, eos]) == [1, 1, 1, 2, 3, 3]
+    assert policy.token_ends(ids[:3]) == [1, 1, 1]
+    assert policy.token_ends(policy.tokenizer("abcd")["input_ids"]) == [1, 2, 2, 2]
+    assert policy.token_ends([]) == []
+
+
 def test_text_is_cut_before_the_first_stop_string(tiny_base: Path) -> None:
     policy = load(tiny_base, stop=("##", "Q:"), max_new_tokens=20)
     rows = [policy.tokenizer(text)["input_ids"] for text in ("one Q: two ##", "one ## two Q:", "plain<|im_end|>")]

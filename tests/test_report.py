@@ -291,7 +291,7 @@ def test_kappa_is_on_a_log_axis_with_the_forecast_given(run, tmp_path):
     assert "forecast" in refused("report", run, "--forecast", run / "manifest.json")
 
 
-@pytest.mark.parametrize("clip", [0.0, 1.5])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_bound_on_kappa_is_attained_by_equal_rivals(tmp_path, clip):
     """Where all rivals lie one margin below the mode, the bound is kappa itself; here after each exact update."""
     margin, rivals, beta = 0.7, 3, 1.0
@@ -397,6 +397,19 @@ def test_experiments(tmp_path):
     (image,) = [a["src"] for tag, a in found.tags if tag == "img"]
     assert b"onload" in base64.b64decode(image.removeprefix("data:image/svg+xml;base64,"))  # an image runs nothing
     assert "the first 200 of 300 rows" in found.text and "0.005" in found.text
+    assert "No verdicts were kept" in found.text
+
+
+def test_verdicts_of_experiments(tmp_path):
+    for name, said in (("a", {"holds": True, "findings": ["0.1 < 0.2 <b>", 3]}), ("b", {"holds": False}), ("c", [1])):
+        (tmp_path / f"{name}.svg").write_text("<svg/>")
+        (tmp_path / f"{name}.csv").write_text("n\n1\n")
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+    text = seen(tmp_path).text
+    assert "Does not hold: b (1 of 2 experiments)." in text and "0.1 < 0.2 <b>" in text
+    assert "✓ holds" in text and "✗ does not hold" in text
+    (tmp_path / "b.json").unlink()
+    assert "Holds. 2 more without a verdict." in seen(tmp_path).text
 
 
 def test_several_runs_are_laid_over_each_other(tmp_path):
@@ -410,6 +423,25 @@ def test_several_runs_are_laid_over_each_other(tmp_path):
     assert set(found.data["samples"]["folder"]) == {0, 1}
     outcome = command("report", first, second)
     assert outcome.code == 0 and Path(outcome.out.strip()) == first / "comparison.html"
+
+
+# Tokens
+
+
+def test_pieces_are_whole_characters_and_their_log_probs(run):
+    """Three bytes of a sign, a bidi mark that is shown as its code, and the end."""
+    file = run / "round-000" / "held_out.parquet"
+    table = parquet.read_table(file).slice(0, 3).drop_columns("response")
+    table = table.append_column("response", pa.array(["a漢\u202eb", "x", "y"]))
+    ends = [[1, 1, 1, 2, 3, 4, 4], [1, 0], [1]]
+    values = [[-0.5, -1.0, -0.25, -2.0, -3.0, -4.0, -0.125], [0.0, 0.0], None]
+    table = table.append_column("token_end", pa.array(ends)).append_column("token_log_prob", pa.array(values))
+    parquet.write_table(table, file)
+    found = seen(run).data["samples"]
+    (row,) = [i for i, text in enumerate(found["response"]) if found["texts"][text] == "a漢\\u202eb"]
+    pieces = found["shades"].pop(str(row))
+    assert pieces == [[1, -0.5], [2, -3.25], [8, -3.0], [9, -4.0], [9, -0.125]]
+    assert not found["shades"]  # what cannot be is left out
 
 
 # Hostile text

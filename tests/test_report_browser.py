@@ -11,7 +11,9 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from test_report import HOSTILE, PROMPTS, record, served, write_diagnosis, write_records, write_run, write_samples
 
 from srlm.report import report
@@ -128,6 +130,26 @@ def test_responses_side_by_side(browser, run):
     assert browser.switch_to.active_element.text == "Close"
     browser.switch_to.active_element.send_keys("\n")
     assert not beside.is_displayed()
+
+
+def test_tokens_are_shaded(browser, run):
+    """An emoji is one character and two UTF-16 units; its two tokens are one piece."""
+    file = run / "round-001" / "held_out.parquet"
+    table = parquet.read_table(file).slice(0, 1).drop_columns("response")
+    columns = {"response": ["so 😀<b>"], "token_end": [[2, 3, 3, 4, 7, 7]]}
+    columns["token_log_prob"] = [[-0.05, -0.5, -0.75, -0.25, -8.0, -3.0]]
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    parquet.write_table(table, file)
+    opened(browser, run)
+    choose(browser, "part", "held out")
+    find(browser, "#list .sample button")[0].click()
+    pieces = find(browser, "#beside .response span")
+    shown = [(piece.text, piece.get_attribute("class"), piece.get_attribute("title")) for piece in pieces]
+    assert [text for text, _, _ in shown] == ["so", " ", "😀", "<b>", "∎"]
+    assert [kind for _, kind, _ in shown] == ["p0", "p1", "p2", "p4", "p3"]
+    assert (shown[3][2], shown[4][2]) == ("log-prob -8.00", "end, log-prob -3.00")
+    assert "nats" in find(browser, "#beside .quiet")[0].text
 
 
 def test_hostile_text_stays_text(browser, tmp_path):

@@ -50,6 +50,9 @@ ALWAYS = {
         "truncation_rate",
         "distinct_1",
         "distinct_2",
+        "repeated_ngrams",
+        "same_response",
+        "held_out_prompts",
         "gain",
         "log10_kappa_upper_held_out",
         "mean_log_prob_held_out",
@@ -125,6 +128,16 @@ def grid(rows, column, k=K):
 
 
 # The result
+
+
+def test_held_out_tokens_add_up(result):
+    for t in range(T + 1):
+        rows = table(result.output, t, "held_out")
+        keys = ("token_log_prob", "token_end", "tokens", "log_prob", "response")
+        for values, ends, tokens, log_prob, response in zip(*(rows[key] for key in keys), strict=True):
+            assert len(values) == len(ends) == len(tokens) and ends == sorted(ends) and ends[-1] <= len(response)
+            assert sum(values) == pytest.approx(log_prob, abs=1e-5)
+        assert "token_log_prob" not in table(result.output, t)
 
 
 def test_returns_paths_and_records(result):
@@ -240,7 +253,8 @@ def test_manifest_says_what_was_run(result, data):
     )
     assert manifest["git_commit"] == head.stdout.strip()
     assert manifest["state"] == "finished"
-    assert manifest["config"] == vars(SelfRewardConfig(output=str(result.output), **SETTINGS)) | {"stop": []}
+    said = vars(SelfRewardConfig(output=str(result.output), **SETTINGS))
+    assert manifest["config"] == said | {"stop": [], "report_to": []}
     assert manifest["config"]["seed"] == SETTINGS["seed"]
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["versions"].keys() >= {"python", "transformers", "peft", "accelerate", "datasets", "numpy"}

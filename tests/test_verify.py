@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_an_experiment_holds_and_leaves_data_and_a_figure(everything, name: str)
     assert 2 <= len(rows) <= 64 and all(None not in row.values() and "nan" not in row.values() for row in rows)
     figure = (output / f"{name}.svg").read_text(encoding="utf-8")
     assert figure.startswith("<?xml") and "<svg" in figure and len(figure) > 5_000
+    verdict = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
+    assert verdict["holds"] is True and all(f"- {finding}" in said for finding in verdict["findings"])
     assert f"\n{name}: " in said
     statement = (EXPERIMENTS[name].__doc__ or "").splitlines()[0]
     assert statement in said and statement.endswith(".")
@@ -83,6 +86,13 @@ def test_what_does_not_hold_ends_with_exit_code_1(monkeypatch) -> None:
     said = command("verify", "greedy-trap", "--quick", "--quiet")
     assert said.code == 1
     assert "- this does\n- FAILED: this does not\nDOES NOT HOLD" in said.out
+
+
+def test_the_report_shows_every_verdict(everything) -> None:
+    output, said = everything
+    assert f"report in {output / 'report.html'}" in said
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"All {len(EXPERIMENTS)} experiments hold." in page and page.count("✓ holds") == len(EXPERIMENTS)
 
 
 def test_bad_names_are_refused() -> None:

@@ -177,7 +177,13 @@ def _own_rule(module: str, function: str) -> Match:
     chosen = user_function(module, function, "match rule", "(response, answers)")
 
     def match(response: str, answers: Sequence[str]) -> bool:
-        right = chosen(response, tuple(answers))
+        try:
+            right = chosen(response, tuple(answers))
+        except Exception as error:
+            raise UserError(
+                f"the match rule {module}:{function} failed on {response[:80]!r} ({type(error).__name__}: {error}), "
+                "expected True or False; correct it"
+            ) from error
         if right not in (True, False):
             raise UserError(
                 f"the match rule {module}:{function} returned {right!r}, expected True or False; return one of these"

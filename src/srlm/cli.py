@@ -36,6 +36,10 @@ class Train:
     by the control `oracle`."""
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
+    compare: str = ""
+    """Rewards, comma-separated: train with each of them from one start, and end with a table."""
+    seeds: int = 1
+    """For --compare: runs per reward, with seeds --seed, --seed + 1, ..."""
     quiet: bool = False
     """Plain lines instead of a live display."""
     settings: Annotated[SelfRewardConfig, tyro.conf.arg(name="")] = field(default_factory=SelfRewardConfig)
@@ -133,7 +137,7 @@ class Verify:
     quick: bool = False
     """Fewer replicas and sizes: seconds instead of minutes."""
     output: str | None = None
-    """Folder that keeps each experiment's data (CSV) and figure (SVG)."""
+    """Folder that keeps each experiment's data (CSV), figure (SVG) and verdict (JSON), and a report of all."""
     seed: int = 0
     """Of everything random."""
     quiet: bool = False
@@ -211,6 +215,16 @@ def _train(arguments: list[str]) -> None:
     if not chosen.prompts:
         raise UserError("no prompts were given: name a file or dataset with --prompts")
     from srlm.console import Display
+
+    if chosen.compare:
+        from srlm.comparison import compare
+
+        rewards = [reward.strip() for reward in chosen.compare.split(",")]
+        display = Display(chosen.quiet)
+        compare(
+            chosen.model, chosen.settings, chosen.prompts, chosen.held_out, rewards, seeds=chosen.seeds, display=display
+        )
+        return
     from srlm.trainer import SelfRewardTrainer
 
     trainer = SelfRewardTrainer(
@@ -265,7 +279,13 @@ def _verify(arguments: list[str]) -> None:
         raise UserError(f"expected either experiments or --all: name some of {', '.join(EXPERIMENTS)}")
     output = Path(chosen.output) if chosen.output is not None else None
     names = list(chosen.names or EXPERIMENTS)
-    if not verify(names, output=output, quick=chosen.quick, seed=chosen.seed, display=Display(chosen.quiet)):
+    display = Display(chosen.quiet)
+    good = verify(names, output=output, quick=chosen.quick, seed=chosen.seed, display=display)
+    if output is not None:
+        from srlm.report import report_or_reason
+
+        display.say(report_or_reason(output))
+    if not good:
         raise SystemExit(1)
 
 

@@ -95,6 +95,44 @@ class SelfRewardConfig:
     match: str = "auto"
     """When is a response right? contains, exact, number, regex or module:function (evaluation only); auto asks a task's
     own verifier, or is contains."""
+    guard: bool = True
+    """Stop when a round did damage, and leave the best round in model/ (guard.py); off for controls."""
+    until: Literal["rounds", "saturated"] = "rounds"
+    """When is a healthy run over? After all its rounds, or once it is saturated."""
+    patience: int = 1
+    """Rounds in a row that must be damaged, or saturated, before the run ends."""
+    guard_mode_fidelity: float = 0.75
+    """Alarm if mode fidelity, by the upper end of its 95 % interval, is below this."""
+    guard_displacement: float = -1.0
+    """Alarm if each group's best response gained less than this on average, in nats."""
+    guard_leak: float = -2.0
+    """Alarm if the log of the mass that the samples keep is below this, in nats."""
+    guard_accuracy_drop: float = 0.1
+    """With labels: alarm if sampled accuracy fell from its best by more than this and their 95 % intervals part."""
+    guard_entropy: float = 1.5
+    """Alarm if entropy is above this many times that of round 0."""
+    guard_length: float = 4.0
+    """Alarm if responses that end are this many times longer or shorter than in round 0."""
+    guard_truncation: float = 0.3
+    """Alarm if the share of truncated responses rose by more than this since round 0."""
+    guard_repetition: float = 0.3
+    """Alarm if the share of repeated n-grams rose by more than this since round 0."""
+    guard_same_response: float = 0.5
+    """Alarm if the share of prompts with one and the same best response rose by more than this since round 0."""
+    guard_kendall: float = 0.4
+    """Alarm if Kendall's tau of the samples' order before and after an update is below this."""
+    guard_log_ratio: float = 16.0
+    """Alarm if a log-ratio exceeds this many nats per token of max_new_tokens."""
+    guard_distinct_2: float = 0.0
+    """Alarm if distinct-2 is below this share of round 0's over K. Off: a task with few answers has few bigrams."""
+    guard_stable: float = 0.5
+    """A run is stabilising (Stage I) while log10 of the estimated kappa is above this."""
+    guard_saturated: float = 0.3
+    """A run is saturated once the best response gains, and the J_0 gap changes, by less than this, in nats."""
+    report_to: tuple[str, ...] = ()
+    """Also report each round to trackers: tensorboard, wandb, trackio, mlflow; files go to trackers/ in the run."""
+    push_to_hub: str | None = None
+    """Upload model/ to this Hub repository at the end, which is created private if it is new."""
     trust_remote_code: bool = False
     """Run code that a model repository brings along."""
     seed: int = 0
@@ -106,7 +144,15 @@ class SelfRewardConfig:
                 f"--num-samples is {self.num_samples}, expected at least 2: the objective compares responses to one "
                 "prompt, and a single response has nothing to be compared with"
             )
-        whole = ("rounds", "max_new_tokens", "epochs", "prompts_per_step", "token_budget", "checkpoint_steps")
+        whole = (
+            "rounds",
+            "max_new_tokens",
+            "epochs",
+            "prompts_per_step",
+            "token_budget",
+            "checkpoint_steps",
+            "patience",
+        )
         for name in whole:
             self._expect(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_prompts", "max_held_out"):
@@ -121,6 +167,9 @@ class SelfRewardConfig:
         for name in ("clip", "anchor", "gain_learning_rate", "margin", "nll", "length_penalty", "kl_initial"):
             value = getattr(self, name)
             self._expect(name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
+        for name in (name for name in vars(self) if name.startswith("guard_")):
+            self._expect(name, not math.isnan(getattr(self, name)), "a number")
+        self._expect("until", self.until in ("rounds", "saturated"), "rounds or saturated")
         self._expect("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._expect("held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
         objectives = ("regression", "dpo", "ipo", "best_of_k", "grpo")

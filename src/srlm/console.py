@@ -27,6 +27,7 @@ COLUMNS = (
     ("EOS", "eos_rate", "{:.2f}"),
     ("loss", "loss", "{:.1f}"),
     ("seconds", "seconds", "{:.0f}"),
+    ("stage", "stage", " {}"),
 )
 PAPER = 140  # columns of what is not a terminal
 WIDTH = 2 + max(len(heading) for heading, _, _ in COLUMNS)
@@ -40,11 +41,16 @@ class Display:
     """`quiet` leaves plain lines for a log."""
 
     def __init__(self, quiet: bool = False, silent: bool = False) -> None:
-        self.console = Console(quiet=silent, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=silent, highlight=False, soft_wrap=True, emoji=False)
         if not self.console.is_terminal:  # a file has no width
             self.console.width = max(self.console.width, PAPER)
         self.live = not quiet and not silent and self.console.is_terminal
         self._headed = False
+
+    def anew(self) -> Display:
+        """For another run: its table gets a heading of its own."""
+        self._headed = False
+        return self
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)

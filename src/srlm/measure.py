@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srlm.estimators.diversity import distinct_n
+from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
 from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.estimators.rank import kendall_tau
 from srlm.objectives import censored
@@ -73,8 +73,15 @@ def log10_kappa_upper(log_prob: Tensor) -> float:
 def train_record(
     step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float, clip: float = 0.0
 ) -> Record:
-    """Round t on its own training prompts; the update's part describes update t - 1."""
+    """Round t on its own training prompts; the update's part describes update t - 1. tokens: P K lists, prompt by
+    prompt.
+
+    repeated_ngrams: share of trigrams that stood in the same response before. same_response: share of prompts whose
+        most probable response is word for word the one that is commonest among them.
+    """
     log_prob = step.rollouts.log_prob
+    k = log_prob.shape[-1]
+    favourites = [tuple(tokens[p * k + best]) for p, best in enumerate(log_prob.argmax(-1).tolist())]
     record: Record = {
         "round": step.round,
         "log10_kappa_upper": log10_kappa_upper(log_prob),
@@ -86,6 +93,8 @@ def train_record(
         "truncation_rate": 1 - _mean(finished),
         "distinct_1": distinct_n(tokens, 1),
         "distinct_2": distinct_n(tokens, 2),
+        "repeated_ngrams": repeated_ngrams(tokens, 3),
+        "same_response": commonest_share(favourites),
     }
     info = step.info
     if info is not None:
@@ -109,6 +118,7 @@ def held_out_record(
     log_prob = now.rollouts.log_prob
     favourite = now.initial.gather(-1, log_prob.argmax(-1, keepdim=True))[:, 0]
     record: Record = {
+        "held_out_prompts": len(log_prob),
         "log10_kappa_upper_held_out": log10_kappa_upper(log_prob),
         "mean_log_prob_held_out": _mean(log_prob),
         "j0_gap": _mean(now.best_initial) - _mean(now.initial),

@@ -1,7 +1,7 @@
 """Objectives: (log_ratio [P, K], reward [P, K], weight [P, K]) -> loss [P]. Free functions; beta > 0 in nats.
 
-log_ratio is log pi(y_k|x) - log pi_t(y_k|x), weight sums to 1 in each group, or to 0 in one that costs nothing. Responses
-of weight 0 take part in nothing. Below, P(r < r_k) is the probability under pi_t that another response has less reward.
+log_ratio is log pi(y_k|x) - log pi_t(y_k|x), weight sums to 1 in each group, or to 0 in one that costs nothing.
+Responses of weight 0 take part in nothing. P(r < r_k): the probability under pi_t that a response has less reward.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+LARGEST_LOG_RATIO = 30.0  # nats: of a ratio beyond it only its clipping counts, and fp32 overflows at 88
 
 
 def _taking_part(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +113,7 @@ def dpo(
 
     mean over pairs of -(1 - e) log s(h) - e log s(-h), h = beta (log_ratio_i - log_ratio_j), s the logistic function.
 
-    Population minimiser: of two responses h = log((1 - e)/e), infinite at e = 0, where only few steps keep pi near pi_t.
+    Population minimiser: of two responses h = log((1 - e)/e), infinite at e = 0, where only few steps keep pi close.
     Of more, beta log_ratio are the Bradley-Terry strengths of a tournament in which i beats j with probability 1 - e:
     for each i, sum_j w_ij s(h_ij) = sum_j w_ij (1 - e if r_i > r_j else e), j over the pairs of i.
     """
@@ -145,7 +147,7 @@ def ipo(
 
 
 def consistency(tau: float | None) -> float:
-    """CREAM's label smoothing (1 - tau)/2 in [0, 1] (arXiv 2410.12735, Sec. 4.2: 1 - C with C = (1 + tau)/2), from
+    """CREAM's label smoothing (1 - tau)/2 in [0, 1] (arXiv 2410.12735: 1 - C with C = (1 + tau)/2), from
     Kendall's tau between pi_t and pi_{t-1}; 0 where there is none, as in round 0."""
     return 0.0 if tau is None else (1 - tau) / 2
 
@@ -171,9 +173,7 @@ def nll(log_ratio: Tensor, reward: Tensor, weight: Tensor, *, margin: float = 0.
     return best_of_k(log_ratio, reward, weight).where(paired, 0.0)
 
 
-def grpo(
-    log_ratio: Tensor, reward: Tensor, weight: Tensor, *, ratio_clip: float = 0.2, by_std: bool = True
-) -> Tensor:
+def grpo(log_ratio: Tensor, reward: Tensor, weight: Tensor, *, ratio_clip: float = 0.2, by_std: bool = True) -> Tensor:
     """Clipped policy gradient on group advantages (arXiv 2402.03300, Eq. 3), one ratio per response as in GSPO:
 
     -sum_k weight_k min(u_k A_k, clip(u_k, 1 - c, 1 + c) A_k), u = exp(log_ratio), A = r - mean r, over the group's
@@ -187,7 +187,7 @@ def grpo(
     advantage = torch.where(differ, reward - (weight * reward).sum(-1, keepdim=True), 0.0)
     if by_std:
         advantage = advantage / (weight * advantage**2).sum(-1, keepdim=True).sqrt().where(differ, 1.0)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     return -(weight * torch.minimum(ratio * advantage, ratio.clamp(1 - ratio_clip, 1 + ratio_clip) * advantage)).sum(-1)
 
 
@@ -204,7 +204,7 @@ def length_penalty(reward: Tensor, length: Tensor, per_token: float, window: tup
 
 
 def kl_initial(reward: Tensor, log_prob: Tensor, initial: Tensor, strength: float) -> Tensor:
-    """r' = r - beta0 (log pi_t - log pi_0), to be used with beta' = beta + beta0: a KL term to pi_0 beside that to pi_t.
+    """r' = r - beta0 (log pi_t - log pi_0), for use with beta' = beta + beta0: a KL term to pi_0 beside that to pi_t.
 
     The maximiser of E[r] - beta KL(pi||pi_t) - beta0 KL(pi||pi_0) has, its derivative in pi(y) being constant,
     (beta + beta0) log pi = r + beta log pi_t + beta0 log pi_0 + const, which is pi = pi_t exp(r'/beta') / Z.

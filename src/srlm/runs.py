@@ -186,8 +186,21 @@ class RunFolder:
 
     def save_table(self, round: int, name: str, columns: Mapping[str, Sequence[Any]]) -> None:
         types = {"tokens": pa.list_(pa.int32()), "finished": pa.bool_(), "prompt_index": pa.int32()}
+        types |= {"token_log_prob": pa.list_(pa.float32()), "token_end": pa.list_(pa.int32())}
         arrays = {key: pa.array(values, types.get(key)) for key, values in columns.items()}
         write_atomically(self.round(round) / f"{name}.parquet", lambda p: parquet.write_table(pa.table(arrays), p))
+
+    def adopt_start(self, other: Path) -> None:
+        """Take over what pi_0 said in another run of the same model, prompts and seed, and how likely it found it; not
+        what was made of that."""
+        source = RunFolder(other, {})
+        for file in sorted(source.round(0).glob("*.parquet")):
+            columns = source.table(0, file.stem)
+            own = {name: values for name, values in columns.items() if name not in ("reward", "log_prob_next")}
+            self.save_table(0, file.stem, own)
+        for name, facts in source.stages(0).items():
+            if name.startswith(("sample ", "score ")) and not name.endswith(" again"):
+                self.save_stage(0, name, facts)
 
     def stages(self, round: int) -> dict[str, Any]:
         file = self.round(round) / "stages.json"

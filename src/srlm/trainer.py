@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm import __version__, objectives, tasks
+from srlm import __version__, guard, objectives, tasks
 from srlm.answers import Match, answer_classes, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
@@ -32,25 +32,29 @@ from srlm.errors import UserError
 from srlm.evaluation import accuracy, check_answers, held_out_generator
 from srlm.loop import self_reward
 from srlm.measure import HeldOut, held_out_record, train_record
-from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy, fit, processes
+from srlm.policies.transformer import Diverged, Optimisation, Responses, TransformerPolicy, fit, processes
 from srlm.prompts import PromptSet, load_prompts
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.rewards import LABELLED, asks_model, reward_function
 from srlm.runs import RunFolder, read_manifest, write_atomically
-from srlm.types import PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
+from srlm.trackers import Trackers, tracker_names
+from srlm.types import Objective, PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
+FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """model: folder of the trained model. records: one per round, t = 0..T."""
+    """model: folder of the trained model, the policy of `round`. records: one per round, t = 0..T, or up to the round
+    after which the guard stopped."""
 
     output: Path
     model: Path
     records: list[Record]
+    round: int
 
 
 class SelfRewardTrainer:
@@ -63,6 +67,7 @@ class SelfRewardTrainer:
         measure accuracy and nothing else; answers of `prompts` are dropped unread. The control `oracle` alone is
         handed both, and the manifest says so.
     resume: continue the unfinished run in `config.output`.
+    start: a run of the same model, prompts, settings and seed, whose round 0 need not be sampled and scored again.
     """
 
     def __init__(
@@ -74,8 +79,9 @@ class SelfRewardTrainer:
         *,
         resume: bool = False,
         display: Display | None = None,
+        start: Path | None = None,
     ) -> None:
-        self.model, self.config, self.display = model, config, display or Display()
+        self.model, self.config, self.display, self.start = model, config, display or Display(), start
         self.match = match_rule(config.match)
         train, held = prompt_sets(prompts, held_out, config)
         self.held_out_given = held_out is not None
@@ -95,6 +101,7 @@ class SelfRewardTrainer:
         if held is not None:
             check_answers(held, self.match)
         self.resume = resume
+        self.report_to = tracker_names(config.report_to)
         self.run = RunFolder(Path(config.output), self._manifest(train, held))  # not on disk before train()
         self.processes = processes()
         self.main = self.processes.is_main_process
@@ -124,7 +131,12 @@ class SelfRewardTrainer:
             policy.check_prompts(self.held_out.prompts)
         try:
             self._begin()
-            return self._train(policy)
+            names, folder = self.report_to if self.main else [], self.run.path
+            trackers = Trackers(names, folder / "trackers", folder.resolve().name, self.display.say)
+            try:
+                return self._train(policy, trackers)
+            finally:
+                trackers.finish()
         finally:
             self.run.release()
 
@@ -132,12 +144,15 @@ class SelfRewardTrainer:
         path = self.run.path
         if self.main:
             self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, self.run.manifest)
+            if self.start is not None and not self.resume:
+                self.run.adopt_start(self.start)
         self.processes.wait_for_everyone()
 
-    def _train(self, policy: TransformerPolicy) -> TrainResult:
+    def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
         config = self.config
         self.display.say(self._headline(policy))
         recorded = self.run.records()
+        chosen = config.rounds
         steps = self_reward(
             policy,
             self.prompts,
@@ -154,11 +169,23 @@ class SelfRewardTrainer:
                     record = recorded[step.round]
                 else:
                     self._write(partial(self.run.append_record, record))
-                self.display.row(record)
+                    if self.report_to:
+                        samples = self.run.table(step.round, "held_out" if self.held_out else "rollouts")
+                        trackers.log(record, samples)
+                known = self.run.records()[: step.round + 1]
+                decision = guard.decide(known, config)
+                self.display.row(record | {"stage": decision.stage})
+                if decision.stage == "collapsing":
+                    self.display.say(f"round {step.round} · guard: {decision.reason}")
+                if decision.action != "continue":
+                    chosen = decision.round
+                    self.display.say(f"{decision.action}: the model is that of round {chosen}")
+                    break
         except Diverged as error:
             self._save(policy, f"stopped: {error}")
             raise UserError(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
-        self._save(policy, "finished")
+        self._become(policy, chosen)
+        self._save(policy, "finished", chosen)
         self.display.say(f"model saved in {self.run.path / 'model'}")
         return self._result()
 
@@ -182,8 +209,8 @@ class SelfRewardTrainer:
             write()
         self.processes.wait_for_everyone()
 
-    def _add(self, round: int, table: str, **columns: Tensor) -> None:
-        flat = {name: values.flatten().tolist() for name, values in columns.items()}
+    def _add(self, round: int, table: str, **columns: Tensor | list[Any]) -> None:
+        flat = {name: v if isinstance(v, list) else v.flatten().tolist() for name, v in columns.items()}
         self._write(lambda: self.run.save_table(round, table, self.run.table(round, table) | flat))
 
     def _column(self, round: int, table: str, name: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -222,10 +249,11 @@ class SelfRewardTrainer:
         if "entropy" in columns:
             log_prob, entropy = (torch.tensor(columns[name]).view(-1, k) for name in ("log_prob", "entropy"))
         else:
-            work = partial(policy.score, prompts, responses, with_entropy=True)
+            each = torch.zeros(responses.tokens.shape) if table == "held_out" else None
+            work = partial(policy.score, prompts, responses, with_entropy=True, token_log_prob=each)
             count = int(responses.length.sum())
             log_prob, entropy = self._stage(round, f"score {table}", work, lambda _: count)
-            self._add(round, table, log_prob=log_prob, entropy=entropy)
+            self._add(round, table, log_prob=log_prob, entropy=entropy, **_by_token(policy, responses, each))
         return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / k), entropy)
 
     def _rollouts(
@@ -242,17 +270,43 @@ class SelfRewardTrainer:
 
         def compute() -> Tensor:
             if not asks_model(self.config.reward):
-                return work()
+                return self._shaped(work(), policy, rollouts, table)
             count = int(rollouts.responses.length.sum())
             reward: Tensor = self._stage(rollouts.round, f"reward {table}", work, lambda _: count)
-            return reward
+            return self._shaped(reward, policy, rollouts, table)
 
         return self._column(rollouts.round, table, "reward", compute)
+
+    def _shaped(self, reward: Tensor, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """What the objective is to see of the bare reward."""
+        config, responses = self.config, rollouts.responses
+        if config.length_penalty:
+            reward = objectives.length_penalty(reward, responses.length, config.length_penalty, config.length_window)
+        if config.kl_initial:
+            initial = self._under_initial(policy, rollouts, table)
+            reward = objectives.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
+        return objectives.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
+
+    def _under_initial(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """[P, K] log pi_0 of a table's responses."""
+        count = int(rollouts.responses.length.sum())
+
+        def compute() -> Tensor:
+            if rollouts.round == 0:
+                return rollouts.log_prob
+            with policy.initial():
+                work = partial(policy.score, rollouts.prompts, rollouts.responses)
+                log_prob: Tensor = self._stage(rollouts.round, f"score {table} under pi_0", work, lambda _: count)[0]
+                return log_prob
+
+        return self._column(rollouts.round, table, "log_prob_initial", compute)
 
     def _update(
         self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
     ) -> tuple[TransformerPolicy, UpdateInfo]:
-        config, round = self.config, rollouts.round
+        config, round, finished = self.config, rollouts.round, rollouts.responses.finished
+        weight = objectives.truncated(reward, rollouts.weight, finished, config.truncated)[1]
+        rollouts = dataclasses.replace(rollouts, weight=weight)
         after = self.run.round(round + 1) / ("adapter" if config.lora_rank else "weights")
         if not after.exists():
             checkpoint = self.run.checkpoint(round)
@@ -261,7 +315,7 @@ class SelfRewardTrainer:
                 policy,
                 rollouts,
                 reward,
-                objective=partial(objectives.regression, beta=config.beta, anchor=config.anchor, clip=config.clip),
+                objective=objective_function(config, self.run.records()[round].get("kendall_tau")),
                 optimisation=Optimisation(
                     config.learning_rate,
                     config.epochs,
@@ -294,7 +348,8 @@ class SelfRewardTrainer:
     def _measure(self, step: Step) -> Record:
         policy, responses = step.policy, step.rollouts.responses
         tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
-        record = train_record(step, responses.length, responses.finished, tokens, self.config.beta, self.config.clip)
+        beta = self.config.beta + self.config.kl_initial
+        record = train_record(step, responses.length, responses.finished, tokens, beta, self.config.clip)
         record["gain"] = policy.sharpness()
         if self.held_out is not None:
             record |= self._held_out(policy, step.round)
@@ -321,15 +376,7 @@ class SelfRewardTrainer:
         reward = self._rewarded(policy, rollouts, "held_out")
         count = int(rollouts.responses.length.sum())
 
-        def initial() -> Tensor:
-            if round == 0:
-                return rollouts.log_prob
-            with policy.initial():
-                work = partial(policy.score, prompts, rollouts.responses)
-                log_prob: Tensor = self._stage(round, "score held_out under pi_0", work, lambda _: count)[0]
-                return log_prob
-
-        under_initial = self._column(round, "held_out", "log_prob_initial", initial)
+        under_initial = self._under_initial(policy, rollouts, "held_out")
         before, following = self._before, None
         best = first_best = under_initial.amax(-1)
         if before is not None:
@@ -343,7 +390,8 @@ class SelfRewardTrainer:
                 lambda: self._stage(round, "score held_out again", work, lambda _: count)[0],
             )
         self._before = HeldOut(rollouts, reward, under_initial, best, first_best)
-        record = held_out_record(self._before, before, following, self.config.beta, self.config.clip)
+        beta = self.config.beta + self.config.kl_initial
+        record = held_out_record(self._before, before, following, beta, self.config.clip)
         greedy = self._responses(policy, round, "greedy", prompts, partial(policy.greedy, prompts))
         if self.held_out.answers is not None:
             record |= accuracy(policy, self.held_out.answers, self.match, rollouts.responses, greedy)
@@ -380,7 +428,10 @@ class SelfRewardTrainer:
             "srlm": __version__,
             "state": "running",
             "model": self.model,
-            "config": dataclasses.asdict(self.config) | {"stop": list(self.config.stop)},
+            "config": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self.config).items()
+            },
             "data": data,
             "labels_used": labels_used,
             "held_out_given": self.held_out_given,
@@ -393,24 +444,78 @@ class SelfRewardTrainer:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
 
-    def _save(self, policy: TransformerPolicy, state: str) -> None:
+    def _become(self, policy: TransformerPolicy, round: int) -> None:
+        """Put the weights of an earlier round, or the untouched ones, into the policy of the last."""
+        if round == 0:
+            policy.reset()
+        elif round < len(self.run.records()) - 1:
+            policy.load_weights(self.run.round(round) / ("adapter" if self.config.lora_rank else "weights"))
+
+    def _save(self, policy: TransformerPolicy, state: str, chosen: int | None = None) -> None:
+        """chosen: the round that the policy is of, if the run is over; by default that of the last record."""
+        records = self.run.records()
+        chosen = len(records) - 1 if chosen is None else chosen
+        said = {"events": guard.history(records, self.config) if self.config.guard else [], "chosen": chosen}
+
         def commit() -> None:
-            write_atomically(self.run.path / "model", partial(self._save_model, policy, state))
+            write_atomically(self.run.path / "model", partial(self._save_model, policy, state, chosen))
             if self.config.lora_rank:
                 write_atomically(self.run.path / "adapter", policy.save_weights)
-            self.run.save_manifest(state=state)
+            self.run.save_manifest(state=state, guard=said)
 
         self._write(commit)
         if self.main:
             self.display.say(report_or_reason(self.run.path))
+            if self.config.push_to_hub and state == "finished":
+                self.display.say(pushed_or_reason(self.run.path / "model", self.config.push_to_hub))
 
-    def _save_model(self, policy: TransformerPolicy, state: str, folder: Path) -> None:
+    def _save_model(self, policy: TransformerPolicy, state: str, chosen: int, folder: Path) -> None:
         policy.save_model(folder)
-        if reason := card_or_reason(folder, self.run.manifest | {"state": state}, self.run.records()):
+        records = self.run.records()[: chosen + 1]  # the card speaks of this model, not of what came after
+        if reason := card_or_reason(folder, self.run.manifest | {"state": state}, records):
             self.display.say(reason)
 
     def _result(self) -> TrainResult:
-        return TrainResult(self.run.path, self.run.path / "model", self.run.records())
+        records = self.run.records()
+        chosen = self.run.manifest.get("guard", {}).get("chosen", len(records) - 1)
+        return TrainResult(self.run.path, self.run.path / "model", records, chosen)
+
+
+def objective_function(config: SelfRewardConfig, tau: object = None) -> Objective:
+    """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one."""
+    beta = config.beta + config.kl_initial
+    if config.objective == "regression":
+        base = partial(objectives.regression, beta=beta, anchor=config.anchor, clip=config.clip)
+    elif config.objective in ("dpo", "ipo"):
+        smoothing = config.label_smoothing
+        if isinstance(smoothing, str):
+            smoothing = objectives.consistency(tau if isinstance(tau, float) else None)
+        chosen = objectives.dpo if config.objective == "dpo" else objectives.ipo
+        base = partial(chosen, beta=beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing)
+    else:
+        base = partial({"best_of_k": objectives.best_of_k, "grpo": objectives.grpo}[config.objective])
+    if not config.nll:
+        return base
+
+    def with_nll(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
+        held_up = objectives.nll(log_ratio, reward, weight, margin=config.margin)
+        return base(log_ratio, reward, weight) + config.nll * held_up
+
+    return with_nll
+
+
+def pushed_or_reason(model: Path, repository: str) -> str:
+    """Upload a model; what to say of it. Never fails the run."""
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=model)
+        return f"model pushed to {repository}"
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"the model was not pushed to {repository} ({reason}); it is kept in {model}"
 
 
 def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
@@ -440,7 +545,8 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
         UserError: another version wrote the manifest.
     """
     try:
-        config = manifest["config"] | {"stop": tuple(manifest["config"]["stop"]), "output": str(folder)}
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        config["output"] = str(folder)
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
         return SelfRewardConfig(**config), data["prompts"]["source"], held_out
@@ -481,6 +587,15 @@ def _right(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
     return lambda number, text: match(text, answers[number])
 
 
+def _by_token(policy: TransformerPolicy, responses: Responses, each: Tensor | None) -> dict[str, list[Any]]:
+    """Columns by which a reader sees how sure the policy was of each piece of a text."""
+    if each is None:
+        return {}
+    ids = [row for p in range(len(each)) for row in responses.ids(p)]
+    values = [row[: len(one)] for row, one in zip(each.flatten(0, 1).tolist(), ids, strict=True)]
+    return {"token_log_prob": values, "token_end": [policy.token_ends(one) for one in ids]}
+
+
 def _one_kind(items: Sequence[PromptItem]) -> Sequence[PromptItem]:
     """A column holds strings or conversations: where both occur, a string is one user turn."""
     if all(isinstance(item, str) for item in items):
@@ -496,7 +611,7 @@ def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
             name: (f"{entry['number']} prompts " if "number" in entry else "") + entry["fingerprint"][:12]
             for name, entry in manifest["data"].items()
         }
-        settings = {name: value for name, value in manifest["config"].items() if name != "output"}  # it may move
+        settings = {name: value for name, value in manifest["config"].items() if name not in FREE_TO_CHANGE}
         return {"model": manifest["model"]} | settings | data
 
     was, now = facts(old), facts(new)

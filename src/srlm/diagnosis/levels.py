@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from srlm.answers import AnswerClass, Match
 from srlm.diagnosis.probe import Probe
@@ -270,16 +271,26 @@ def verdict(
             f"three exact rounds would raise the mode's mass from {mass:.2f} to {one.mode_mass.point:.2f}; only "
             f"prompts with answers can tell whether modes are right.{notes}",
         )
-    gains = right.mode - right.samples.mean(-1)
-    gain, error = float(gains.mean()), float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.inf
+    gain, error = _mean_gain(right.mode - right.samples.mean(-1))
     numbers = (
         f"sampled accuracy is {labels.sampled[0]:.2f}, that of the modes {labels.mode[0]:.2f} "
-        f"(gain {gain:+.2f} ± {1.96 * error:.2f}); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, which "
+        f"(gain {gain:+.2f} ± {error:.2f}); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, which "
         f"sharpening makes worse; its mass is {mass:.2f}."
     )
-    if gain - 1.96 * error > 0 and gain >= LEAST_GAIN:
+    if gain - error > 0 and gain >= LEAST_GAIN:
         return Verdict("worth it", numbers + notes)
     saturated = mass >= SHARP or min(labels.sampled[0], labels.mode[0]) >= SHARP
-    if gain + 1.96 * error < LEAST_GAIN or mass >= SHARP:
-        return Verdict("saturated" if saturated else "hopeless", numbers + notes)
+    if saturated:
+        return Verdict("saturated", numbers + notes)
+    if gain + error < LEAST_GAIN and sequence.mode_certified_share >= 0.5:
+        return Verdict("hopeless", numbers + notes)
     return Verdict("undecided", numbers + " More prompts would tell." + notes)
+
+
+def _mean_gain(gains: NDArray[np.float64]) -> tuple[float, float]:
+    """Mean over prompts [P] and half of its 95 % interval: Student's, and no less than one prompt's worth."""
+    count = len(gains)
+    if count < 2:
+        return float(gains.mean()), math.inf
+    half = float(stdtrit(count - 1, 0.975) * gains.std(ddof=1)) / math.sqrt(count)
+    return float(gains.mean()), max(half, 1 / count)

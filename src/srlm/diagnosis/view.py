@@ -50,7 +50,8 @@ def show(result: Diagnosis, display: Display) -> None:
         every = ("sampled", "greedy", "majority", "best_of_k", "mode")
         shares = ", ".join(f"{name.replace('_', '-')} {_share(getattr(labels, name))}" for name in every)
         say(f"accuracy   {shares}")
-        for name, c in labels.calibration.items():
+        known = {name: c for name, c in labels.calibration.items() if not math.isnan(c.auroc[0])}
+        for name, c in known.items():
             say(
                 f"           {name} tells right from wrong: AUROC {c.auroc_within:.2f} within a prompt "
                 f"({c.prompts_within} prompts), {_share(c.auroc)} over all"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,18 @@ from srlm.experiments.outcome import Row, Verdict
 from srlm.figures import write_svg
 from srlm.runs import write_atomically
 
+KEPT = (".csv", ".svg", ".json")
+
 
 def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, display: Display) -> bool:
     """Run experiments by name, in order; True if every verdict holds.
 
-    output: folder for NAME.csv and NAME.svg, or None to keep nothing.
+    output: folder for NAME.csv, NAME.svg and NAME.json (the verdict), or None to keep nothing.
     """
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f"there is no experiment {name!r}: choose from {', '.join(EXPERIMENTS)}")
-    for file in [output / f"{name}{kind}" for name in names for kind in (".csv", ".svg")] if output is not None else []:
+    for file in [output / f"{name}{kind}" for name in names for kind in KEPT] if output is not None else []:
         if file.exists():
             raise UserError(f"{file} exists and is never overwritten: choose another --output")
     good = True
@@ -40,7 +43,7 @@ def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, dis
         _show(rows, getattr(module, "PRINTED", tuple(rows[0])), verdict, display)
         display.say(f"{'holds' if verdict.holds else 'DOES NOT HOLD'} ({time.perf_counter() - start:.1f} s)")
         if output is not None:
-            _keep(output, name, module, rows)
+            _keep(output, name, module, rows, verdict)
         good &= verdict.holds
     return good
 
@@ -57,7 +60,7 @@ def _show(rows: list[Row], shown: Sequence[str], verdict: Verdict, display: Disp
         display.say(f"- {finding}")
 
 
-def _keep(output: Path, name: str, module: ModuleType, rows: list[Row]) -> None:
+def _keep(output: Path, name: str, module: ModuleType, rows: list[Row], verdict: Verdict) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     def table(path: Path) -> None:
@@ -66,5 +69,7 @@ def _keep(output: Path, name: str, module: ModuleType, rows: list[Row]) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
+    said = json.dumps(vars(verdict), indent=2, ensure_ascii=False) + "\n"
     write_atomically(output / f"{name}.csv", table)
+    write_atomically(output / f"{name}.json", lambda path: path.write_text(said, encoding="utf-8"))
     write_atomically(output / f"{name}.svg", lambda path: write_svg(path, lambda axes: module.draw(rows, axes)))

@@ -220,8 +220,8 @@ def _kappa(runs: list[Folder]) -> Chart:
 
 
 def _bound(rows: list[dict[str, Any]], run: Folder) -> tuple[list[float], str]:
-    """`sharpened_kappa_bound` from the ends of kappa and margin that are certain, and what to say of it. Clipped rewards
-    stretch odds D by g_T(D) - D, which never falls in D: at the margin it bounds them all."""
+    """`sharpened_kappa_bound` from the certain ends of kappa and margin, and what to say of it. Clipped rewards stretch
+    odds D by g_T(D) - D, which never falls in D: at the margin it bounds them all."""
     from srlm.theory import sharpened_kappa_bound, sharpened_log_odds
 
     found, config = run.diagnosis.get("sequence"), run.manifest["config"]

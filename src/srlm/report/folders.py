@@ -35,7 +35,8 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One response. part: held out, training or diagnosed. right: None where no answers are known."""
+    """One response. part: held out, training or diagnosed. right: None where no answers are known. tokens: where each
+    ends in the response, and its log-prob."""
 
     part: str
     round: int
@@ -46,13 +47,16 @@ class Sample:
     reward: float | None
     right: bool | None
     rewards: Mapping[str, float | None] = field(default_factory=dict)
+    tokens: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A figure as a data URI, and the first rows of its table."""
+    """A figure as a data URI, and the first rows of its table. holds: None where no verdict was kept."""
 
     name: str
+    holds: bool | None
+    findings: list[str]
     figure: str | None
     heading: list[str]
     rows: list[list[str]]
@@ -127,7 +131,9 @@ def _run(path: Path, name: str, forecast: Path | None) -> Folder:
         for t, file in rounds.items()
         for sample in _samples(file / f"{table}.parquet", part, t)
     ]
-    notes = ["Log-probabilities of single tokens are not stored, so responses are not shaded by token."] * bool(samples)
+    notes = []
+    if samples and not any(sample.tokens for sample in samples):
+        notes.append("Log-probabilities of single tokens were not stored, so responses are not shaded by token.")
     if manifest.get("labels_used") is True:
         notes.append("The reward of this run saw the answers: a control, not self-rewarding.")
     labelled = any(number(record.get("accuracy_sampled")) is not None for record in records)
@@ -180,9 +186,19 @@ def _read_samples(file: Path, part: str, round: int, changed: int) -> list[Sampl
             number(columns.get("reward", nothing)[i]),
             rights[i] if isinstance(rights[i], bool) else None,
             {key.removeprefix("reward_"): number(values[i]) for key, values in rewards.items()},
+            _tokens(columns.get("token_end", nothing)[i], columns.get("token_log_prob", nothing)[i]),
         )
         for i in range(count)
     ]
+
+
+def _tokens(ends: Any, log_probs: Any) -> list[tuple[int, float]]:
+    """Nothing, unless both are lists of as many numbers, and the ends never fall."""
+    if not isinstance(ends, list) or not isinstance(log_probs, list) or len(ends) != len(log_probs):
+        return []
+    pairs = [(number(end), number(value)) for end, value in zip(ends, log_probs, strict=True)]
+    found = [(int(end), value) for end, value in pairs if end is not None and value is not None and end >= 0]
+    return found if len(found) == len(ends) and found == sorted(found, key=lambda pair: pair[0]) else []
 
 
 def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample], str | None]:
@@ -259,7 +275,12 @@ def _experiments(path: Path) -> list[Experiment]:
             heading, *body = csv.reader(io.StringIO(text, newline=""))
         except (ValueError, csv.Error):  # empty, or not a table
             heading, body = [], []
-        found.append(Experiment(name, f"data:image/svg+xml;base64,{figure}", heading, body[:MOST_ROWS], len(body)))
+        said = _json(path / f"{name}.json")
+        holds, given = said.get("holds"), said.get("findings")
+        holds = holds if isinstance(holds, bool) else None
+        findings = [text for text in given if isinstance(text, str)] if isinstance(given, list) else []
+        source = f"data:image/svg+xml;base64,{figure}"
+        found.append(Experiment(name, holds, findings, source, heading, body[:MOST_ROWS], len(body)))
     return found
 
 

@@ -16,13 +16,14 @@ from markupsafe import Markup
 
 from srlm import __version__
 from srlm.report.charts import charts, forecast_rows, plotly
-from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, TRAINING, Folder, words
-from srlm.report.text import number, script_json, shortened, visible
+from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, TRAINING, Folder, Sample, words
+from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
 from srlm.report.verdict import differences, verdict
 
 MARK = "<!doctype html><!-- srlm report -->"  # what a report may overwrite starts with it
 MOST_SAMPLES = 20_000
 MOST_TEXT = 12_000_000  # characters of all samples together
+MOST_TOKENS = 200_000  # shaded ones
 SHOWN_ROUNDS = (0, 1, 2, 3, 5, 8)
 
 
@@ -107,6 +108,9 @@ def samples_data(folders: Sequence[Folder]) -> dict[str, Any]:
     columns: dict[str, list[Any]] = {
         name: [] for name in ("folder", "part", "round", "index", "prompt", "response", "reward", "log_prob", "right")
     }
+    shades: dict[int, list[list[float]]] = {}  # row -> pieces of its response
+    shaded: set[tuple[Any, ...]] = set()
+    left = MOST_TOKENS
     parts = (HELD_OUT, TRAINING, DIAGNOSED)
     every = [(place, sample) for place, folder in enumerate(folders) for sample in folder.samples]
     every.sort(key=lambda one: (parts.index(one[1].part), one[1].prompt_index, one[0], one[1].round))
@@ -119,9 +123,30 @@ def samples_data(folders: Sequence[Folder]) -> dict[str, Any]:
         prompt, response = (texts.setdefault(text, len(texts)) for text in kept)
         right = None if sample.right is None else int(sample.right)
         values = (place, sample.part, sample.round, sample.prompt_index, prompt, response)
+        if sample.tokens and values not in shaded and len(sample.response) <= MOST_CHARACTERS and left > 0:
+            shaded.add(values)  # equal responses of a round stand on the page once
+            shades[len(columns["round"])] = _pieces(sample)
+            left -= len(sample.tokens)
         for name, value in zip(columns, (*values, _short(sample.reward), _short(sample.log_prob), right), strict=True):
             columns[name].append(value)
-    return columns | {"texts": list(texts), "folders": [folder.name for folder in folders], "total": len(every)}
+    names = [folder.name for folder in folders]
+    return columns | {"shades": shades, "texts": list(texts), "folders": names, "total": len(every)}
+
+
+def _pieces(sample: Sample) -> list[list[float]]:
+    """Where each piece of the shown response ends, and its log-prob. Tokens that only begin a character are one piece
+    with the token that ends it; a last, empty piece is the end of the response."""
+    pieces: list[list[float]] = []
+    start, shown, log_prob = 0, 0, 0.0
+    for i, (reached, value) in enumerate(sample.tokens):
+        last = i == len(sample.tokens) - 1
+        end = len(sample.response) if last else reached
+        log_prob += value
+        if end > start or last:
+            shown += len(visible(sample.response[start:end]))
+            pieces.append([shown, round(log_prob, 3)])
+            start, log_prob = end, 0.0
+    return pieces
 
 
 def _short(value: float | None) -> float | None:

@@ -54,10 +54,20 @@ def verdict(folder: Folder) -> Verdict:
         tone = {"worth it": "good", "hopeless": "bad"}.get(str(kind), "open")
         return Verdict(tone, f"{str(kind or 'unreadable').capitalize()}: {reason or 'the diagnosis has no verdict'}")
     if folder.kind == "experiments":
-        count = len(folder.experiments)
-        say = "Whether each bound held is what srlm verify said; the folder keeps figures and data."
-        return Verdict("open", f"{count} experiment{'s' if count != 1 else ''}. {say}")
+        return _of_experiments(folder)
     return Verdict("busy", "Waiting: nothing has been written to this folder yet.")
+
+
+def _of_experiments(folder: Folder) -> Verdict:
+    known = [one for one in folder.experiments if one.holds is not None]
+    failed = [one.name for one in known if not one.holds]
+    if failed:
+        return Verdict("bad", f"Does not hold: {', '.join(failed)} ({len(failed)} of {len(known)} experiments).")
+    if not known:
+        return Verdict("open", "No verdicts were kept: whether each bound held is what srlm verify said.")
+    count, unknown = len(known), len(folder.experiments) - len(known)
+    more = f" {unknown} more without a verdict." if unknown else ""
+    return Verdict("good", f"{'Holds' if count == 1 else f'All {count} experiments hold'}.{more}")
 
 
 def change(first: Record, last: Record, key: str) -> tuple[float, float, float] | None:

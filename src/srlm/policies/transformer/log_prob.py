@@ -162,10 +162,17 @@ def attention_mask(model: PreTrainedModel, visible: Tensor, query: Tensor, key: 
 
 
 def response_log_prob(
-    model: PreTrainedModel, packed: Packed, *, statistic: Statistic | None = None
+    model: PreTrainedModel,
+    packed: Packed,
+    *,
+    statistic: Statistic | None = None,
+    each: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean of a statistic of the next-token distributions along
-    each response [R*K]."""
+    each response [R*K].
+
+    each: takes the log-probs of single tokens [S], response by response.
+    """
     decoder = model.get_decoder()
     position, visible = packed.position_ids, packed.visible
     output = decoder(
@@ -181,7 +188,10 @@ def response_log_prob(
         sums = torch.zeros(packed.num_responses, dtype=values.dtype, device=values.device)
         return sums.index_add(0, packed.owner, values[packed.edge])
 
-    log_prob = along_paths(token_log_prob(hidden, packed.target, head))
+    edges = token_log_prob(hidden, packed.target, head)
+    if each is not None:
+        each.append(edges[packed.edge])
+    log_prob = along_paths(edges)
     if statistic is None:
         return log_prob, None
     lengths = torch.bincount(packed.owner, minlength=packed.num_responses)

@@ -255,13 +255,21 @@ class TransformerPolicy:
         return self.score(prompts, responses)[0]
 
     def score(
-        self, prompts: Prompts, responses: Responses, *, with_entropy: bool = False, progress: Progress = silent
+        self,
+        prompts: Prompts,
+        responses: Responses,
+        *,
+        with_entropy: bool = False,
+        token_log_prob: Tensor | None = None,
+        progress: Progress = silent,
     ) -> tuple[Tensor, Tensor]:
         """log pi(y|x) and mean next-token entropy (zeros unless asked for), both [P, K] in nats.
 
-        Same micro-batches, in the same order, as the first epoch of an update.
+        Same micro-batches, in the same order, as the first epoch of an update. token_log_prob: [P, K, T] zeros on the
+        CPU, to be filled as far as each response goes.
         """
-        return self._score(self.groups(prompts, responses), entropy if with_entropy else None, progress)
+        groups = self.groups(prompts, responses)
+        return self._score(groups, entropy if with_entropy else None, progress, token_log_prob)
 
     def self_certainty(self, prompts: Prompts, responses: Responses) -> Tensor:
         """Mean of KL(U || pi(.|x, y_<i)) along each response [P, K] in nats, U uniform over the vocabulary."""
@@ -288,7 +296,11 @@ class TransformerPolicy:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _score(
-        self, groups: Sequence[Sequence[Tree]], statistic: Statistic | None, progress: Progress
+        self,
+        groups: Sequence[Sequence[Tree]],
+        statistic: Statistic | None,
+        progress: Progress,
+        token_log_prob: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Per response of each group, all of one size: log-prob, and mean of the statistic (zeros without one)."""
         shape = (len(groups), sum(len(tree.path) for tree in groups[0]))
@@ -297,14 +309,21 @@ class TransformerPolicy:
         done, total = 0, sum(map(len, batches))
         with torch.no_grad():
             for batch in batches:
-                values, means = response_log_prob(
-                    self.model, self.pack([groups[i] for i in batch]), statistic=statistic
-                )
+                packed = self.pack([groups[i] for i in batch])
+                each: list[Tensor] = []
+                values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
                 log_prob[batch] = values.view(len(batch), -1).cpu()
                 if means is not None:
                     mean[batch] = means.view(len(batch), -1).cpu()
+                if token_log_prob is not None:
+                    length = torch.bincount(packed.owner, minlength=packed.num_responses).view(len(batch), -1, 1).cpu()
+                    part = torch.zeros(len(batch), *token_log_prob.shape[1:])
+                    part[torch.arange(part.shape[-1]) < length] = each[0].cpu()
+                    token_log_prob[batch] = part
                 done += len(batch)
                 progress(done, total)
+        if token_log_prob is not None:
+            token_log_prob.copy_(self.gather(token_log_prob))
         return self.gather(log_prob), self.gather(mean)
 
     # Searching
@@ -402,6 +421,14 @@ class TransformerPolicy:
         whole = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return whole[: min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))]
 
+    def token_ends(self, ids: Sequence[int]) -> list[int]:
+        """How far `text(ids)` reaches with each token, in characters; a token that leaves one in pieces adds none."""
+        size, ends = len(self.text(ids)), [0]
+        for i in range(len(ids)):
+            reached = len(self.text(ids[: i + 1]).rstrip("\ufffd"))
+            ends.append(max(ends[-1], min(reached, size)))
+        return ends[1:]
+
     def texts(self, responses: Responses) -> list[list[str]]:
         """[P][K]"""
         return [[self.text(ids) for ids in responses.ids(p)] for p in range(len(responses.length))]
@@ -444,8 +471,9 @@ class TransformerPolicy:
                 parameter.data = original
 
     def keep_initial(self) -> None:
-        """Before weights change for the first time: in full fine-tuning pi_0 is kept on the host, for J_0."""
-        if self.peft_model is None and self._initial is None:
+        """Before weights change for the first time: what is trained is kept on the host as it was, for J_0 and for
+        `reset`."""
+        if self._initial is None:
             self._initial = {k: v.detach().to("cpu", copy=True) for k, v in self.trainable().items()}
 
     @contextmanager
@@ -464,6 +492,11 @@ class TransformerPolicy:
             yield
         finally:
             self._put(now)
+
+    def reset(self) -> None:
+        """Become pi_0 for good."""
+        if self._initial is not None:
+            self._put(self._initial)
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

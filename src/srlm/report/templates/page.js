@@ -143,6 +143,36 @@
     return box;
   }
 
+  // Below each of these log-probs a token is shaded more.
+  const SHADES = [-0.1, -0.7, -2, -4];
+  const shade = (value) => `p${SHADES.filter((edge) => value < edge).length}`;
+
+  function response(i) {
+    const s = data.samples;
+    const text = s.texts[s.response[i]];
+    const pieces = s.shades[i];
+    if (!pieces) return make("p", "response", text || "(empty)");
+    const box = make("p", "response");
+    const letters = [...text]; // ends count characters, not UTF-16 units
+    let start = 0;
+    for (const [end, value] of pieces) {
+      const last = end === start;
+      const piece = make("span", shade(value), last ? "∎" : letters.slice(start, end).join(""));
+      piece.title = `${last ? "end, " : ""}log-prob ${value.toFixed(2)}`;
+      box.append(piece);
+      start = end;
+    }
+    return box;
+  }
+
+  function legend() {
+    const box = make("p", "quiet legend", "Log-prob of each token, in nats: ");
+    const names = [`above ${SHADES[0]}`, ...SHADES.map((edge) => `below ${edge}`)];
+    names.forEach((name, i) => box.append(make("span", `p${i}`, name.replace("-", "−"))));
+    box.append("∎ is the end. Hover for the number.");
+    return box;
+  }
+
   // All responses to one prompt, a column a round, equal ones once.
   function drawBeside() {
     const place = find("beside");
@@ -169,23 +199,24 @@
     columns.tabIndex = 0;
     columns.setAttribute("role", "group");
     columns.setAttribute("aria-label", "Responses by round");
+    const shaded = [...rounds.values()].some((column) => [...column.values()].flat().some((row) => s.shades[row]));
     for (const [round, responses] of [...rounds].sort((a, b) => a[0] - b[0])) {
       const column = make("div", "round");
       column.append(make("h3", "", beside.part === "diagnosed" ? "Samples" : `Round ${round}`));
       const ranked = [...responses].sort((a, b) => (s.log_prob[b[1][0]] ?? -Infinity) - (s.log_prob[a[1][0]] ?? -Infinity));
-      for (const [text, rows] of ranked) {
+      for (const [, rows] of ranked) {
         const box = make("div", "sample");
         const meta = make("div", "meta");
         meta.append(make("span", "", `log-prob ${number(s.log_prob[rows[0]])}`));
         if (rows.length > 1) meta.append(make("span", "", `${rows.length} times`));
         const right = mark(rows[0]);
         if (right) meta.append(right);
-        box.append(make("p", "response", s.texts[text] || "(empty)"), meta);
+        box.append(response(rows.find((row) => s.shades[row]) ?? rows[0]), meta);
         column.append(box);
       }
       columns.append(column);
     }
-    place.append(close, make("p", "asked", prompt), columns);
+    place.append(close, make("p", "asked", prompt), ...(shaded ? [legend()] : []), columns);
   }
 
   function drawSamples() {

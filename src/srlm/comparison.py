@@ -1,0 +1,157 @@
+"""`srlm train --compare`: several self-rewards from one start, with the same settings and seeds, and one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from scipy import stats
+
+from srlm.config import SelfRewardConfig
+from srlm.console import Display
+from srlm.errors import UserError
+from srlm.prompts import PromptSet, load_prompts
+from srlm.rewards import reward_function
+from srlm.runs import RunFolder, write_atomically
+from srlm.trainer import SelfRewardTrainer
+from srlm.types import Record
+
+FILE = "comparison.json"
+COLUMNS = {  # record key -> heading
+    "accuracy_sampled": "sampled",
+    "accuracy_greedy": "greedy",
+    "log10_kappa_upper_held_out": "log10 κ ≤",
+    "mode_fidelity": "mode fid.",
+    "mean_length": "length",
+    "distinct_2": "distinct-2",
+}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds: mean and its 95 % interval (Student's t); no interval from one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        mean = statistics.fmean(values)
+        if len(values) < 2:
+            return cls(mean, None, None)
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+        return cls(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One reward, by record key: start (round 0), end (after all rounds) and gain, end - start seed by seed.
+    seconds: of all stages of a run."""
+
+    reward: str
+    start: dict[str, Spread]
+    end: dict[str, Spread]
+    gain: dict[str, Spread]
+    seconds: Spread
+
+
+def compare(
+    model: str,
+    config: SelfRewardConfig,
+    prompts: str | Path | PromptSet,
+    held_out: str | Path | PromptSet | None,
+    rewards: Sequence[str],
+    *,
+    seeds: int = 1,
+    display: Display | None = None,
+) -> list[Arm]:
+    """Train with each of `rewards` for seeds config.seed, config.seed + 1, ...; the arms of a seed share the samples
+    and scores of round 0. config.output gets a run folder per arm and seed, and comparison.json; the same call again
+    goes on with what is unfinished.
+
+    Raises:
+        UserError: a reward that does not exist or comes twice, no seeds, or a folder that holds something else.
+    """
+    display = display or Display()
+    output = Path(config.output)
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
+    if twice := [reward for reward in rewards if list(rewards).count(reward) > 1]:
+        raise UserError(f"--compare names {twice[0]!r} twice, expected different rewards: leave one out")
+    for reward in rewards:
+        reward_function(reward, classes=str, right=lambda number, text: False)  # does it exist? before any run
+    if not (output / FILE).exists():
+        RunFolder.refuse_used(output)
+        output.mkdir(parents=True, exist_ok=True)
+        _keep(output, {"state": "running", "rewards": list(rewards), "seeds": seeds})
+    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
+    runs: dict[str, list[list[Record]]] = {reward: [] for reward in rewards}
+    for seed in range(config.seed, config.seed + seeds):
+        start = None
+        for reward in rewards:
+            folder = output / f"{_file_name(reward)}-seed-{seed}"
+            display.say(f"\n{reward}, seed {seed}")
+            # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
+            own = dataclasses.replace(config, reward=reward, seed=seed, output=str(folder), guard=False)
+            begun = (folder / "manifest.json").exists()
+            trainer = SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
+            result = trainer.train()
+            runs[reward].append(result.records)
+            start = start or folder
+    arms = [_arm(reward, results) for reward, results in runs.items()]
+    _keep(output, {"state": "finished", "seeds": seeds, "arms": [dataclasses.asdict(arm) for arm in arms]})
+    display.say("")
+    display.console.print(_table(arms))
+    return arms
+
+
+def _arm(reward: str, runs: Sequence[list[Record]]) -> Arm:
+    start, end, gain = {}, {}, {}
+    for key in COLUMNS:
+        pairs = [(records[0].get(key), records[-1].get(key)) for records in runs]
+        numbers = [(float(a), float(b)) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
+        if len(numbers) == len(runs):
+            start[key] = Spread.of([a for a, _ in numbers])
+            end[key] = Spread.of([b for _, b in numbers])
+            gain[key] = Spread.of([b - a for a, b in numbers])
+    seconds = [sum(float(record["seconds"] or 0) for record in records) for records in runs]
+    return Arm(reward, start, end, gain, Spread.of(seconds))
+
+
+def _table(arms: Sequence[Arm]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    keys = [key for key in COLUMNS if any(key in arm.end for arm in arms)]
+    labelled = "accuracy_sampled" in keys
+    for heading in ("reward", *(COLUMNS[key] for key in keys), *(["gain"] if labelled else []), "seconds"):
+        table.add_column(heading, justify="left" if heading == "reward" else "right", no_wrap=True)
+    for arm in arms:
+        cells = [_cell(arm.end.get(key)) for key in keys]
+        cells += [_cell(arm.gain.get("accuracy_sampled"), "+.3f")] if labelled else []
+        table.add_row(arm.reward, *cells, f"{arm.seconds.mean:.0f}")
+    return table
+
+
+def _cell(value: Spread | None, form: str = ".3f") -> str:
+    if value is None:
+        return "–"
+    interval = "" if value.low is None or value.high is None else f" [{value.low:{form}}, {value.high:{form}}]"
+    return f"{value.mean:{form}}{interval}"
+
+
+def _file_name(reward: str) -> str:
+    return re.sub(r"[^\w.+*-]+", "_", reward).replace("*", "x")
+
+
+def _keep(output: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(output / FILE, lambda path: path.write_text(text, encoding="utf-8"))

@@ -1,0 +1,392 @@
+"""The guard: each signal by itself, whole runs that are broken on purpose, and healthy ones that it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import string
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_tokenizer
+from support import command, measured, records, table, train_words, tree, weights, write_rows
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from srlm import SelfRewardConfig, SelfRewardTrainer
+from srlm.console import Display
+from srlm.estimators.diversity import repeated_ngrams
+from srlm.guard import alarms, best_round, decide, history, settled
+from srlm.objectives import ipo, nll, regression
+from srlm.trainer import objective_function
+
+CONFIG = SelfRewardConfig(max_new_tokens=12, rounds=9)
+START = {
+    "round": 0,
+    "entropy": 1.7,
+    "mean_length": 11.0,
+    "eos_rate": 0.4,
+    "truncation_rate": 0.6,
+    "distinct_2": 0.5,
+    "repeated_ngrams": 0.0,
+    "same_response": 0.02,
+    "held_out_prompts": 48,
+    "mode_fidelity": 1.0,
+    "log10_kappa_upper_held_out": 4.0,
+    "j0_gap": 14.0,
+}
+HEALTHY = START | {
+    "round": 1,
+    "entropy": 0.4,
+    "mean_length": 10.3,
+    "eos_rate": 0.75,
+    "truncation_rate": 0.25,
+    "distinct_2": 0.25,
+    "mode_fidelity": 0.96,
+    "displacement": 1.0,
+    "displacement_held_out": 0.9,
+    "leak": -0.3,
+    "leak_held_out": -0.2,
+    "kendall_tau": 0.95,
+    "log_ratio_max_abs": 25.0,
+    "log10_kappa_upper_held_out": 0.7,
+    "j0_gap": 2.0,
+}
+
+
+def accuracy(value: float) -> dict[str, float]:
+    return {"accuracy_sampled": value, "accuracy_sampled_low": value - 0.08, "accuracy_sampled_high": value + 0.08}
+
+
+# Signal by signal
+
+
+def test_a_healthy_round_raises_no_alarm() -> None:
+    assert alarms([START], CONFIG) == alarms([START, HEALTHY], CONFIG) == []
+
+
+SIGNALS = {
+    "mode fidelity is 0.6 (at most 0.73), below 0.75": {"mode_fidelity": 0.6},
+    "displacement is -1.5, below -1": {"displacement": -1.5},
+    "displacement held out is -1.1, below -1": {"displacement_held_out": -1.1},
+    "leak is -2.5, below -2": {"leak": -2.5},
+    "leak held out is -3, below -2": {"leak_held_out": -3.0},
+    "entropy is 5.1, above 1.5 times round 0's 1.7": {"entropy": 5.1},
+    "length of finished responses is 1.5, more than a factor of 4": {"mean_length": 1.5, "eos_rate": 1.0},
+    "truncation rate is 0.95, more than 0.3 above round 0's 0.6": {"truncation_rate": 0.95},
+    "repeated ngrams is 0.4, more than 0.3 above round 0's 0": {"repeated_ngrams": 0.4},
+    "same response is 0.9, more than 0.5 above round 0's 0.02": {"same_response": 0.9},
+    "kendall tau is 0.1, below 0.4": {"kendall_tau": 0.1},
+    "log ratio max abs is 250, above 192 nats": {"log_ratio_max_abs": 250.0},
+}
+
+
+@pytest.mark.parametrize("reason", SIGNALS)
+def test_each_signal_alone_raises_its_alarm(reason: str) -> None:
+    bad = HEALTHY | SIGNALS[reason]
+    (found,) = alarms([START, bad], CONFIG)
+    assert reason in found
+    decision = decide([START, HEALTHY, bad], CONFIG)
+    assert (decision.action, decision.round, decision.stage, decision.reason) == ("roll back", 1, "collapsing", found)
+
+
+def test_mode_fidelity_of_a_few_prompts_is_read_with_its_interval() -> None:
+    few = HEALTHY | {"held_out_prompts": 3, "mode_fidelity": 2 / 3}
+    assert alarms([START, few], CONFIG) == [] != alarms([START, few | {"mode_fidelity": 0.0}], CONFIG)
+
+
+def test_accuracy_counts_where_intervals_part() -> None:
+    rounds = [START | accuracy(0.3), HEALTHY | accuracy(0.6)]
+    assert alarms([*rounds, HEALTHY | accuracy(0.5)], CONFIG) == []
+    (reason,) = alarms([*rounds, HEALTHY | accuracy(0.4)], CONFIG)
+    assert reason == "accuracy sampled is 0.4, down from 0.6 in round 1"
+
+
+def test_learning_to_end_is_no_length_collapse() -> None:
+    rambling = START | {"mean_length": 11.9, "eos_rate": 0.05, "truncation_rate": 0.95}  # those that end: 10 tokens
+    assert alarms([rambling, HEALTHY | {"mean_length": 4.0, "eos_rate": 1.0, "truncation_rate": 0.0}], CONFIG) == []
+
+
+def test_distinct_2_can_be_asked_for() -> None:
+    constant = HEALTHY | {"distinct_2": 0.02}
+    assert alarms([START, constant], CONFIG) == []
+    (reason,) = alarms([START, constant], replace(CONFIG, guard_distinct_2=0.5))
+    assert "distinct 2 is 0.02, below 0.03125" in reason
+
+
+def test_missing_signals_are_no_alarm() -> None:
+    assert alarms([{"round": 0}, {"round": 1}], CONFIG) == []
+    assert decide([{"round": 0}, {"round": 1, "entropy": None}], CONFIG).action == "continue"
+
+
+# Decisions
+
+
+def test_the_best_round_is_the_last_healthy_one_or_the_most_accurate() -> None:
+    bad = HEALTHY | {"leak": -9.0}
+    assert best_round([START, bad], CONFIG) == 0
+    assert best_round([START, HEALTHY, HEALTHY, bad], CONFIG) == 2
+    told = [START | accuracy(0.2), HEALTHY | accuracy(0.6), HEALTHY | accuracy(0.55), bad | accuracy(0.9)]
+    assert best_round(told, CONFIG) == 1
+    assert best_round([*told[:2], HEALTHY | accuracy(0.6)], CONFIG) == 2
+
+
+def test_patience_counts_rounds_in_a_row() -> None:
+    bad, patient = HEALTHY | {"leak": -9.0}, replace(CONFIG, patience=2)
+    assert decide([START, bad], patient).action == "continue"
+    assert decide([START, bad], patient).stage == "collapsing"
+    assert decide([START, bad, HEALTHY, bad], patient).action == "continue"
+    assert decide([START, HEALTHY, bad, bad], patient) == replace(
+        decide([START, HEALTHY, bad], CONFIG), action="roll back"
+    )
+    assert decide([START, bad], replace(patient, rounds=1)).action == "roll back"  # there is no round to wait for
+    assert [event["action"] for event in history([START, HEALTHY, bad, bad], patient)] == ["alarm", "roll back"]
+
+
+def test_stages_and_until_saturated() -> None:
+    learning = HEALTHY | {"log10_kappa_upper_held_out": 0.2, "j0_gap": 0.8, "displacement_held_out": 0.4}
+    done = learning | {"displacement_held_out": 0.05, "j0_gap": 0.6}
+    rounds = [START, HEALTHY, learning, done]
+    assert [decide(rounds[: t + 1], CONFIG).stage for t in range(4)] == [
+        *("stabilising", "stabilising", "learning", "saturated")
+    ]
+    assert settled(rounds, CONFIG) and decide(rounds, CONFIG).action == "continue"
+    until = replace(CONFIG, until="saturated")
+    assert (decide(rounds, until).action, decide(rounds, until).round) == ("stop", 3)
+    assert decide(rounds, replace(until, patience=2)).action == "continue"
+    assert decide([*rounds, done], replace(until, patience=2)).action == "stop"
+
+
+def test_without_the_guard_nothing_is_stopped() -> None:
+    decision = decide([START, HEALTHY | {"leak": -9.0}], replace(CONFIG, guard=False))
+    assert (decision.action, decision.stage) == ("continue", "collapsing")
+
+
+# Runs. A tiny model that knows its letters: "x" is followed by " is x", and four times in ten by anything.
+
+LETTERS = string.ascii_letters
+SETTINGS = {
+    "rounds": 3,
+    "num_samples": 6,
+    "max_new_tokens": 8,
+    "learning_rate": 1e-3,
+    "prompts_per_step": 4,
+    "checkpoint_steps": 100,
+    "lora_rank": 4,
+    "dtype": "fp32",
+    "held_out_samples": 4,
+    "match": "exact",
+    "guard": True,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Folder with the model, prompts and held-out prompts."""
+    torch.manual_seed(0)
+    folder, drawn, longest = tmp_path_factory.mktemp("letters"), random.Random(0), 8
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=259, initializer_range=0.08, **sizes, **special))
+    tokenizer, steps = make_tokenizer(chat=False), 250
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        rows, labels = [], []
+        for letter in drawn.choices(LETTERS, k=32):
+            noise = "".join(drawn.choices(LETTERS + " ", k=drawn.randint(1, 6)))
+            text = f" is {letter}" if drawn.random() < 0.6 else noise
+            tokens = [*tokenizer(text)["input_ids"], 2]
+            padding = longest - len(tokens)
+            rows.append([*tokenizer(letter)["input_ids"], *tokens, *[2] * padding])
+            labels.append([-100, *tokens, *[-100] * padding])
+        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
+        loss = model(input_ids=torch.tensor(rows), labels=torch.tensor(labels)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    model.eval().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_rows(folder / "prompts.jsonl", [{"prompt": letter} for letter in LETTERS[::2]])
+    write_rows(folder / "held-out.jsonl", [{"prompt": x, "answer": f"is {x}"} for x in LETTERS[1::2]])
+    return folder
+
+
+def train(place, output, resume=False, **options):
+    config = SelfRewardConfig(output=str(output), **(SETTINGS | options))
+    files = (place / "prompts.jsonl", place / "held-out.jsonl")
+    return SelfRewardTrainer(str(place / "model"), config, *files, resume=resume, display=Display(silent=True)).train()
+
+
+def manifest(run):
+    return json.loads((run / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_false_alarm_in_healthy_runs(place, tmp_path, seed):
+    result = train(place, tmp_path / "run", seed=seed)
+    found = [r["accuracy_sampled"] for r in result.records]
+    assert result.round == SETTINGS["rounds"] and found[-1] > found[0] + 0.1
+    assert manifest(result.output)["guard"] == {"events": [], "chosen": result.round}
+
+
+def shortest(policy, rollouts) -> Tensor:
+    return -4.0 * rollouts.responses.length
+
+
+def repeating(policy, rollouts) -> Tensor:
+    ids = [rollouts.responses.ids(p) for p in range(len(rollouts.prompts))]
+    return torch.tensor([[20.0 * len(y) * repeated_ngrams([y], 1) for y in group] for group in ids])
+
+
+def constant(policy, rollouts) -> Tensor:
+    """Likes the letter e, whatever was asked."""
+    texts = policy.texts(rollouts.responses)
+    return torch.tensor([[20.0 * text.count("e") for text in group] for group in texts])
+
+
+BROKEN = {
+    "unclipped and without the anchor, too fast": {"clip": 0.0, "anchor": 0.0, "learning_rate": 1e-2},
+    "length collapse": {"reward": "test_guard:shortest"},
+    "repetition": {"reward": "test_guard:repeating", "learning_rate": 4e-3, "clip": 0.0},
+    "constant answer": {"reward": "test_guard:constant", "learning_rate": 4e-3, "clip": 0.0},
+    "learning rate x 30": {"learning_rate": 3e-2},
+    "inverted reward": {"reward": "inverted"},
+}
+
+
+def damaged(record, before) -> bool:
+    """By what the guard may not know: the right answer has lost a quarter of its probability, or more."""
+    return record["accuracy_sampled"] < 0.75 * max(r["accuracy_sampled"] for r in before)
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_run_broken_on_purpose_is_caught_and_rolled_back(place, tmp_path, way):
+    result = train(place, tmp_path / "run", rounds=5, **BROKEN[way])
+    last, guard = len(result.records) - 1, manifest(result.output)["guard"]
+    assert [(event["round"], event["action"]) for event in guard["events"]] == [(last, "roll back")]
+    assert guard["chosen"] == result.round < last < 5
+    healthy = result.records[:last]  # caught no later than one round after the damage
+    assert not any(damaged(r, healthy[:t]) for t, r in enumerate(healthy[:-1]) if t)
+    assert result.records[result.round]["accuracy_sampled"] == max(r["accuracy_sampled"] for r in healthy)
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_the_model_is_that_of_the_chosen_round(place, tmp_path, rank, chosen):
+    """Round 0 is the model as it was given."""
+    # Healthy displacement is largest in round 1: a threshold below it makes round 2 the first with an alarm.
+    how = BROKEN["inverted reward"] if chosen == 0 else {"guard_displacement": 0.45}
+    run = train(place, tmp_path / "run", lora_rank=rank, **how)
+    assert run.round == chosen, [r.get("displacement") for r in run.records]
+    found = weights(run.model / "model.safetensors")
+    if chosen == 0:
+        assert found == weights(place / "model" / "model.safetensors")
+    elif rank:
+        kept = weights(run.output / "round-001" / "adapter" / "adapter_model.safetensors")
+        assert weights(run.output / "adapter" / "adapter_model.safetensors") == kept
+    else:
+        assert found == weights(run.output / "round-001" / "weights" / "model.safetensors")
+    last = len(run.records) - 1
+    assert (run.output / f"round-{last:03d}").exists() and last > chosen
+    assert f"{run.records[last]['accuracy_sampled']:.3f}" not in (run.model / "README.md").read_text()
+
+
+def test_a_resumed_run_decides_the_same(place, tmp_path, monkeypatch):
+    def told(run):
+        files = {name: hash_ for name, hash_ in tree(run).items() if name.startswith("adapter") or "round-" in name}
+        chosen = {name: files[name] for name in files if name.endswith((".parquet", ".safetensors"))}
+        return manifest(run)["guard"], manifest(run)["state"], [measured(r) for r in records(run)], chosen
+
+    whole = train(place, tmp_path / "whole", **BROKEN["learning rate x 30"])
+    replace_file = os.replace
+    for number in (12, 25, 38, 45):
+        left = [number]
+
+        def counted(source, target, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            replace_file(source, target)
+
+        run = tmp_path / f"run-{number}"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", counted)
+            train(place, run, **BROKEN["learning rate x 30"])
+        result = train(place, run, resume=True, **BROKEN["learning rate x 30"])
+        assert result.round == whole.round == train(place, run, resume=True, **BROKEN["learning rate x 30"]).round
+        assert told(run) == told(whole.output)
+        assert weights(result.model / "model.safetensors") == weights(whole.model / "model.safetensors")
+
+
+def test_until_saturated_and_the_stage_on_the_screen(place, tmp_path):
+    files = {"prompts": place / "prompts.jsonl", "held_out": place / "held-out.jsonl", "model": place / "model"}
+    options = SETTINGS | {"rounds": 8, "until": "saturated", "guard_saturated": 0.4, "output": tmp_path / "run"}
+    outcome = command(*train_words(**(files | options)))
+    assert outcome.code == 0, outcome
+    found = records(tmp_path / "run")
+    (event,) = manifest(tmp_path / "run")["guard"]["events"]
+    assert event["action"] == "stop" and event["round"] == len(found) - 1 < 8
+    rows = [line.split() for line in outcome.out.splitlines() if line.strip()[:1].isdigit()]
+    assert (rows[0][-1], rows[-1][-1]) == ("stabilising", "saturated")
+
+
+def test_controls_run_to_their_end_without_the_guard(place, tmp_path):
+    result = train(place, tmp_path / "run", reward="inverted", guard=False, rounds=2)
+    assert (len(result.records), result.round) == (3, 2)
+    assert manifest(result.output)["guard"] == {"events": [], "chosen": 2}
+
+
+# The other objectives, on the same model
+
+
+def test_options_reach_the_objective() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ratio, reward = torch.randn(2, 3, 5, generator=generator)
+    weight = torch.full_like(ratio, 0.2)
+    config = SelfRewardConfig(
+        objective="ipo",
+        pairs="best_worst",
+        margin=0.3,
+        label_smoothing="consistency",
+        nll=0.7,
+        beta=0.5,
+        kl_initial=0.2,
+    )
+    for tau, smoothing in ((None, 0.0), (0.4, 0.3)):
+        pairs = ipo(ratio, reward, weight, beta=0.7, pairs="best_worst", margin=0.3, label_smoothing=smoothing)
+        wanted = pairs + 0.7 * nll(ratio, reward, weight, margin=0.3)
+        torch.testing.assert_close(objective_function(config, tau)(ratio, reward, weight), wanted)
+    plain = objective_function(SelfRewardConfig(clip=2.0, anchor=0.5))(ratio, reward, weight)
+    torch.testing.assert_close(plain, regression(ratio, reward, weight, beta=1.0, clip=2.0, anchor=0.5))
+
+
+WAYS = {
+    "dpo": {"objective": "dpo", "label_smoothing": 0.1},
+    "dpo of best and worst with nll": {"objective": "dpo", "pairs": "best_worst", "nll": 0.5, "margin": 1.0},
+    "ipo with CREAM's labels": {"objective": "ipo", "beta": 0.1, "label_smoothing": "consistency"},
+    "best of k": {"objective": "best_of_k"},
+    "grpo": {"objective": "grpo"},
+    "kl to the start": {"kl_initial": 0.5},
+    "length window": {"length_penalty": 1.0, "length_window": (5, 5)},
+    "dropped": {"truncated": "drop", "max_new_tokens": 5},
+    "penalised": {"truncated": "penalise", "max_new_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_objective_makes_the_model_more_often_right(place, tmp_path, way):
+    result = train(place, tmp_path / "run", rounds=2, guard=False, **WAYS[way])
+    found = [r["accuracy_sampled"] for r in result.records]
+    assert found[-1] > found[0] + 0.05, found
+    rows = table(result.output, 1)
+    if way == "kl to the start":
+        for log_prob, initial, reward in zip(
+            *(rows[c] for c in ("log_prob", "log_prob_initial", "reward")), strict=True
+        ):
+            assert reward == pytest.approx(log_prob - 0.5 * (log_prob - initial), abs=1e-5)
+    if way == "length window":
+        for log_prob, tokens, reward in zip(*(rows[c] for c in ("log_prob", "tokens", "reward")), strict=True):
+            assert reward == pytest.approx(log_prob - abs(len(tokens) - 5), abs=1e-5)
