@@ -50,6 +50,12 @@ def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_f
         )
     }
     assert len(starts) == 1
+    stages = [
+        json.loads((tmp_path / "c" / f"{arm}-seed-3" / "round-000" / "stages.json").read_text())
+        for arm in ("log_likelihood", "random")
+    ]
+    for name in ("sample rollouts", "score rollouts", "sample held_out", "score held_out", "sample greedy"):
+        assert stages[0][name] == stages[1][name]  # seconds too: it was done once
     values = [records(tmp_path / "c" / f"random-seed-{s}")[1]["accuracy_sampled"] for s in (3, 4)]
     (arm,) = (arm for arm in arms if arm.reward == "random")
     assert arm.end["accuracy_sampled"] == Spread.of(values)

@@ -32,8 +32,7 @@ class Train:
     """Hub id, folder, .gguf file, or an alias: smollm2, gemma3-270m."""
     prompts: Annotated[str, tyro.conf.arg(aliases=("--task",))] = ""
     """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its own, say
-    'reasoning-gym:basic_arithmetic?size=500'. Answers in it are never used, but
-    by the control `oracle`."""
+    'reasoning-gym:basic_arithmetic?size=500'. Answers in it are never used, but by the control `oracle`."""
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
     compare: str = ""

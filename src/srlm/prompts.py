@@ -81,6 +81,13 @@ class PromptSet:
         return _prompt_set([self.prompts.items[i] for i in rows], answers, self.source)
 
 
+def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:
+    """As a column can hold them, strings or conversations: where both occur, a string is one user turn."""
+    if all(isinstance(item, str) for item in items):
+        return list(items)
+    return [({"role": "user", "content": item},) if isinstance(item, str) else item for item in items]
+
+
 def load_prompts(
     source: str | Path, *, split: str = "train", prompt_column: str = "prompt", answer_column: str = "answer"
 ) -> PromptSet:

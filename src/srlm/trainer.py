@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,13 +33,13 @@ from srlm.evaluation import accuracy, check_answers, held_out_generator
 from srlm.loop import self_reward
 from srlm.measure import HeldOut, held_out_record, train_record
 from srlm.policies.transformer import Diverged, Optimisation, Responses, TransformerPolicy, fit, processes
-from srlm.prompts import PromptSet, load_prompts
+from srlm.prompts import PromptSet, load_prompts, one_kind
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.rewards import LABELLED, asks_model, reward_function
 from srlm.runs import RunFolder, read_manifest, write_atomically
 from srlm.trackers import Trackers, tracker_names
-from srlm.types import Objective, PromptItem, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
+from srlm.types import Objective, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
@@ -64,8 +64,8 @@ class SelfRewardTrainer:
 
     model: Hub id, folder, .gguf file or alias.
     prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
-        measure accuracy and nothing else; answers of `prompts` are dropped unread. The control `oracle` alone is
-        handed both, and the manifest says so.
+        measure accuracy, which the guard heeds, and nothing else; answers of `prompts` are dropped unread. The control
+        `oracle` alone is handed both, and the manifest says so.
     resume: continue the unfinished run in `config.output`.
     start: a run of the same model, prompts, settings and seed, whose round 0 need not be sampled and scored again.
     """
@@ -234,7 +234,7 @@ class SelfRewardTrainer:
         index: dict[str, list[Any]] = {
             "prompt_index": [p for p in range(len(prompts)) for _ in range(k)],
             "sample_index": [s for _ in range(len(prompts)) for s in range(k)],
-            "prompt": [item for item in _one_kind(prompts.items) for _ in range(k)],
+            "prompt": [item for item in one_kind(prompts.items) for _ in range(k)],
         }
         self._write(lambda: self.run.save_table(round, table, index | policy.columns(responses)))
         return responses
@@ -594,13 +594,6 @@ def _by_token(policy: TransformerPolicy, responses: Responses, each: Tensor | No
     ids = [row for p in range(len(each)) for row in responses.ids(p)]
     values = [row[: len(one)] for row, one in zip(each.flatten(0, 1).tolist(), ids, strict=True)]
     return {"token_log_prob": values, "token_end": [policy.token_ends(one) for one in ids]}
-
-
-def _one_kind(items: Sequence[PromptItem]) -> Sequence[PromptItem]:
-    """A column holds strings or conversations: where both occur, a string is one user turn."""
-    if all(isinstance(item, str) for item in items):
-        return items
-    return [({"role": "user", "content": item},) if isinstance(item, str) else item for item in items]
 
 
 def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from srlm.diagnosis.levels import Classes, Rights
 from srlm.diagnosis.probe import Probe
 from srlm.estimators.consistency import Consistency
+from srlm.prompts import one_kind
 
 Columns = dict[str, list[Any]]
 
@@ -23,7 +24,7 @@ def prompt_table(
     found = probe.found
     columns: Columns = {
         "prompt_index": probe.indices,
-        "prompt": _prompts(probe.items),
+        "prompt": one_kind(probe.items),
         "mode": [texts[0] for texts in probe.found_texts],
         "mode_tokens": [list(one.responses[0]) for one in found],
         "mode_log_prob": [one.mode_log_prob[0] for one in found],
@@ -76,14 +77,6 @@ def sample_table(probe: Probe, classes: Classes, right: Rights | None) -> Column
         "answer": [_words(answer) for answer in flat(classes.samples)],
     } | {f"reward_{name}": reward.flatten().tolist() for name, reward in probe.rewards.items()}
     return columns if right is None else columns | {"right": right.samples.flatten().tolist()}
-
-
-def _prompts(items: Sequence[Any]) -> list[Any]:
-    """A column holds strings or conversations: where both occur, a string is one user turn."""
-    if all(isinstance(item, str) for item in items):
-        return list(items)
-    turns = [[{"role": "user", "content": item}] if isinstance(item, str) else item for item in items]
-    return [[dict(turn) for turn in item] for item in turns]
 
 
 def _words(answer: Hashable | None) -> str | None:

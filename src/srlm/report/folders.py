@@ -24,13 +24,8 @@ Record = dict[str, Any]
 HELD_OUT, TRAINING, DIAGNOSED = "held out", "training", "diagnosed"
 MOST_ROWS = 200  # of a table of numbers
 _ROUND = re.compile(r"round-(\d{3,6})")
-_RULES = (
-    "auto",
-    "contains",
-    "exact",
-    "number",
-    "regex",
-)  # a user's own function is code, which looking at a run must not run
+# A user's own function is code, which looking at a run must not run.
+_RULES = ("auto", "contains", "exact", "number", "regex")
 
 
 @dataclass(frozen=True)
