@@ -365,6 +365,16 @@ def test_guard_events_are_marked(tmp_path):
     Figure(plotly(kappa))
 
 
+@pytest.mark.parametrize(("chosen", "says"), [(0, "the model it began with"), (1, "0.200 → 0.500")])
+def test_a_run_that_was_rolled_back_is_judged_by_the_round_that_was_kept(tmp_path, chosen, says):
+    events = [{"round": 2, "action": "roll back", "reason": "mode fidelity is 0.04, below 0.75"}]
+    folder = write_run(tmp_path / "run", guard={"events": events, "chosen": chosen})
+    found = verdict(read_folder(folder))
+    assert found.tone == "bad"
+    assert f"model/ is that of round {chosen}; " in found.headline and "mode fidelity is 0.04" in found.headline
+    assert says in found.headline and "0.800" not in found.headline + " ".join(found.improved)
+
+
 def test_colours_are_those_of_the_figures():
     from srlm.figures import STYLE
 

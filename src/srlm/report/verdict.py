@@ -90,9 +90,26 @@ def _of_run(folder: Folder) -> Verdict:
     tone, headline = _judgement(records)
     if state == "running":
         return Verdict("busy", f"Not finished: {where} is recorded. So far: {headline}", improved, worse, other)
+    if (rolled := _rolled_back(folder)) is not None:
+        chosen, reason = rolled
+        kept = records[: chosen + 1]
+        improved, worse, other = _changes(kept)
+        said = _judgement(kept)[1] if chosen else "that is the model it began with."
+        headline = f"Rolled back by the guard: model/ is that of round {chosen}; {said} Why: {reason}."
+        return Verdict("bad", headline, improved, worse + _warnings(records[chosen + 1 :]), other)
     if state not in ("finished", "waiting"):
         return Verdict("bad", f"{state[:1].upper()}{state[1:]}. {headline}", improved, worse, other)
     return Verdict(tone, headline, improved, worse, other)
+
+
+def _rolled_back(folder: Folder) -> tuple[int, str] | None:
+    """The round whose model was kept, and the guard's reason, if it went back to one."""
+    found = folder.manifest.get("guard")
+    events, chosen = (found.get("events"), number(found.get("chosen"))) if isinstance(found, dict) else (None, None)
+    if not isinstance(events, list) or chosen is None or not 0 <= chosen < len(folder.records):
+        return None
+    reasons = [e.get("reason") for e in events if isinstance(e, dict) and e.get("action") == "roll back"]
+    return (int(chosen), str(reasons[-1])) if reasons else None
 
 
 def _judgement(records: Sequence[Record]) -> tuple[str, str]:
