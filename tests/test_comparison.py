@@ -31,10 +31,11 @@ def settings(folder, **changes) -> SelfRewardConfig:
 
 def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_file, labelled, tmp_path):
     rewards = ["log_likelihood", "random", "0.5*random+0.5*log_likelihood"]
+    given = {reward: {"reward": reward} for reward in rewards}
     arms = compare(
-        str(tiny), settings(tmp_path / "c"), prompts_file, labelled, rewards, seeds=2, display=Display(silent=True)
+        str(tiny), settings(tmp_path / "c"), prompts_file, labelled, given, seeds=2, display=Display(silent=True)
     )
-    assert [arm.reward for arm in arms] == rewards
+    assert [arm.name for arm in arms] == rewards
     own = settings(tmp_path / "alone", reward="random")
     from srlm import SelfRewardTrainer
 
@@ -57,7 +58,7 @@ def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_f
     for name in ("sample rollouts", "score rollouts", "sample held_out", "score held_out", "sample greedy"):
         assert stages[0][name] == stages[1][name]  # seconds too: it was done once
     values = [records(tmp_path / "c" / f"random-seed-{s}")[1]["accuracy_sampled"] for s in (3, 4)]
-    (arm,) = (arm for arm in arms if arm.reward == "random")
+    (arm,) = (arm for arm in arms if arm.name == "random")
     assert arm.end["accuracy_sampled"] == Spread.of(values)
     kept = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert kept["state"] == "finished"
@@ -101,7 +102,7 @@ def test_a_folder_of_something_else_is_refused(tiny, prompts_file, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine.txt").write_text("keep me")
     with pytest.raises(UserError, match="not an empty folder"):
-        compare(str(tiny), settings(tmp_path / "c"), prompts_file, None, ["random"])
+        compare(str(tiny), settings(tmp_path / "c"), prompts_file, None, {"random": {"reward": "random"}})
 
 
 def test_spread_is_students_interval():

@@ -36,9 +36,10 @@ class Train:
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
     compare: str = ""
-    """Rewards, comma-separated: train with each of them from one start, and end with a table."""
+    """Rewards, comma-separated, each with settings of its own if it needs them ('majority beta=0.05, log_likelihood,
+    log_likelihood objective=dpo beta=0.1'): train with each of them from one start, and end with a table."""
     seeds: int = 1
-    """For --compare: runs per reward, with seeds --seed, --seed + 1, ..."""
+    """For --compare: runs per arm, with seeds --seed, --seed + 1, ..."""
     quiet: bool = False
     """Plain lines instead of a live display."""
     settings: Annotated[SelfRewardConfig, tyro.conf.arg(name="")] = field(default_factory=SelfRewardConfig)
@@ -218,10 +219,10 @@ def _train(arguments: list[str]) -> None:
     if chosen.compare:
         from srlm.comparison import compare
 
-        rewards = [reward.strip() for reward in chosen.compare.split(",")]
+        arms = _arms(chosen.compare, chosen.settings)
         display = Display(chosen.quiet)
         compare(
-            chosen.model, chosen.settings, chosen.prompts, chosen.held_out, rewards, seeds=chosen.seeds, display=display
+            chosen.model, chosen.settings, chosen.prompts, chosen.held_out, arms, seeds=chosen.seeds, display=display
         )
         return
     from srlm.trainer import SelfRewardTrainer
@@ -235,6 +236,23 @@ def _train(arguments: list[str]) -> None:
         display=Display(chosen.quiet),
     )
     trainer.train()
+
+
+def _arms(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
+    """'majority beta=0.05, random' -> name of each arm: its settings."""
+    arms: dict[str, dict[str, Any]] = {}
+    for part in text.split(","):
+        words = part.split()
+        reward = " ".join(word for word in words if "=" not in word)
+        own = dict(word.split("=", 1) for word in words if "=" in word)
+        options = [word for name, value in own.items() for word in (f"--{name.replace('_', '-')}", value)]
+        parsed = _parsed(Train, ["--reward", reward, *options], Train(settings=settings)).settings
+        name = " ".join(words)
+        if name in arms:
+            raise UserError(f"--compare names {name!r} twice, expected different arms: leave one out")
+        keys = [key.replace("-", "_") for key in ("reward", *own)]
+        arms[name] = {key: getattr(parsed, key, None) for key in keys}  # what is no setting, compare refuses
+    return arms
 
 
 def _evaluate(arguments: list[str]) -> None:

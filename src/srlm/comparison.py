@@ -1,4 +1,4 @@
-"""`srlm train --compare`: several self-rewards from one start, with the same settings and seeds, and one table."""
+"""`srlm train --compare`: several methods from one start, with the same prompts, sizes and seeds, and one table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ from srlm.trainer import SelfRewardTrainer
 from srlm.types import Record
 
 FILE = "comparison.json"
+CONTROL = "random"
+OWN = (  # what an arm may set for itself: nothing that round 0, which all share, or the number of samples depends on
+    *("reward", "answers", "beta", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
+    *("length_penalty", "length_window", "kl_initial", "truncated", "learning_rate", "gain_learning_rate", "epochs"),
+)
 COLUMNS = {  # record key -> heading
     "accuracy_sampled": "sampled",
     "accuracy_greedy": "greedy",
@@ -54,13 +59,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Arm:
-    """One reward, by record key: start (round 0), end (after all rounds) and gain, end - start seed by seed.
+    """One method, by record key: start (round 0), end (after all rounds) and gain, end - start seed by seed.
+    over_random: accuracy_sampled at the end less that of the control `random`, seed by seed; None without both.
     seconds: of all stages of a run."""
 
-    reward: str
+    name: str
     start: dict[str, Spread]
     end: dict[str, Spread]
     gain: dict[str, Spread]
+    over_random: Spread | None
     seconds: Spread
 
 
@@ -69,54 +76,66 @@ def compare(
     config: SelfRewardConfig,
     prompts: str | Path | PromptSet,
     held_out: str | Path | PromptSet | None,
-    rewards: Sequence[str],
+    arms: Mapping[str, Mapping[str, Any]],
     *,
     seeds: int = 1,
     display: Display | None = None,
 ) -> list[Arm]:
-    """Train with each of `rewards` for seeds config.seed, config.seed + 1, ...; the arms of a seed share the samples
-    and scores of round 0. config.output gets a run folder per arm and seed, and comparison.json; the same call again
-    goes on with what is unfinished.
+    """Train each of `arms` for seeds config.seed, config.seed + 1, ...; the arms of a seed share the samples and scores
+    of round 0. config.output gets a run folder per arm and seed, and comparison.json; the same call again goes on with
+    what is unfinished.
+
+    arms: name -> settings of OWN in which the arm differs from config, {"majority": {"reward": "majority", "beta":
+        0.05}}. The arm whose reward is `random`, if there is one, is the control that the others are held against.
 
     Raises:
-        UserError: a reward that does not exist or comes twice, no seeds, or a folder that holds something else.
+        UserError: a reward that does not exist, a setting that arms must share, no seeds, or a folder that holds
+            something else.
     """
     display = display or Display()
     output = Path(config.output)
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
-    if twice := [reward for reward in rewards if list(rewards).count(reward) > 1]:
-        raise UserError(f"--compare names {twice[0]!r} twice, expected different rewards: leave one out")
-    for reward in rewards:
+    for name, changes in arms.items():
+        if shared := [setting for setting in changes if setting not in OWN]:
+            raise UserError(
+                f"the arm {name!r} sets {shared[0]}, which all arms share; expected some of {', '.join(OWN)}: set "
+                f"--{shared[0].replace('_', '-')} for all"
+            )
+        reward = changes.get("reward", config.reward)
         reward_function(reward, classes=str, right=lambda number, text: False)  # does it exist? before any run
+    folders = {name: _file_name(name) for name in arms}
+    if len(set(folders.values())) < len(arms):
+        raise UserError(f"--compare names arms that share a folder ({', '.join(folders.values())}): tell them apart")
     if not (output / FILE).exists():
         RunFolder.refuse_used(output)
         output.mkdir(parents=True, exist_ok=True)
-        _keep(output, {"state": "running", "rewards": list(rewards), "seeds": seeds})
+        _keep(output, {"state": "running", "seeds": seeds, "arms": {name: dict(own) for name, own in arms.items()}})
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
-    runs: dict[str, list[list[Record]]] = {reward: [] for reward in rewards}
+    runs: dict[str, list[list[Record]]] = {name: [] for name in arms}
     for seed in range(config.seed, config.seed + seeds):
         start = None
-        for reward in rewards:
-            folder = output / f"{_file_name(reward)}-seed-{seed}"
-            display.say(f"\n{reward}, seed {seed}")
+        for name, changes in arms.items():
+            folder = output / f"{folders[name]}-seed-{seed}"
+            display.say(f"\n{name}, seed {seed}")
             # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
-            own = dataclasses.replace(config, reward=reward, seed=seed, output=str(folder), guard=False)
+            own = dataclasses.replace(config, **{**changes, "seed": seed, "output": str(folder), "guard": False})
             begun = (folder / "manifest.json").exists()
             trainer = SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
             result = trainer.train()
-            runs[reward].append(result.records)
+            runs[name].append(result.records)
             start = start or folder
-    arms = [_arm(reward, results) for reward, results in runs.items()]
-    _keep(output, {"state": "finished", "seeds": seeds, "arms": [dataclasses.asdict(arm) for arm in arms]})
+    control = next((runs[name] for name, own in arms.items() if own.get("reward", config.reward) == CONTROL), None)
+    made = [_arm(name, results, control) for name, results in runs.items()]
+    _keep(output, {"state": "finished", "seeds": seeds, "arms": [dataclasses.asdict(arm) for arm in made]})
     display.say("")
-    display.console.print(_table(arms))
-    return arms
+    display.console.print(_table(made))
+    return made
 
 
-def _arm(reward: str, runs: Sequence[list[Record]]) -> Arm:
-    start, end, gain = {}, {}, {}
+def _arm(name: str, runs: Sequence[list[Record]], control: Sequence[list[Record]] | None) -> Arm:
+    start, end, gain, over_random = {}, {}, {}, None
     for key in COLUMNS:
         pairs = [(records[0].get(key), records[-1].get(key)) for records in runs]
         numbers = [(float(a), float(b)) for a, b in pairs if isinstance(a, int | float) and isinstance(b, int | float)]
@@ -124,20 +143,26 @@ def _arm(reward: str, runs: Sequence[list[Record]]) -> Arm:
             start[key] = Spread.of([a for a, _ in numbers])
             end[key] = Spread.of([b for _, b in numbers])
             gain[key] = Spread.of([b - a for a, b in numbers])
+    if control is not None and "accuracy_sampled" in end:
+        ends = [[float(records[-1]["accuracy_sampled"] or 0) for records in some] for some in (runs, control)]
+        over_random = Spread.of([own - other for own, other in zip(*ends, strict=True)])
     seconds = [sum(float(record["seconds"] or 0) for record in records) for records in runs]
-    return Arm(reward, start, end, gain, Spread.of(seconds))
+    return Arm(name, start, end, gain, over_random, Spread.of(seconds))
 
 
 def _table(arms: Sequence[Arm]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     keys = [key for key in COLUMNS if any(key in arm.end for arm in arms)]
     labelled = "accuracy_sampled" in keys
-    for heading in ("reward", *(COLUMNS[key] for key in keys), *(["gain"] if labelled else []), "seconds"):
-        table.add_column(heading, justify="left" if heading == "reward" else "right", no_wrap=True)
+    against = any(arm.over_random is not None for arm in arms)
+    more = (["gain"] if labelled else []) + (["− random"] if against else [])
+    for heading in ("arm", *(COLUMNS[key] for key in keys), *more, "seconds"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for arm in arms:
         cells = [_cell(arm.end.get(key)) for key in keys]
         cells += [_cell(arm.gain.get("accuracy_sampled"), "+.3f")] if labelled else []
-        table.add_row(arm.reward, *cells, f"{arm.seconds.mean:.0f}")
+        cells += [_cell(arm.over_random, "+.3f")] if against else []
+        table.add_row(arm.name, *cells, f"{arm.seconds.mean:.0f}")
     return table
 
 

@@ -1,0 +1,112 @@
+"""docs/methods.md: every self-reward on two tasks and two model families, beside the controls, at equal compute.
+
+    python -m benchmarks.methods --output DIR [--jobs 2] [--only smollm2-capitals] [--arms cheap|all] [--table]
+
+Each cell is one `srlm train --compare` with three seeds; finished runs are kept, unfinished ones resumed. `--table` only
+prints the tables of what is there. Both families get the same prompts, as plain text to be continued: Gemma is a base
+model without a chat template.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from srlm.comparison import FILE, Spread
+
+SEEDS = 3
+# Factors and beta bring the rewards of a group to a standard deviation of about 3 nats (docs/methods.md).
+CHEAP = (
+    *("log_likelihood", "random", "3*mean_log_likelihood", "4*self_certainty", "6*negative_entropy", "20*majority"),
+    *("log_likelihood+implicit", "inverted", "oracle beta=0.125"),
+)
+JUDGES = ("30*judge", "300*judge_pairwise")
+OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--quiet")
+SIZES = ("--max-prompts", "24", "--max-held-out", "32")
+SUMS = "reasoning-gym:chain_sum?size={}&seed={}&min_terms=2&max_terms=2&min_digits=1&max_digits=1&instruction="
+MODELS = ("smollm2", "gemma3-270m")
+TASKS = ("capitals", "sums")
+CELLS = [f"{model}-{task}" for task in TASKS for model in reversed(MODELS)]
+COLUMNS = ("accuracy_sampled", "accuracy_greedy", "log10_kappa_upper_held_out", "mean_length", "distinct_2")
+
+
+def prompts(output: Path, task: str) -> tuple[str, str, str]:
+    """Training prompts, held-out prompts and answer classes of a task."""
+    if task == "sums":
+        return SUMS.format(100, 1), SUMS.format(60, 2), "number"
+    files = []
+    for part in ("train", "held-out"):
+        rows = [json.loads(line) for line in Path(f"data/capitals-{part}.jsonl").read_text().splitlines()]
+        for row in rows:
+            (country,) = re.findall(r"the capital of (.+)\?", row["prompt"])
+            row["prompt"] = f"Country: {country}\nCapital:"
+        file = output / f"capitals-{part}.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        files.append(str(file))
+    return files[0], files[1], "normalised"
+
+
+def run(output: Path, cell: str, arms: tuple[str, ...], threads: int) -> None:
+    model, _, task = cell.rpartition("-")
+    train, held_out, classes = prompts(output, task)
+    words = [sys.executable, "-m", "srlm.cli", "train", "--model", model, "--prompts", train, "--held-out", held_out]
+    words += ["--answers", classes, *OPTIONS, *SIZES, "--compare", ",".join(arms), "--seeds", str(SEEDS)]
+    with (output / f"{cell}.log").open("a") as log:
+        command = [*words, "--output", str(output / cell)]
+        subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False)
+
+
+def table(output: Path, cell: str) -> str:
+    """Markdown: what each arm ends with, mean over seeds and 95 % interval."""
+    kept = json.loads((output / cell / FILE).read_text())
+    if kept["state"] != "finished":
+        return f"{cell}: unfinished"
+    lines = [
+        "| arm | sampled | − random | greedy | log10 κ ≤ | length | distinct-2 | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def cell_of(found: dict[str, float] | None, form: str) -> str:
+        if found is None:
+            return "–"
+        value = Spread(**found)
+        spread = "" if value.low is None or value.high is None else f" ± {(value.high - value.low) / 2:.2f}"
+        return f"{value.mean:{form}}{spread}"
+
+    first = kept["arms"][0]["start"]
+    start = [f"{first[key]['mean']:.2f}" for key in COLUMNS]
+    lines.append(f"| *round 0* | {start[0]} | | {' | '.join(start[1:])} | |")
+    for arm in kept["arms"]:
+        cells = [cell_of(arm["end"][key], ".2f") for key in COLUMNS]
+        cells.insert(1, cell_of(arm["over_random"], "+.2f"))
+        lines.append(f"| {arm['name']} | {' | '.join(cells)} | {arm['seconds']['mean']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads per cell")
+    parser.add_argument("--only", nargs="+", choices=CELLS, default=CELLS, help="some of the cells")
+    parser.add_argument("--arms", choices=("cheap", "all"), default="all", help="cheap leaves out the judges")
+    parser.add_argument("--table", action="store_true", help="print the tables and stop")
+    chosen = parser.parse_args()
+    if not chosen.table:
+        chosen.output.mkdir(parents=True, exist_ok=True)
+        arms = CHEAP if chosen.arms == "cheap" else CHEAP + JUDGES
+        with ThreadPoolExecutor(chosen.jobs) as pool:
+            list(pool.map(lambda cell: run(chosen.output, cell, arms, chosen.threads), chosen.only))
+    for cell in chosen.only:
+        if (chosen.output / cell / FILE).exists():
+            print(f"## {cell}\n\n{table(chosen.output, cell)}\n")
+
+
+if __name__ == "__main__":
+    main()
