@@ -1,9 +1,9 @@
 """docs/methods.md: every self-reward on two tasks and two model families, beside the controls, at equal compute.
 
-    python -m benchmarks.methods --output DIR [--jobs 2] [--only smollm2-capitals] [--arms cheap|all] [--table]
+    python -m benchmarks.methods --output DIR [--jobs 2] [--only smollm2-capitals] [--judges] [--table]
 
-Each cell is one `srlm train --compare` with three seeds; finished runs are kept, unfinished ones resumed. `--table` only
-prints the tables of what is there. Both families get the same prompts, as plain text to be continued: Gemma is a base
+Each cell is one `srlm train --compare` with three seeds; finished runs are kept, unfinished ones resumed. `--table`
+only prints the tables of what is there. Both families get the same prompts, as text to be continued: Gemma is a base
 model without a chat template.
 """
 
@@ -24,15 +24,18 @@ SEEDS = 3
 # Factors and beta bring the rewards of a group to a standard deviation of about 3 nats (docs/methods.md).
 CHEAP = (
     *("log_likelihood", "random", "3*mean_log_likelihood", "4*self_certainty", "6*negative_entropy", "20*majority"),
-    *("log_likelihood+implicit", "inverted", "oracle beta=0.125"),
+    *("log_likelihood+implicit", "inverted"),
 )
+ORACLE = ("oracle beta=0.125",)  # of the sums alone: the capitals to train on come without answers
 JUDGES = ("30*judge", "300*judge_pairwise")
 OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--quiet")
 SIZES = ("--max-prompts", "24", "--max-held-out", "32")
+SMALL = ("--max-prompts", "16", "--max-held-out", "24")  # of the slowest cell
 SUMS = "reasoning-gym:chain_sum?size={}&seed={}&min_terms=2&max_terms=2&min_digits=1&max_digits=1&instruction="
 MODELS = ("smollm2", "gemma3-270m")
 TASKS = ("capitals", "sums")
 CELLS = [f"{model}-{task}" for task in TASKS for model in reversed(MODELS)]
+SLOWEST = "gemma3-270m-sums"
 COLUMNS = ("accuracy_sampled", "accuracy_greedy", "log10_kappa_upper_held_out", "mean_length", "distinct_2")
 
 
@@ -52,11 +55,13 @@ def prompts(output: Path, task: str) -> tuple[str, str, str]:
     return files[0], files[1], "normalised"
 
 
-def run(output: Path, cell: str, arms: tuple[str, ...], threads: int) -> None:
+def run(output: Path, cell: str, judges: bool, threads: int) -> None:
     model, _, task = cell.rpartition("-")
+    arms = CHEAP + (ORACLE if task == "sums" else ()) + (JUDGES if judges else ())
     train, held_out, classes = prompts(output, task)
     words = [sys.executable, "-m", "srlm.cli", "train", "--model", model, "--prompts", train, "--held-out", held_out]
-    words += ["--answers", classes, *OPTIONS, *SIZES, "--compare", ",".join(arms), "--seeds", str(SEEDS)]
+    words += ["--answers", classes, *OPTIONS, *(SMALL if cell == SLOWEST else SIZES)]
+    words += ["--compare", ",".join(arms), "--seeds", str(SEEDS)]
     with (output / f"{cell}.log").open("a") as log:
         command = [*words, "--output", str(output / cell)]
         subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False)
@@ -95,14 +100,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads per cell")
     parser.add_argument("--only", nargs="+", choices=CELLS, default=CELLS, help="some of the cells")
-    parser.add_argument("--arms", choices=("cheap", "all"), default="all", help="cheap leaves out the judges")
+    parser.add_argument("--judges", action="store_true", help="the judges too, which take several times as long")
     parser.add_argument("--table", action="store_true", help="print the tables and stop")
     chosen = parser.parse_args()
     if not chosen.table:
         chosen.output.mkdir(parents=True, exist_ok=True)
-        arms = CHEAP if chosen.arms == "cheap" else CHEAP + JUDGES
         with ThreadPoolExecutor(chosen.jobs) as pool:
-            list(pool.map(lambda cell: run(chosen.output, cell, arms, chosen.threads), chosen.only))
+            list(pool.map(lambda cell: run(chosen.output, cell, chosen.judges, chosen.threads), chosen.only))
     for cell in chosen.only:
         if (chosen.output / cell / FILE).exists():
             print(f"## {cell}\n\n{table(chosen.output, cell)}\n")

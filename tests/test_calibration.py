@@ -13,6 +13,7 @@ from srlm.estimators.calibration import (
     auroc_interval,
     expected_calibration_error,
     grouped_auroc,
+    grouped_auroc_interval,
     reliability,
 )
 from srlm.estimators.intervals import score_interval, wilson
@@ -159,3 +160,25 @@ def test_refuses_nonsense() -> None:
     for value in (1.5, -0.1, math.nan):
         with pytest.raises(ValueError, match=r"probabilities in \[0, 1\]"):
             expected_calibration_error([value], [1])
+
+
+def test_grouped_interval_covers_the_mean_over_prompts() -> None:
+    rng, gap = np.random.default_rng(9), 1.0
+    truth = norm.cdf(gap / math.sqrt(2))  # within a prompt its own level cancels
+    inside = []
+    for _ in range(300):
+        label = rng.random((25, 8)) < 0.5
+        score = rng.normal(size=(25, 1)) + rng.normal(size=(25, 8)) + gap * label
+        value, low, high = grouped_auroc_interval(score, label)
+        assert value == grouped_auroc(score, label)[0]
+        inside.append(low <= truth <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_grouped_interval_of_few_or_equal_prompts() -> None:
+    label = np.tile([0, 1], (6, 2))
+    z = t.ppf(0.975, 5)
+    assert grouped_auroc_interval(label, label) == (1.0, pytest.approx(6 / (6 + z * z)), 1.0)
+    assert grouped_auroc_interval(label[:1], label[:1]) == (1.0, 0.0, 1.0)
+    value, low, high = grouped_auroc_interval(label, np.ones((6, 4)))
+    assert math.isnan(value) and (low, high) == (0.0, 1.0)

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 from support import ANSWER, SETTINGS, command, measured, records, refused, words
 
+from srlm.cli import _arms
 from srlm.comparison import Spread, compare
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
@@ -43,7 +44,7 @@ def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_f
     shared = records(tmp_path / "c" / "random-seed-3")
     assert [measured(r) for r in shared] == [measured(r) for r in alone.records]
     starts = {
-        json.dumps({k: v for k, v in measured(records(f)[0]).items() if k != "mean_reward"})
+        json.dumps({k: v for k, v in measured(records(f)[0]).items() if not k.startswith(("mean_reward", "auroc"))})
         for f in (
             tmp_path / "c" / "log_likelihood-seed-3",
             tmp_path / "c" / "random-seed-3",
@@ -60,6 +61,12 @@ def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_f
     values = [records(tmp_path / "c" / f"random-seed-{s}")[1]["accuracy_sampled"] for s in (3, 4)]
     (arm,) = (arm for arm in arms if arm.name == "random")
     assert arm.end["accuracy_sampled"] == Spread.of(values)
+    ends = {
+        name: [records(tmp_path / "c" / f"{name}-seed-{seed}")[1]["accuracy_sampled"] for seed in (3, 4)]
+        for name in ("log_likelihood", "random")
+    }
+    assert arms[0].over_random == Spread.of([a - b for a, b in zip(*ends.values(), strict=True)])
+    assert arm.over_random == Spread.of([0.0, 0.0])
     kept = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert kept["state"] == "finished"
     assert kept["arms"][1] == json.loads(json.dumps(dataclasses.asdict(arm)))
@@ -77,9 +84,37 @@ def test_the_same_call_goes_on(tiny, prompts_file, labelled, tmp_path):
     assert "nothing to do" in again.out
 
 
+def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path):
+    line = ["train", *words(**OPTIONS), "--model", tiny, "--prompts", prompts_file, "--held-out", labelled, "--quiet"]
+    arms = "log_likelihood,0.5*majority + random  beta=0.05 clip=0, log_likelihood objective=dpo pairs=best_worst"
+    outcome = command(*line, "--output", tmp_path / "c", "--compare", arms)
+    assert outcome.code == 0, outcome
+    folders = sorted(path.name for path in (tmp_path / "c").iterdir() if path.is_dir())
+    assert folders == [
+        "0.5xmajority_+_random_beta_0.05_clip_0-seed-3",
+        "log_likelihood-seed-3",
+        "log_likelihood_objective_dpo_pairs_best_worst-seed-3",
+    ]
+    mixed, plain, dpo = (json.loads((tmp_path / "c" / f / "manifest.json").read_text())["config"] for f in folders)
+    assert (mixed["reward"], mixed["beta"], mixed["clip"]) == ("0.5*majority + random", 0.05, 0.0)
+    assert (dpo["objective"], dpo["pairs"], dpo["beta"]) == ("dpo", "best_worst", plain["beta"])
+    ignored = {"output", "reward", "beta", "clip", "objective", "pairs"}
+    assert len({json.dumps({k: v for k, v in c.items() if k not in ignored}) for c in (mixed, plain, dpo)}) == 1
+    assert "− random" not in outcome.out  # there is no such arm
+
+
 @pytest.mark.parametrize(
     ("compared", "changes", "what"),
-    [("log_likelihood,wisdom", {}, "wisdom"), ("random,random", {}, "twice"), ("random", {"seeds": 0}, "--seeds")],
+    [
+        ("log_likelihood,wisdom", {}, "wisdom"),
+        ("random,random", {}, "twice"),
+        ("random", {"seeds": 0}, "--seeds"),
+        ("random,random num-samples=2", {}, "sets num_samples, which all arms share"),
+        ("random,random model=other", {}, "sets model, which all arms share"),
+        ("random beta=0", {}, "--beta is 0.0"),
+        ("random beta=much", {}, "beta"),
+        ("random,oracle", {}, "has no answers, which the reward oracle needs"),
+    ],
 )
 def test_what_cannot_be_compared(tiny, prompts_file, tmp_path, compared, changes, what):
     said = refused(
@@ -95,6 +130,20 @@ def test_what_cannot_be_compared(tiny, prompts_file, tmp_path, compared, changes
         *words(**changes),
     )
     assert what in said
+    assert not (tmp_path / "c").exists()
+
+
+def test_arms_without_a_reward_take_that_of_all():
+    config = SelfRewardConfig(reward="random")
+    assert _arms("beta=2,majority label-smoothing=consistency", config) == {
+        "beta=2": {"reward": "random", "beta": 2.0},
+        "majority label-smoothing=consistency": {"reward": "majority", "label_smoothing": "consistency"},
+    }
+
+
+def test_arms_that_would_share_a_folder_are_refused(tiny, prompts_file, tmp_path):
+    with pytest.raises(UserError, match="share a folder"):
+        compare(str(tiny), settings(tmp_path / "c"), prompts_file, None, {"a b": {}, "a_b": {"beta": 2.0}})
     assert not (tmp_path / "c").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from fractions import Fraction
 from functools import cache
 from types import SimpleNamespace
@@ -438,6 +439,16 @@ def test_the_last_round_is_the_model_a_run_left(run, data):
     same(last, silent(None, run=run, **ASK))
     same(last, silent(run / "model", data / "held-out.jsonl", **ASK, **INHERITED))
     assert abs(last.sequence.log_kappa[1] - first.sequence.log_kappa[1]) > 1e-3
+
+
+def test_of_a_run_that_was_rolled_back_the_round_that_was_kept_is_asked(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"guard": {"events": [], "chosen": 1}}))
+    found = silent(None, run=copy, **ASK)
+    same(found, silent(None, run=run, round=1, **ASK))
+    assert found.model.endswith(f"round 1 of {copy}")
 
 
 def test_a_run_hands_on_its_settings_and_held_out_prompts(run, data, bare):

@@ -35,6 +35,10 @@ START = {
     "held_out_prompts": 48,
     "mode_fidelity": 1.0,
     "log10_kappa_upper_held_out": 4.0,
+    "mode_surprisal_held_out": 4.5,
+    "self_consistency": 0.05,
+    "auroc": 0.9,
+    "auroc_high": 0.95,
     "j0_gap": 14.0,
 }
 HEALTHY = START | {
@@ -52,6 +56,11 @@ HEALTHY = START | {
     "kendall_tau": 0.95,
     "log_ratio_max_abs": 25.0,
     "log10_kappa_upper_held_out": 0.7,
+    "mode_surprisal_held_out": 1.3,
+    "mode_surprisal_forecast": 1.6,
+    "self_consistency": 0.4,
+    "auroc": 0.85,
+    "auroc_high": 0.92,
     "j0_gap": 2.0,
 }
 
@@ -68,11 +77,13 @@ def test_a_healthy_round_raises_no_alarm() -> None:
 
 
 SIGNALS = {
-    "mode fidelity is 0.6 (at most 0.73), below 0.75": {"mode_fidelity": 0.6},
+    "mode fidelity is 0.6 (at most 0.73), below 0.85": {"mode_fidelity": 0.6},
     "displacement is -1.5, below -1": {"displacement": -1.5},
     "displacement held out is -1.1, below -1": {"displacement_held_out": -1.1},
     "leak is -2.5, below -2": {"leak": -2.5},
     "leak held out is -3, below -2": {"leak_held_out": -3.0},
+    "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
+    "mode surprisal held out is 3.4, more than 1 above the exact update's 1.6": {"mode_surprisal_held_out": 3.4},
     "entropy is 5.1, above 1.5 times round 0's 1.7": {"entropy": 5.1},
     "length of finished responses is 1.5, more than a factor of 4": {"mean_length": 1.5, "eos_rate": 1.0},
     "truncation rate is 0.95, more than 0.3 above round 0's 0.6": {"truncation_rate": 0.95},
@@ -102,6 +113,12 @@ def test_accuracy_counts_where_intervals_part() -> None:
     assert alarms([*rounds, HEALTHY | accuracy(0.5)], CONFIG) == []
     (reason,) = alarms([*rounds, HEALTHY | accuracy(0.4)], CONFIG)
     assert reason == "accuracy sampled is 0.4, down from 0.6 in round 1"
+
+
+def test_self_consistency_is_held_against_its_best() -> None:
+    assert alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.32}], CONFIG) == []
+    (reason,) = alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.25}], CONFIG)
+    assert reason == "self consistency is 0.25, down from 0.4"
 
 
 def test_learning_to_end_is_no_length_collapse() -> None:

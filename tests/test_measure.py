@@ -14,6 +14,8 @@ from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.measure import (
     HeldOut,
     accuracy_record,
+    calibration_record,
+    exact_update,
     held_out_record,
     log10_kappa_upper,
     train_record,
@@ -173,24 +175,54 @@ def test_held_out_record_by_its_definitions() -> None:
     # pi_t's favourite: better than pi_0's best, 0.4 and 0.6 nat worse, much worse
     first_best = torch.tensor(favourite) + torch.tensor([-1.0, 0.4, 0.6, 9.0])
     best = torch.maximum(first_best, initial.amax(-1)) + 0.25
-    now = HeldOut(rollouts(log_prob), log_prob, initial, best, first_best)
+    classes = [["a", "a", "a"], ["a", "b", "a"], [None, "a", "b"], [None, None, None]]
+    now = HeldOut(rollouts(log_prob), log_prob, classes, initial, best, first_best)
     record = held_out_record(now, None, None, 1.0)
     assert record["mode_fidelity"] == pytest.approx(2 / 4)
     assert record["j0_gap"] == pytest.approx(mean(best) - mean(initial.flatten()))
     assert record["mean_log_prob_held_out"] == pytest.approx(mean(log_prob.flatten()))
     assert record["log10_kappa_upper_held_out"] == pytest.approx(log10_kappa_upper(log_prob))
-    assert "leak_held_out" not in record
+    assert record["self_consistency"] == pytest.approx((1 + 1 / 3) / 4)  # of the three pairs of each prompt
+    assert record["mode_surprisal_held_out"] == pytest.approx(-mean(log_prob.amax(-1)))
+    assert record["mode_surprisal_held_out"] <= math.log(10) * record["log10_kappa_upper_held_out"]
+    assert not record.keys() & {"leak_held_out", "mode_surprisal_forecast"}
 
 
 def test_held_out_record_measures_the_update_on_the_round_before() -> None:
     old, following, reward = -5 * randn(4, 3).abs(), -5 * randn(4, 3, seed=1).abs(), randn(4, 3, seed=2)
-    before = HeldOut(rollouts(old), reward, old, old.amax(-1), old.amax(-1))
+    before = HeldOut(rollouts(old), reward, [[0, 0, 0]] * 4, old, old.amax(-1), old.amax(-1))
     other = rollouts(-5 * randn(4, 3, seed=7).abs())
-    now = HeldOut(other, randn(4, 3, seed=8), other.log_prob, old.amax(-1), old.amax(-1))
+    now = HeldOut(other, randn(4, 3, seed=8), [[0, 0, 0]] * 4, other.log_prob, old.amax(-1), old.amax(-1))
     record = held_out_record(now, before, following, 0.6)
     expected = update_fidelity(following - old, reward, old, 0.6)
     for name in ("fidelity_r2", "displacement", "leak"):
         assert record[f"{name}_held_out"] == expected[name]
+    tilted = old.double().exp() * (reward / 0.6).double().exp()
+    exact = tilted / (reward / 0.6).double().exp().mean(-1, keepdim=True)
+    assert record["mode_surprisal_forecast"] == pytest.approx(-mean(exact.amax(-1).clamp(max=1).log()))
+    unscored = replace(before, reward=None)
+    without = held_out_record(now, unscored, following, 0.6)
+    assert without["fidelity_r2_held_out"] is None and "mode_surprisal_forecast" not in without
+    assert without["leak_held_out"] == expected["leak"]
+
+
+def test_the_exact_update_of_every_response_of_a_table() -> None:
+    """Each response of a uniform policy once: K samples are the policy, so Z is exact and so is pi^(1 + 1/beta)."""
+    log_prob = torch.full((1, 4), -math.log(4.0))
+    reward = torch.tensor([[0.3, -1.0, 2.0, 0.0]])
+    found = exact_update(log_prob, reward, 0.5)
+    torch.testing.assert_close(found, torch.log_softmax(reward.double() / 0.5, -1))
+    clipped = exact_update(log_prob, reward, 0.5, clip=1.0)
+    torch.testing.assert_close(clipped, torch.log_softmax(reward.clamp(min=1.0).double() / 0.5, -1))
+
+
+def test_calibration_record() -> None:
+    reward = torch.tensor([[0.1, 0.2, 0.3], [3.0, 2.0, 1.0], [5.0, 5.0, 5.0], [1.0, 2.0, 3.0]])
+    right = torch.tensor([[False, False, True], [True, False, True], [True, False, True], [False] * 3])
+    record = calibration_record(reward, right)
+    assert record["auroc"] == pytest.approx((1 + 0.5 + 0.5) / 3)
+    assert record["auroc_low"] < record["auroc"] < record["auroc_high"]
+    assert calibration_record(reward, right | True) == {"auroc": None, "auroc_low": 0.0, "auroc_high": 1.0}
 
 
 def test_accuracy_record() -> None:

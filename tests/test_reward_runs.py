@@ -113,7 +113,8 @@ def test_the_share_of_unparsed_judgements_is_recorded(data: Path, tmp_path: Path
     make_tokenizer().save_pretrained(tmp_path / "model")
     run = trainer(tmp_path / "model", data, tmp_path / "run", reward="random+judge").train().output
     for record in records(run):
-        assert 0.5 < record["unparsed_reward_rollouts"] <= 1 and 0.5 < record["unparsed_reward_held_out"] <= 1
+        assert 0.5 < record["unparsed_reward_rollouts"] <= 1
+        assert not any("reward_held_out" in key for key in record)  # grading those would double the cost
     assert [r["unparsed_reward_rollouts"] for r in records(run)] == [
         json.loads((run / f"round-{t:03d}" / "stages.json").read_text())["reward rollouts"]["unparsed"] for t in (0, 1)
     ]

@@ -240,7 +240,7 @@ def test_no_answer_agrees_with_nothing_and_counts_among_the_k() -> None:
 
 def test_a_failing_class_function_is_named() -> None:
     majority = reward_function("majority", classes=lambda text: 1 / len(text))
-    with pytest.raises(UserError, match="majority failed on '' \\(ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"answer classes .* failed on '' \(ZeroDivisionError"):
         majority(Said(), spoken([["a", ""]]))
 
 

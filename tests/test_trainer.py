@@ -60,10 +60,12 @@ ALWAYS = {
     ),
     *("mode_fidelity", "accuracy_sampled", "accuracy_sampled_low", "accuracy_sampled_high", "accuracy_greedy"),
     *("accuracy_greedy_low", "accuracy_greedy_high", "seconds", "peak_memory_gb"),
+    *("self_consistency", "mode_surprisal_held_out", "auroc", "auroc_low", "auroc_high"),
 }
 AFTER_UPDATE = {
     *("fidelity_r2", "displacement", "leak", "log_ratio_mean", "log_ratio_std", "log_ratio_max_abs", "kendall_tau"),
     *("loss", "loss_last", "fidelity_r2_held_out", "displacement_held_out", "leak_held_out"),
+    "mode_surprisal_forecast",
 }
 STAGES = {"sample_rollouts", "score_rollouts", "sample_held_out", "score_held_out", "sample_greedy"}
 STAGES_AFTER_UPDATE = {"update", "score_held_out_under_pi_0", "score_held_out_again"}
@@ -462,7 +464,7 @@ def test_answers_of_held_out_prompts_change_the_accuracy_alone(result, tiny, dat
     for mine, theirs in zip(records(run), records(result.output), strict=True):
         changed |= {key for key in mine if measured(mine)[key] != measured(theirs)[key]}
     assert "accuracy_sampled" in changed
-    assert all(key.startswith("accuracy_") for key in changed)
+    assert all(key.startswith(("accuracy_", "auroc")) for key in changed)
 
 
 class Sealed:

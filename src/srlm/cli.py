@@ -90,7 +90,7 @@ class Diagnose:
     run: str | None = None
     """Instead of a model: a run folder, with its settings and, unless others are given, its held-out prompts."""
     round: int | None = None
-    """Round of the run; its last one by default."""
+    """Round of the run; by default the one whose model it kept, or its last so far."""
     output: str | None = None
     """New folder for diagnose.json, prompts.parquet and samples.parquet."""
     samples: int = 16
@@ -239,11 +239,11 @@ def _train(arguments: list[str]) -> None:
 
 
 def _arms(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
-    """'majority beta=0.05, random' -> name of each arm: its settings."""
+    """'majority beta=0.05, random, beta=2' -> name of each arm: its settings; without a reward, that of all stands."""
     arms: dict[str, dict[str, Any]] = {}
     for part in text.split(","):
         words = part.split()
-        reward = " ".join(word for word in words if "=" not in word)
+        reward = " ".join(word for word in words if "=" not in word) or settings.reward
         own = dict(word.split("=", 1) for word in words if "=" in word)
         options = [word for name, value in own.items() for word in (f"--{name.replace('_', '-')}", value)]
         parsed = _parsed(Train, ["--reward", reward, *options], Train(settings=settings)).settings

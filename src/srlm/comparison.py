@@ -15,13 +15,14 @@ from typing import Any
 from rich.table import Table
 from scipy import stats
 
+from srlm.answers import match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.prompts import PromptSet, load_prompts
-from srlm.rewards import reward_function
+from srlm.rewards import LABELLED, reward_function
 from srlm.runs import RunFolder, write_atomically
-from srlm.trainer import SelfRewardTrainer
+from srlm.trainer import SelfRewardTrainer, right_responses
 from srlm.types import Record
 
 FILE = "comparison.json"
@@ -96,23 +97,24 @@ def compare(
     output = Path(config.output)
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
+    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
     for name, changes in arms.items():
         if shared := [setting for setting in changes if setting not in OWN]:
             raise UserError(
                 f"the arm {name!r} sets {shared[0]}, which all arms share; expected some of {', '.join(OWN)}: set "
                 f"--{shared[0].replace('_', '-')} for all"
             )
-        reward = changes.get("reward", config.reward)
-        reward_function(reward, classes=str, right=lambda number, text: False)  # does it exist? before any run
-    folders = {name: _file_name(name) for name in arms}
+        reward = changes.get("reward", config.reward)  # does it exist? before any run
+        right = right_responses(train, match_rule(config.match)) if reward == LABELLED else None
+        reward_function(reward, classes=str, right=right)
+    folders = {name: file_name(name) for name in arms}
     if len(set(folders.values())) < len(arms):
         raise UserError(f"--compare names arms that share a folder ({', '.join(folders.values())}): tell them apart")
     if not (output / FILE).exists():
         RunFolder.refuse_used(output)
         output.mkdir(parents=True, exist_ok=True)
         _keep(output, {"state": "running", "seeds": seeds, "arms": {name: dict(own) for name, own in arms.items()}})
-    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
-    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
     runs: dict[str, list[list[Record]]] = {name: [] for name in arms}
     for seed in range(config.seed, config.seed + seeds):
         start = None
@@ -173,7 +175,7 @@ def _cell(value: Spread | None, form: str = ".3f") -> str:
     return f"{value.mean:{form}}{interval}"
 
 
-def _file_name(reward: str) -> str:
+def file_name(reward: str) -> str:
     return re.sub(r"[^\w.+*-]+", "_", reward).replace("*", "x")
 
 

@@ -27,8 +27,8 @@ class SelfRewardConfig:
     judge, judge_pairwise, module:function, a sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random,
     inverted, oracle (uses labels). Set beta to its scale."""
     answers: str = "normalised"
-    """Which responses give the same answer, for majority? exact, normalised, number, regex:PATTERN or
-    module:function."""
+    """Which responses give the same answer, for majority and self-consistency? exact, normalised, number, regex:PATTERN
+    or module:function."""
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     clip: float = 8.0
@@ -101,7 +101,7 @@ class SelfRewardConfig:
     """When is a healthy run over? After all its rounds, or once it is saturated."""
     patience: int = 1
     """Rounds in a row that must be damaged, or saturated, before the run ends."""
-    guard_mode_fidelity: float = 0.75
+    guard_mode_fidelity: float = 0.85
     """Alarm if mode fidelity, by the upper end of its 95 % interval, is below this."""
     guard_displacement: float = -1.0
     """Alarm if each group's best response gained less than this on average, in nats."""
@@ -109,6 +109,13 @@ class SelfRewardConfig:
     """Alarm if the log of the mass that the samples keep is below this, in nats."""
     guard_accuracy_drop: float = 0.1
     """With labels: alarm if sampled accuracy fell from its best by more than this and their 95 % intervals part."""
+    guard_auroc: float = 0.5
+    """With labels: alarm if the self-reward's AUROC within prompts, by the upper end of its 95 % interval, is below."""
+    guard_consistency: float = 0.1
+    """Alarm if held-out self-consistency fell from its best by more than this."""
+    guard_kappa: float = 1.0
+    """Alarm if the held-out mode surprisal (log kappa as an average over prompts) is above the forecast of the exact
+    update by more than this, in nats."""
     guard_entropy: float = 1.5
     """Alarm if entropy is above this many times that of round 0."""
     guard_length: float = 4.0

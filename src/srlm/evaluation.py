@@ -16,7 +16,7 @@ from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.loop import round_generator
-from srlm.measure import accuracy_record
+from srlm.measure import accuracy_record, calibration_record
 from srlm.policies.transformer import Responses, TransformerPolicy
 from srlm.prompts import PromptSet, load_prompts
 from srlm.runs import check_new_file, write_atomically
@@ -37,14 +37,18 @@ def accuracy(
     match: Match,
     sampled: Responses,
     greedy: Responses,
+    reward: Tensor | None = None,
 ) -> Record:
-    """Accuracy of samples [P, K] and of greedy decoding [P, 1], with 95 % intervals."""
+    """Accuracy of samples [P, K] and of greedy decoding [P, 1], with 95 % intervals; of a reward [P, K] of the samples,
+    how well it tells right from wrong."""
 
     def right(responses: Responses) -> Tensor:
         texts = policy.texts(responses)
         return torch.tensor([[match(text, a) for text in row] for row, a in zip(texts, answers, strict=True)])
 
-    return accuracy_record(right(sampled), right(greedy)[:, 0])
+    flags = right(sampled)
+    record = accuracy_record(flags, right(greedy)[:, 0])
+    return record if reward is None else record | calibration_record(reward, flags)
 
 
 def evaluate(

@@ -104,6 +104,18 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     if accuracy is not None and reach is not None and top is not None and least is not None:
         fell = reach < least and accuracy < top - config.guard_accuracy_drop
         check("accuracy_sampled", accuracy, fell, f"down from {top:.3g} in round {best}")
+    auroc, highest = _value(now, "auroc"), _value(now, "auroc_high")
+    if auroc is not None and highest is not None:
+        wrong = f"below {config.guard_auroc:g}: the self-reward prefers wrong responses"
+        check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
+    agreed = max(_value(record, "self_consistency") or 0.0 for record in records)
+    consistency = _value(now, "self_consistency")
+    less = consistency is not None and consistency < agreed - config.guard_consistency
+    check("self_consistency", consistency, less, f"down from {agreed:.3g}")
+    surprisal, forecast = _value(now, "mode_surprisal_held_out"), _value(now, "mode_surprisal_forecast")
+    if surprisal is not None and forecast is not None:
+        exact = f"more than {config.guard_kappa:g} above the exact update's {forecast:.3g}"
+        check("mode_surprisal_held_out", surprisal, surprisal > forecast + config.guard_kappa, exact)
     entropy, first = _value(now, "entropy"), _value(start, "entropy")
     if entropy is not None and first is not None:
         above = f"above {config.guard_entropy:g} times round 0's {first:.3g}"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from srlm.estimators.calibration import grouped_auroc_interval
+from srlm.estimators.consistency import self_consistency
 from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
 from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.estimators.rank import kendall_tau
-from srlm.objectives import censored
+from srlm.objectives import censored, clip_reward, log_partition
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
@@ -22,14 +26,16 @@ MODE_TOLERANCE = 0.5  # nats
 class HeldOut:
     """What pi_t says to prompts it is not trained on.
 
-    rollouts, reward: as in training, for pi_t.
+    rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge).
+    classes: [P][K] the answer class of each response, None for one that gives no answer.
     initial: [P, K] log pi_0 of the same responses.
     best_initial: [P] largest log pi_0 among all held-out responses so far: the best stand-in for the mode of pi_0.
     first_best: [P] the same among the responses that pi_0 drew itself.
     """
 
     rollouts: Rollouts
-    reward: Tensor
+    reward: Tensor | None
+    classes: Sequence[Sequence[Hashable | None]]
     initial: Tensor
     best_initial: Tensor
     first_best: Tensor
@@ -39,19 +45,23 @@ def _mean(values: Tensor) -> float:
     return float(values.double().mean())
 
 
-def update_fidelity(log_ratio: Tensor, reward: Tensor, log_prob: Tensor, beta: float, clip: float = 0.0) -> Record:
+def update_fidelity(
+    log_ratio: Tensor, reward: Tensor | None, log_prob: Tensor, beta: float, clip: float = 0.0
+) -> Record:
     """How faithfully an update followed pi_{t+1} = pi_t exp(r/beta)/Z on responses [P, K] of pi_t.
 
     fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups, with r as the objective
-        counts it (`objectives.censored`); 1 when exact.
+        counts it (`objectives.censored`); 1 when exact, None without a reward.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
     leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1).
     """
     ratio = log_ratio.double()
-    even = torch.full_like(ratio, 1 / ratio.shape[-1])
-    target = censored(ratio, reward.double(), even, beta=beta, clip=clip) / beta
     centred = ratio - ratio.mean(-1, keepdim=True)
-    wanted = target - target.mean(-1, keepdim=True)
+    wanted = torch.zeros_like(ratio)
+    if reward is not None:
+        even = torch.full_like(ratio, 1 / ratio.shape[-1])
+        target = censored(ratio, reward.double(), even, beta=beta, clip=clip) / beta
+        wanted = target - target.mean(-1, keepdim=True)
     scale = float((wanted**2).sum())
     best = log_prob.argmax(-1, keepdim=True)
     return {
@@ -68,6 +78,20 @@ def log10_kappa_upper(log_prob: Tensor) -> float:
     """log10 of an upper estimate of kappa (Eq. 5): the best of K samples stands in for the mode, whose probability it
     can only undershoot. Heavy-tailed over prompts."""
     return log_condition_number(log_prob.double().amax(-1).clamp(max=0).numpy()) / math.log(10)
+
+
+def mode_surprisal(log_prob: Tensor) -> float:
+    """E_x[-log max_k pi(y_k|x)] in nats: log kappa with the average over prompts outside of the logarithm, hence never
+    above it (Jensen) and without its heavy tail. Best of K samples, so an upper estimate."""
+    return -_mean(log_prob.double().amax(-1).clamp(max=0))
+
+
+def exact_update(log_prob: Tensor, reward: Tensor, beta: float, clip: float = 0.0) -> Tensor:
+    """log pi_{t+1} [P, K] of responses drawn from pi_t, if Eq. 2 were solved exactly: log pi_t + r/beta - log Z, with
+    clipped rewards and Z estimated from the same responses (biased low, so pi_{t+1} looks somewhat too sharp)."""
+    target = clip_reward(reward.double(), clip)
+    even = torch.full_like(target, 1 / target.shape[-1])
+    return log_prob.double() + target / beta - log_partition(target, even, beta)[:, None]
 
 
 def train_record(
@@ -111,6 +135,11 @@ def held_out_record(
 ) -> Record:
     """Label-free signals on held-out prompts; with the round before, also how its update generalised.
 
+    self_consistency: P(two responses to one prompt give the same answer), unbiased, in [0, 1]; exact sharpening never
+        lowers it.
+    mode_surprisal_held_out, mode_surprisal_forecast: `mode_surprisal` of pi_t, and what the exact update of the round
+        before would have made it (`exact_update`).
+
     j0_gap: E_x[max known log pi_0] - E_{x, y ~ pi_t} log pi_0(y|x) (Lemma C.1's J under pi_0), in nats, falling
         towards 0 as pi_t approaches the mode of pi_0; an average, to be read with the next.
     mode_fidelity: share of prompts where pi_t's best sample is under pi_0 at most 0.5 nat worse than pi_0's own best.
@@ -123,11 +152,15 @@ def held_out_record(
         "mean_log_prob_held_out": _mean(log_prob),
         "j0_gap": _mean(now.best_initial) - _mean(now.initial),
         "mode_fidelity": _mean(favourite >= now.first_best - MODE_TOLERANCE),
+        "self_consistency": statistics.fmean(vote.agreement for vote in self_consistency(now.classes)),
+        "mode_surprisal_held_out": mode_surprisal(log_prob),
     }
     if before is not None and log_prob_next is not None:
         old = before.rollouts.log_prob
         fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
         record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
+        if before.reward is not None:
+            record["mode_surprisal_forecast"] = mode_surprisal(exact_update(old, before.reward, beta, clip))
     return record
 
 
@@ -143,4 +176,15 @@ def accuracy_record(sampled: Tensor, greedy: Tensor) -> Record:
         "accuracy_greedy": _mean(greedy),
         "accuracy_greedy_low": greedy_low,
         "accuracy_greedy_high": greedy_high,
+    }
+
+
+def calibration_record(reward: Tensor, right: Tensor) -> Record:
+    """Does the self-reward [P, K] prefer right responses [P, K] to wrong ones of the same prompt? AUROC within prompts,
+    with its 95 % interval; None where no prompt has both kinds."""
+    value, low, high = grouped_auroc_interval(reward.double().numpy(), right.numpy())
+    return {
+        "auroc": None if math.isnan(value) else value,
+        "auroc_low": low,
+        "auroc_high": high,
     }

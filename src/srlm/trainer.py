@@ -36,7 +36,8 @@ from srlm.policies.transformer import Diverged, Optimisation, Responses, Transfo
 from srlm.prompts import PromptSet, load_prompts, one_kind
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
-from srlm.rewards import LABELLED, asks_model, reward_function
+from srlm.rewards import LABELLED, asks_model, judges, reward_function
+from srlm.rewards.majority import answers_given
 from srlm.runs import RunFolder, read_manifest, write_atomically
 from srlm.trackers import Trackers, tracker_names
 from srlm.types import Objective, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
@@ -82,7 +83,7 @@ class SelfRewardTrainer:
         start: Path | None = None,
     ) -> None:
         self.model, self.config, self.display, self.start = model, config, display or Display(), start
-        self.match = match_rule(config.match)
+        self.match, self.classes = match_rule(config.match), answer_classes(config.answers)
         train, held = prompt_sets(prompts, held_out, config)
         self.held_out_given = held_out is not None
         self.prompts: Prompts = train.without_answers()
@@ -91,8 +92,8 @@ class SelfRewardTrainer:
         self.rewards: dict[str, Reward] = {
             table: reward_function(
                 config.reward,
-                classes=answer_classes(config.answers),
-                right=_right(labelled, self.match) if config.reward == LABELLED else None,
+                classes=self.classes,
+                right=right_responses(labelled, self.match) if config.reward == LABELLED else None,
                 note=self._notes.__setitem__,
             )
             for table, labelled in (("rollouts", train), ("held_out", held))
@@ -373,7 +374,8 @@ class SelfRewardTrainer:
         prompts, k = self.held_out.prompts, self.config.held_out_samples
         generator = held_out_generator(self.config.seed, round)
         rollouts = self._scored(policy, prompts, round, "held_out", k, generator)
-        reward = self._rewarded(policy, rollouts, "held_out")
+        reward = None if judges(self.config.reward) else self._rewarded(policy, rollouts, "held_out")
+        classes = answers_given(policy, rollouts, self.classes)
         count = int(rollouts.responses.length.sum())
 
         under_initial = self._under_initial(policy, rollouts, "held_out")
@@ -389,12 +391,12 @@ class SelfRewardTrainer:
                 "log_prob_next",
                 lambda: self._stage(round, "score held_out again", work, lambda _: count)[0],
             )
-        self._before = HeldOut(rollouts, reward, under_initial, best, first_best)
+        self._before = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
         beta = self.config.beta + self.config.kl_initial
         record = held_out_record(self._before, before, following, beta, self.config.clip)
         greedy = self._responses(policy, round, "greedy", prompts, partial(policy.greedy, prompts))
         if self.held_out.answers is not None:
-            record |= accuracy(policy, self.held_out.answers, self.match, rollouts.responses, greedy)
+            record |= accuracy(policy, self.held_out.answers, self.match, rollouts.responses, greedy, reward)
         return record
 
     # Beginning and end
@@ -575,7 +577,7 @@ def prompt_sets(
     return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
 
 
-def _right(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
+def right_responses(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
     """(number of the prompt, response text) -> is it right?"""
     answers = labelled.answers
     if answers is None:

@@ -49,7 +49,7 @@ def diagnose(
     """Measure kappa, confidence, margin and, with labels, what sharpening would do to accuracy.
 
     model, prompts: as for `evaluate`; answers are optional, but only with them can a forecast tell better from worse.
-    run, round: instead of a model, pi_t of a run folder (its last round unless told), on the run's held-out prompts
+    run, round: instead of a model, pi_t of a run folder (the one it kept unless told), on the run's held-out prompts
         unless others are given.
     output: new folder for diagnose.json, prompts.parquet and samples.parquet.
     num_samples: K. search_budget: most prefixes per prompt that the search evaluates. search_best: how many of the most

@@ -88,7 +88,8 @@ def subject(
     weights = "adapter" if config.lora_rank else "weights"
     folders = [path.parent.name for path in Path(run).glob(f"round-[0-9]*/{weights}")]
     there = [0, *sorted(int(name.removeprefix("round-")) for name in folders)]
-    chosen = there[-1] if round is None else round
+    kept = manifest.get("guard", {}).get("chosen", there[-1])  # none is chosen yet while the run goes on
+    chosen = kept if round is None else round
     if chosen not in there:
         raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
     config = dataclasses.replace(config, **changes)

@@ -34,6 +34,24 @@ def grouped_auroc(score: ArrayLike, label: ArrayLike) -> tuple[float, int]:
     return (float(defined.mean()), defined.size) if defined.size else (math.nan, 0)
 
 
+def grouped_auroc_interval(score: ArrayLike, label: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
+    """The mean A of `grouped_auroc` and its interval (A, low, high), from the spread s of the n rows with both kinds.
+
+    Wilson's at A(1 - A)/Var(A) rows, Var(A) = s^2/n, or at n where all rows have one value, with Student's quantile for
+    n - 1 degrees of freedom. (A, 0, 1) for n < 2, A nan for n = 0.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"need 0 < level < 1, got {level}")
+    scores, right = _arguments(score, label, ndim=2)
+    values = np.array([_auroc(*row) for row in zip(scores, right, strict=True)])
+    values = values[~np.isnan(values)]
+    if values.size < 2:
+        return float(values.mean()) if values.size else math.nan, 0.0, 1.0
+    value, variance = float(values.mean()), float(values.var(ddof=1)) / values.size
+    size = value * (1 - value) / variance if variance > 0 else float(values.size)
+    return value, *score_interval(value * size, size, float(special.stdtrit(values.size - 1, (1 + level) / 2)))
+
+
 def auroc_interval(score: ArrayLike, label: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
     """AUROC A of all responses pooled, and its interval (A, low, high), where the K responses of a prompt depend.
 

@@ -84,6 +84,29 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
         (("mode_fidelity", "mode fidelity"),),
     ),
     (
+        "self-consistency",
+        "Self-consistency",
+        "How often two responses to a held-out prompt give the same answer. Exact sharpening never lowers it.",
+        "share of pairs",
+        (("self_consistency", "self-consistency"),),
+    ),
+    (
+        "mode-surprisal",
+        "Surprisal of the mode",
+        "−log π of the most probable sample, averaged over held-out prompts (log κ without its heavy tail), and what "
+        "the exact update of the round before would have made it.",
+        "nats",
+        (("mode_surprisal_held_out", "measured"), ("mode_surprisal_forecast", "exact update")),
+    ),
+    (
+        "auroc",
+        "Self-reward against the answers",
+        "Chance that a right response is rewarded above a wrong one to the same held-out prompt, 95 % intervals. Below "
+        "1/2 the self-reward prefers wrong ones.",
+        "AUROC",
+        (("auroc", "AUROC"),),
+    ),
+    (
         "displacement",
         "Displacement",
         "Log-ratio of each group's most probable response in the update before. Above 0 is healthy.",

@@ -44,6 +44,7 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
 LABELLED = "oracle"
 """The one reward that looks at answers."""
 _FREE = {"log_likelihood", "mean_log_likelihood", "negative_entropy", "majority", "random", "inverted", LABELLED}
+_JUDGES = {"judge", "judge_pairwise"}
 _TERM = re.compile(
     r"\s*(?P<sign>[+-]?(?:\s*[+-])?)\s*"
     r"(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
@@ -90,6 +91,11 @@ def asks_model(spec: str) -> bool:
     return any(name not in _FREE for _, name in _terms(spec))
 
 
+def judges(spec: str) -> bool:
+    """Is the model asked to grade its responses, which costs several times what sampling them did?"""
+    return any(name in _JUDGES for _, name in _terms(spec))
+
+
 def _terms(spec: str) -> list[tuple[float, str]]:
     terms: list[tuple[float, str]] = []
     at = 0
@@ -123,7 +129,7 @@ def _reward(
         if right is None:
             raise UserError(f"the reward {name} needs prompts with answers, none were given: add an `answer` column")
         return partial(oracle, right=right)
-    if name in ("judge", "judge_pairwise"):
+    if name in _JUDGES:
         return partial(REWARDS[name], note=note)
     return REWARDS[name]
 

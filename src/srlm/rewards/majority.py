@@ -23,11 +23,24 @@ def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashab
     Raises:
         UserError: `classes` fails on a response.
     """
+    answers = answers_given(policy, rollouts, classes)
+    shape = (*rollouts.log_prob.shape[:-1], len(answers[0]))
+    weight = rollouts.weight.expand(shape)
+    return class_shares(answers, weight.flatten(0, -2)).view(shape).to(rollouts.log_prob)
+
+
+def answers_given(
+    policy: Any, rollouts: Rollouts, classes: Callable[[Any], Hashable | None]
+) -> list[list[Hashable | None]]:
+    """The answer class of each response, prompt by prompt; each text or column number is looked at once.
+
+    Raises:
+        UserError: `classes` fails on a response.
+    """
     if hasattr(policy, "texts"):
-        said, shape = policy.texts(rollouts.responses), rollouts.log_prob.shape
+        said = policy.texts(rollouts.responses)
     else:
-        columns = rollouts.responses.response
-        said, shape = columns.flatten(0, -2).tolist(), columns.shape
+        said = rollouts.responses.response.flatten(0, -2).tolist()
     known: dict[Any, Hashable | None] = {}
 
     def answer(response: Any) -> Hashable | None:
@@ -36,14 +49,12 @@ def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashab
                 known[response] = classes(response)
             except Exception as error:
                 raise UserError(
-                    f"the answer classes of the reward majority failed on {response!r} "
+                    f"the answer classes (--answers) failed on {response!r} "
                     f"({type(error).__name__}: {error}), expected a hashable value or None: correct them"
                 ) from error
         return known[response]
 
-    weight = rollouts.weight.expand(shape)
-    shares = class_shares([[answer(response) for response in row] for row in said], weight.flatten(0, -2))
-    return shares.view(shape).to(rollouts.log_prob)
+    return [[answer(response) for response in row] for row in said]
 
 
 def class_shares(answers: Sequence[Sequence[Hashable | None]], weight: Tensor) -> Tensor:
