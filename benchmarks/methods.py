@@ -1,6 +1,6 @@
 """docs/methods.md: every self-reward on two tasks and two model families, beside the controls, at equal compute.
 
-    python -m benchmarks.methods --output DIR [--jobs 2] [--only smollm2-capitals] [--judges] [--table]
+    python -m benchmarks.methods --output DIR [--jobs 2] [--only smollm2-capitals] [--judges] [--table] [--guard]
 
 Each cell is one `srlm train --compare` with three seeds; finished runs are kept, unfinished ones resumed. `--table`
 only prints the tables of what is there. Both families get the same prompts, as text to be continued: Gemma is a base
@@ -18,7 +18,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from srlm.comparison import FILE, Spread
+from srlm import guard
+from srlm.comparison import FILE, Spread, file_name
+from srlm.config import SelfRewardConfig
 
 SEEDS = 3
 # Factors and beta bring the rewards of a group to a standard deviation of about 3 nats (docs/methods.md).
@@ -31,6 +33,7 @@ JUDGES = ("30*judge", "300*judge_pairwise")
 OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--quiet")
 SIZES = ("--max-prompts", "24", "--max-held-out", "32")
 SMALL = ("--max-prompts", "16", "--max-held-out", "24")  # of the slowest cell
+AS_RUN = SelfRewardConfig(max_new_tokens=8, rounds=2)
 SUMS = "reasoning-gym:chain_sum?size={}&seed={}&min_terms=2&max_terms=2&min_digits=1&max_digits=1&instruction="
 MODELS = ("smollm2", "gemma3-270m")
 TASKS = ("capitals", "sums")
@@ -94,6 +97,25 @@ def table(output: Path, cell: str) -> str:
     return "\n".join(lines)
 
 
+def guarded(output: Path, cell: str) -> str:
+    """Markdown: what the guard, which comparisons run without, says of each run after the fact. Damaged, by labels that
+    it need not have: a round ends with less than three quarters of the best sampled accuracy before it."""
+    lines = ["| arm | accuracy by round, seed by seed | damaged | alarm in round |", "|---|---|---|---|"]
+    for arm in json.loads((output / cell / FILE).read_text())["arms"]:
+        paths, damaged, alarmed = [], [], []
+        for seed in range(SEEDS):
+            folder = output / cell / f"{file_name(arm['name'])}-seed-{seed}"
+            records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+            found = [r["accuracy_sampled"] for r in records]
+            paths.append(" ".join(f"{value:.2f}" for value in found))
+            damaged.append(next((t for t in range(1, len(found)) if found[t] < 0.75 * max(found[:t])), None))
+            told = [t for t in range(1, len(records)) if guard.alarms(records[: t + 1], AS_RUN)]
+            alarmed.append(told[0] if told else None)
+        cells = [", ".join("–" if t is None else str(t) for t in rounds) for rounds in (damaged, alarmed)]
+        lines.append(f"| {arm['name']} | {'; '.join(paths)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
@@ -101,6 +123,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads per cell")
     parser.add_argument("--only", nargs="+", choices=CELLS, default=CELLS, help="some of the cells")
     parser.add_argument("--judges", action="store_true", help="the judges too, which take several times as long")
+    parser.add_argument("--guard", action="store_true", help="print what the guard would have said, too")
     parser.add_argument("--table", action="store_true", help="print the tables and stop")
     chosen = parser.parse_args()
     if not chosen.table:
@@ -110,6 +133,8 @@ def main() -> None:
     for cell in chosen.only:
         if (chosen.output / cell / FILE).exists():
             print(f"## {cell}\n\n{table(chosen.output, cell)}\n")
+            if chosen.guard:
+                print(f"{guarded(chosen.output, cell)}\n")
 
 
 if __name__ == "__main__":
