@@ -98,7 +98,7 @@ class SelfRewardConfig:
     guard: bool = True
     """Stop when a round did damage, and leave the best round in model/ (guard.py); off for controls."""
     until: Literal["rounds", "saturated"] = "rounds"
-    """When is a healthy run over? After all its rounds, or once it is saturated."""
+    """When is a healthy run over? After all its rounds, or once it is saturated; rounds is then the most."""
     patience: int = 1
     """Rounds in a row that must be damaged, or saturated, before the run ends."""
     guard_mode_fidelity: float = 0.85
