@@ -17,9 +17,10 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from srlm import guard
-from srlm.comparison import FILE, Spread, file_name
+from srlm.comparison import FILE, file_name
 from srlm.config import SelfRewardConfig
 
 SEEDS = 3
@@ -70,49 +71,42 @@ def run(output: Path, cell: str, judges: bool, threads: int) -> None:
         subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False)
 
 
-def table(output: Path, cell: str) -> str:
-    """Markdown: what each arm ends with, mean over seeds and 95 % interval."""
-    kept = json.loads((output / cell / FILE).read_text())
-    if kept["state"] != "finished":
-        return f"{cell}: unfinished"
+def table(arms: list[dict[str, Any]]) -> str:
+    """Markdown: what each arm ends with, means over seeds, with 95 % intervals of differences."""
     lines = [
-        "| arm | sampled | − random | greedy | log10 κ ≤ | length | distinct-2 | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | sampled | gain | − random | greedy | log10 κ ≤ | length | distinct-2 | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
 
-    def cell_of(found: dict[str, float] | None, form: str) -> str:
-        if found is None:
-            return "–"
-        value = Spread(**found)
-        spread = "" if value.low is None or value.high is None else f" ± {(value.high - value.low) / 2:.2f}"
-        return f"{value.mean:{form}}{spread}"
+    def spread(found: dict[str, float] | None) -> str:
+        return "–" if found is None else f"{found['mean']:+.2f} ± {(found['high'] - found['low']) / 2:.2f}"
 
-    first = kept["arms"][0]["start"]
+    first = arms[0]["start"]
     start = [f"{first[key]['mean']:.2f}" for key in COLUMNS]
-    lines.append(f"| *round 0* | {start[0]} | | {' | '.join(start[1:])} | |")
-    for arm in kept["arms"]:
-        cells = [cell_of(arm["end"][key], ".2f") for key in COLUMNS]
-        cells.insert(1, cell_of(arm["over_random"], "+.2f"))
+    lines.append(f"| *round 0* | {start[0]} | | | {' | '.join(start[1:])} | |")
+    for arm in arms:
+        cells = [f"{arm['end'][key]['mean']:.2f}" for key in COLUMNS]
+        cells[1:1] = [spread(arm["gain"]["accuracy_sampled"]), spread(arm["over_random"])]
         lines.append(f"| {arm['name']} | {' | '.join(cells)} | {arm['seconds']['mean']:.0f} |")
     return "\n".join(lines)
 
 
-def guarded(output: Path, cell: str) -> str:
+def guarded(cell: Path, arms: list[str]) -> str:
     """Markdown: what the guard, which comparisons run without, says of each run after the fact. Damaged, by labels that
     it need not have: a round ends with less than three quarters of the best sampled accuracy before it."""
     lines = ["| arm | accuracy by round, seed by seed | damaged | alarm in round |", "|---|---|---|---|"]
-    for arm in json.loads((output / cell / FILE).read_text())["arms"]:
+    for arm in arms:
         paths, damaged, alarmed = [], [], []
         for seed in range(SEEDS):
-            folder = output / cell / f"{file_name(arm['name'])}-seed-{seed}"
-            records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+            file = cell / f"{file_name(arm)}-seed-{seed}" / "records.jsonl"
+            records = [json.loads(line) for line in file.read_text().splitlines()]
             found = [r["accuracy_sampled"] for r in records]
             paths.append(" ".join(f"{value:.2f}" for value in found))
             damaged.append(next((t for t in range(1, len(found)) if found[t] < 0.75 * max(found[:t])), None))
             told = [t for t in range(1, len(records)) if guard.alarms(records[: t + 1], AS_RUN)]
             alarmed.append(told[0] if told else None)
         cells = [", ".join("–" if t is None else str(t) for t in rounds) for rounds in (damaged, alarmed)]
-        lines.append(f"| {arm['name']} | {'; '.join(paths)} | {' | '.join(cells)} |")
+        lines.append(f"| {arm} | {'; '.join(paths)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -131,10 +125,14 @@ def main() -> None:
         with ThreadPoolExecutor(chosen.jobs) as pool:
             list(pool.map(lambda cell: run(chosen.output, cell, chosen.judges, chosen.threads), chosen.only))
     for cell in chosen.only:
-        if (chosen.output / cell / FILE).exists():
-            print(f"## {cell}\n\n{table(chosen.output, cell)}\n")
-            if chosen.guard:
-                print(f"{guarded(chosen.output, cell)}\n")
+        file = chosen.output / cell / FILE
+        kept = json.loads(file.read_text()) if file.exists() else {"state": "not begun"}
+        if kept["state"] != "finished":
+            print(f"## {cell}\n\n{kept['state']}\n")
+            continue
+        print(f"## {cell}\n\n{table(kept['arms'])}\n")
+        if chosen.guard:
+            print(f"{guarded(chosen.output / cell, [arm['name'] for arm in kept['arms']])}\n")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_healthy_round_raises_no_alarm() -> None:
 
 
 SIGNALS = {
-    "mode fidelity is 0.6 (at most 0.73), below 0.85": {"mode_fidelity": 0.6},
+    "mode fidelity is 0.6 (at most 0.73), below 0.75": {"mode_fidelity": 0.6},
     "displacement is -1.5, below -1": {"displacement": -1.5},
     "displacement held out is -1.1, below -1": {"displacement_held_out": -1.1},
     "leak is -2.5, below -2": {"leak": -2.5},

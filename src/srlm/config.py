@@ -101,7 +101,7 @@ class SelfRewardConfig:
     """When is a healthy run over? After all its rounds, or once it is saturated; rounds is then the most."""
     patience: int = 1
     """Rounds in a row that must be damaged, or saturated, before the run ends."""
-    guard_mode_fidelity: float = 0.85
+    guard_mode_fidelity: float = 0.75
     """Alarm if mode fidelity, by the upper end of its 95 % interval, is below this."""
     guard_displacement: float = -1.0
     """Alarm if each group's best response gained less than this on average, in nats."""
