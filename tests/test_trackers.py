@@ -166,6 +166,15 @@ def test_a_tracker_that_fails_is_one_note_and_no_more(tmp_path, stand, broken):
     assert "wandb" in note and "the line is down" in note and "goes on" in note
 
 
+def test_samples_without_a_reward_are_shown(stand, tmp_path):
+    """A judge does not grade held-out responses."""
+    said = []
+    trackers = Trackers(["trackio"], tmp_path / "trackers", "run", said.append)
+    trackers.log({"round": 0}, {name: values for name, values in SAMPLES.items() if name != "reward"})
+    trackers.finish()
+    assert said == []
+
+
 # The Hub
 
 

@@ -95,10 +95,10 @@ class Trackers:
 
 
 def _rows(samples: Mapping[str, Sequence[Any]]) -> list[list[Any]]:
-    """The first responses to the first prompts."""
+    """The first responses to the first prompts; a judge gives held-out ones no reward."""
     places = zip(samples.get("prompt_index", ()), samples.get("sample_index", ()), strict=True)
     chosen = [i for i, (p, k) in enumerate(places) if p < MOST_PROMPTS and k < MOST_RESPONSES]
-    return [[_shown(samples[name][i]) for name in COLUMNS] for i in chosen]
+    return [[_shown(samples[name][i]) if name in samples else "–" for name in COLUMNS] for i in chosen]
 
 
 def _shown(value: Any) -> float | str:
