@@ -34,8 +34,8 @@ OWN = (  # what an arm may set for itself: nothing that round 0, which all share
 COLUMNS = {  # record key -> heading
     "accuracy_sampled": "sampled",
     "accuracy_greedy": "greedy",
-    "log10_kappa_upper_held_out": "log10 κ ≤",
-    "mode_fidelity": "mode fid.",
+    "log10_kappa_upper_held_out": "log10 κ",
+    "mode_fidelity": "fidelity",
     "mean_length": "length",
     "distinct_2": "distinct-2",
 }
@@ -153,6 +153,7 @@ def _arm(name: str, runs: Sequence[list[Record]], control: Sequence[list[Record]
 
 
 def _table(arms: Sequence[Arm]) -> Table:
+    """Intervals of differences only: more do not fit on a line."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     keys = [key for key in COLUMNS if any(key in arm.end for arm in arms)]
     labelled = "accuracy_sampled" in keys
@@ -161,18 +162,19 @@ def _table(arms: Sequence[Arm]) -> Table:
     for heading in ("arm", *(COLUMNS[key] for key in keys), *more, "seconds"):
         table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for arm in arms:
-        cells = [_cell(arm.end.get(key)) for key in keys]
+        cells = [_cell(arm.end.get(key), with_interval=False) for key in keys]
         cells += [_cell(arm.gain.get("accuracy_sampled"), "+.3f")] if labelled else []
         cells += [_cell(arm.over_random, "+.3f")] if against else []
         table.add_row(arm.name, *cells, f"{arm.seconds.mean:.0f}")
     return table
 
 
-def _cell(value: Spread | None, form: str = ".3f") -> str:
+def _cell(value: Spread | None, form: str = ".3f", with_interval: bool = True) -> str:
     if value is None:
         return "–"
-    interval = "" if value.low is None or value.high is None else f" [{value.low:{form}}, {value.high:{form}}]"
-    return f"{value.mean:{form}}{interval}"
+    if not with_interval or value.low is None or value.high is None:
+        return f"{value.mean:{form}}"
+    return f"{value.mean:{form}} ± {(value.high - value.low) / 2:.3f}"
 
 
 def file_name(reward: str) -> str:
