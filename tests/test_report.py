@@ -777,5 +777,8 @@ def test_watch_command_prints_where_and_stops_quietly(run):
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
         assert asked(port)[0] == 200
         os.kill(process.pid, 2)
-        out, err = process.communicate(timeout=20)
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()  # where the caller ignores interrupts, so does its child: fail then, do not hang
     assert process.returncode == 0 and "stopped watching" in out and not err

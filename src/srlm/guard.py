@@ -70,7 +70,8 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     best, entropy <= .25 of its start, finished lengths within 5 %, truncation never rose, repeated_ngrams
     rose by at most .008 and same_response not at all, kendall_tau >= .74, log_ratio_max_abs <= 5.4 nats a token,
     distinct_2 >= 1.5 times its start over K. An unclipped run that collapsed had mode fidelity .40 and displacement
-    -6.6.
+    -6.6. In 39 more healthy runs, of two families and tasks (docs/methods.md): self_consistency at most .035 under its
+    best, mode_surprisal_held_out at most .62 nats above its forecast, upper end of auroc >= .62, displacement >= -.41.
     """
     start, now, found = records[0], records[-1], []
 
