@@ -28,9 +28,7 @@ def grouped_auroc(score: ArrayLike, label: ArrayLike) -> tuple[float, int]:
     This is what choosing among the responses to one prompt needs; the pooled value also rewards a score that only
     tells easy prompts from hard ones. (nan, 0) without such rows.
     """
-    scores, right = _arguments(score, label, ndim=2)
-    values = np.array([_auroc(*row) for row in zip(scores, right, strict=True)])
-    defined = values[~np.isnan(values)]
+    defined = _within_rows(score, label)
     return (float(defined.mean()), defined.size) if defined.size else (math.nan, 0)
 
 
@@ -42,9 +40,7 @@ def grouped_auroc_interval(score: ArrayLike, label: ArrayLike, level: float = 0.
     """
     if not 0 < level < 1:
         raise ValueError(f"need 0 < level < 1, got {level}")
-    scores, right = _arguments(score, label, ndim=2)
-    values = np.array([_auroc(*row) for row in zip(scores, right, strict=True)])
-    values = values[~np.isnan(values)]
+    values = _within_rows(score, label)
     if values.size < 2:
         return float(values.mean()) if values.size else math.nan, 0.0, 1.0
     value, variance = float(values.mean()), float(values.var(ddof=1)) / values.size
@@ -139,6 +135,13 @@ def _arguments(
     if np.isnan(scores).any() or not np.isin(labels, (0, 1)).all():
         raise ValueError("need scores that are not nan and labels that are 0 or 1")
     return scores, labels.astype(bool)
+
+
+def _within_rows(score: ArrayLike, label: ArrayLike) -> NDArray[np.float64]:
+    """Of the rows with both kinds."""
+    scores, right = _arguments(score, label, ndim=2)
+    values = np.array([_auroc(*row) for row in zip(scores, right, strict=True)], dtype=np.float64)
+    return values[~np.isnan(values)]
 
 
 def _auroc(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> float:
