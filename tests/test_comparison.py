@@ -111,6 +111,7 @@ def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path)
         ("random", {"seeds": 0}, "--seeds"),
         ("random,random num-samples=2", {}, "sets num_samples, which all arms share"),
         ("random,random model=other", {}, "sets model, which all arms share"),
+        ("random,", {}, "has an empty arm"),
         ("random beta=0", {}, "--beta is 0.0"),
         ("random beta=much", {}, "beta"),
         ("random,oracle", {}, "has no answers, which the reward oracle needs"),

@@ -83,7 +83,7 @@ SIGNALS = {
     "leak is -2.5, below -2": {"leak": -2.5},
     "leak held out is -3, below -2": {"leak_held_out": -3.0},
     "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
-    "mode surprisal held out is 3.4, more than 1 above the exact update's 1.6": {"mode_surprisal_held_out": 3.4},
+    "mode surprisal held out is 5.4, more than 1 above the exact update's 1.6": {"mode_surprisal_held_out": 5.4},
     "entropy is 5.1, above 1.5 times round 0's 1.7": {"entropy": 5.1},
     "length of finished responses is 1.5, more than a factor of 4": {"mean_length": 1.5, "eos_rate": 1.0},
     "truncation rate is 0.95, more than 0.3 above round 0's 0.6": {"truncation_rate": 0.95},
@@ -116,9 +116,9 @@ def test_accuracy_counts_where_intervals_part() -> None:
 
 
 def test_self_consistency_is_held_against_its_best() -> None:
-    assert alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.32}], CONFIG) == []
-    (reason,) = alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.25}], CONFIG)
-    assert reason == "self consistency is 0.25, down from 0.4"
+    assert alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.25}], CONFIG) == []
+    (reason,) = alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.05}], CONFIG)
+    assert reason == "self consistency is 0.05, down from 0.4"
 
 
 def test_learning_to_end_is_no_length_collapse() -> None:

@@ -243,10 +243,12 @@ def _arms(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
     arms: dict[str, dict[str, Any]] = {}
     for part in text.split(","):
         words = part.split()
+        if not words:
+            raise UserError(f"--compare {text!r} has an empty arm, expected rewards between the commas: correct it")
         reward = " ".join(word for word in words if "=" not in word) or settings.reward
         own = dict(word.split("=", 1) for word in words if "=" in word)
         options = [word for name, value in own.items() for word in (f"--{name.replace('_', '-')}", value)]
-        parsed = _parsed(Train, ["--reward", reward, *options], Train(settings=settings)).settings
+        parsed = _parsed(Train, [f"--reward={reward}", *options], Train(settings=settings)).settings
         name = " ".join(words)
         if name in arms:
             raise UserError(f"--compare names {name!r} twice, expected different arms: leave one out")

@@ -112,10 +112,10 @@ class SelfRewardConfig:
     guard_auroc: float = 0.5
     """With labels: alarm if the self-reward's AUROC within prompts, by the upper end of its 95 % interval, is below."""
     guard_consistency: float = 0.1
-    """Alarm if held-out self-consistency fell from its best by more than this."""
+    """Alarm if held-out self-consistency fell from its best by more than this and their 95 % intervals part."""
     guard_kappa: float = 1.0
-    """Alarm if the held-out mode surprisal (log kappa as an average over prompts) is above the forecast of the exact
-    update by more than this, in nats."""
+    """Alarm if the held-out mode surprisal (log kappa as an average over prompts) rose and is above the forecast of the
+    exact update by more than this, in nats."""
     guard_entropy: float = 1.5
     """Alarm if entropy is above this many times that of round 0."""
     guard_length: float = 4.0

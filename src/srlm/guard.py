@@ -111,12 +111,15 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
         check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
     agreed = max(_value(record, "self_consistency") or 0.0 for record in records)
     consistency = _value(now, "self_consistency")
-    less = consistency is not None and consistency < agreed - config.guard_consistency
-    check("self_consistency", consistency, less, f"down from {agreed:.3g}")
+    if consistency is not None and number:  # of few prompts chance alone makes it fall
+        below_best = wilson(consistency * number, number)[1] < wilson(agreed * number, number)[0]
+        less = below_best and consistency < agreed - config.guard_consistency
+        check("self_consistency", consistency, less, f"down from {agreed:.3g}")
     surprisal, forecast = _value(now, "mode_surprisal_held_out"), _value(now, "mode_surprisal_forecast")
     if surprisal is not None and forecast is not None:
         exact = f"more than {config.guard_kappa:g} above the exact update's {forecast:.3g}"
-        check("mode_surprisal_held_out", surprisal, surprisal > forecast + config.guard_kappa, exact)
+        rose_too = surprisal > (_value(records[-2], "mode_surprisal_held_out") or 0.0)  # slow learning is no damage
+        check("mode_surprisal_held_out", surprisal, rose_too and surprisal > forecast + config.guard_kappa, exact)
     entropy, first = _value(now, "entropy"), _value(start, "entropy")
     if entropy is not None and first is not None:
         above = f"above {config.guard_entropy:g} times round 0's {first:.3g}"

@@ -88,7 +88,7 @@ def mode_surprisal(log_prob: Tensor) -> float:
 
 def exact_update(log_prob: Tensor, reward: Tensor, beta: float, clip: float = 0.0) -> Tensor:
     """log pi_{t+1} [P, K] of responses drawn from pi_t, if Eq. 2 were solved exactly: log pi_t + r/beta - log Z, with
-    clipped rewards and Z estimated from the same responses (biased low, so pi_{t+1} looks somewhat too sharp)."""
+    clipped rewards and Z estimated from the same responses (log Z biased low, so pi_{t+1} looks somewhat too sharp)."""
     target = clip_reward(reward.double(), clip)
     even = torch.full_like(target, 1 / target.shape[-1])
     return log_prob.double() + target / beta - log_partition(target, even, beta)[:, None]
@@ -135,8 +135,8 @@ def held_out_record(
 ) -> Record:
     """Label-free signals on held-out prompts; with the round before, also how its update generalised.
 
-    self_consistency: P(two responses to one prompt give the same answer), unbiased, in [0, 1]; exact sharpening never
-        lowers it.
+    self_consistency: P(two responses to one prompt give the same answer), unbiased, in [0, 1]; exact sharpening
+        never lowers it where every answer has one wording.
     mode_surprisal_held_out, mode_surprisal_forecast: `mode_surprisal` of pi_t, and what the exact update of the round
         before would have made it (`exact_update`).
 

@@ -44,7 +44,7 @@ def grouped_auroc_interval(score: ArrayLike, label: ArrayLike, level: float = 0.
     if values.size < 2:
         return float(values.mean()) if values.size else math.nan, 0.0, 1.0
     value, variance = float(values.mean()), float(values.var(ddof=1)) / values.size
-    size = value * (1 - value) / variance if variance > 0 else float(values.size)
+    size = min(value * (1 - value) / variance, np.size(score)) if np.ptp(values) > 0 else float(values.size)
     return value, *score_interval(value * size, size, float(special.stdtrit(values.size - 1, (1 + level) / 2)))
 
 

@@ -86,7 +86,7 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
     (
         "self-consistency",
         "Self-consistency",
-        "How often two responses to a held-out prompt give the same answer. Exact sharpening never lowers it.",
+        "How often two responses to a held-out prompt give the same answer. It rises as a rule.",
         "share of pairs",
         (("self_consistency", "self-consistency"),),
     ),
