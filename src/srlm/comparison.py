@@ -87,7 +87,7 @@ def compare(
     what is unfinished.
 
     arms: name -> settings of OWN in which the arm differs from config, {"majority": {"reward": "majority", "beta":
-        0.05}}. The arm whose reward is `random`, if there is one, is the control that the others are held against.
+        0.05}}. The first arm whose reward is `random`, if any, is the control that the others are held against.
 
     Raises:
         UserError: a reward that does not exist, a setting that arms must share, no seeds, or a folder that holds

@@ -61,7 +61,7 @@ def best_round(records: Sequence[Record], config: SelfRewardConfig) -> int:
 
 
 def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
-    """Why the last of `records` is one of a damaged policy: one reason per signal, those that need no label first.
+    """Why the last of `records` is one of a damaged policy: one reason per signal.
 
     Thresholds lie outside of what 14 healthy runs of three rounds on SmolLM2 ever reached (docs/evidence.md; their
     extremes stand behind each signal), whether with clip and anchor or without; those that tell most lie inside of
