@@ -30,16 +30,10 @@ CHEAP = (
     *("log_likelihood+implicit", "inverted"),
 )
 ORACLE = ("oracle beta=0.125",)  # of the sums alone: the capitals to train on come without answers
-FEW = ("log_likelihood", "random", "3*mean_log_likelihood", "20*majority")  # of CHEAP, in the slowest cell
 JUDGES = ("30*judge", "300*judge_pairwise")
 OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--quiet")
 SIZES = ("--max-prompts", "24", "--max-held-out", "32")
-SMALL = (
-    "--max-prompts",
-    "16",
-    "--max-held-out",
-    "24",
-)  # of the slowest cell
+SMALL = ("--max-prompts", "16", "--max-held-out", "24")  # of the slowest cell
 AS_RUN = SelfRewardConfig(max_new_tokens=8, rounds=2)
 SUMS = "reasoning-gym:chain_sum?size={}&seed={}&min_terms=2&max_terms=2&min_digits=1&max_digits=1&instruction="
 MODELS = ("smollm2", "gemma3-270m")
@@ -67,8 +61,7 @@ def prompts(output: Path, task: str) -> tuple[str, str, str]:
 
 def run(output: Path, cell: str, judges: bool, threads: int) -> None:
     model, _, task = cell.rpartition("-")
-    arms = tuple(arm for arm in CHEAP if cell != SLOWEST or arm in FEW)
-    arms += (ORACLE if task == "sums" else ()) + (JUDGES if judges else ())
+    arms = CHEAP + (ORACLE if task == "sums" else ()) + (JUDGES if judges else ())
     train, held_out, classes = prompts(output, task)
     words = [sys.executable, "-m", "srlm.cli", "train", "--model", model, "--prompts", train, "--held-out", held_out]
     words += ["--answers", classes, *OPTIONS, *(SMALL if cell == SLOWEST else SIZES)]

@@ -322,6 +322,16 @@ def test_another_setting_is_refused_by_name(unfinished, options, name):
     assert tree(unfinished) == before
 
 
+def test_a_setting_that_is_newer_than_the_run_is_at_its_default(unfinished, tmp_path):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["config"]["guard_auroc"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    said = refused("train", "--resume", run, *train_words(guard_auroc=0.4)[1:])
+    assert "began with guard_auroc = 0.5, now it is 0.4" in said
+    go_on(run)
+
+
 def test_another_model_or_file_is_refused_by_name(unfinished, tiny_base, tmp_path):
     before = tree(unfinished)
     other = write_rows(tmp_path / "other.jsonl", [{"prompt": word} for word in WORDS])

@@ -430,10 +430,7 @@ class SelfRewardTrainer:
             "srlm": __version__,
             "state": "running",
             "model": self.model,
-            "config": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self.config).items()
-            },
+            "config": _settings(self.config),
             "data": data,
             "labels_used": labels_used,
             "held_out_given": self.held_out_given,
@@ -598,15 +595,24 @@ def _by_token(policy: TransformerPolicy, responses: Responses, each: Tensor | No
     return {"token_log_prob": values, "token_end": [policy.token_ends(one) for one in ids]}
 
 
+def _settings(config: SelfRewardConfig) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()
+    }
+
+
 def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """A run goes on with what it began with."""
+    """A run goes on with what it began with. What the version that began it had no setting for is at its default."""
+    unset = _settings(SelfRewardConfig())
 
     def facts(manifest: dict[str, Any]) -> dict[str, Any]:
         data = {
             name: (f"{entry['number']} prompts " if "number" in entry else "") + entry["fingerprint"][:12]
             for name, entry in manifest["data"].items()
         }
-        settings = {name: value for name, value in manifest["config"].items() if name not in FREE_TO_CHANGE}
+        known = unset | manifest["config"]
+        settings = {name: value for name, value in known.items() if name not in FREE_TO_CHANGE}
         return {"model": manifest["model"]} | settings | data
 
     was, now = facts(old), facts(new)
