@@ -3,11 +3,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from scipy import stats
-from support import ANSWER, SETTINGS, command, measured, records, refused, words
+from support import ANSWER, SETTINGS, command, measured, records, refused, words, write_rows
 
 from srlm.cli import _arms
 from srlm.comparison import Spread, compare
@@ -66,7 +67,7 @@ def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_f
         for name in ("log_likelihood", "random")
     }
     assert arms[0].over_random == Spread.of([a - b for a, b in zip(*ends.values(), strict=True)])
-    assert arm.over_random == Spread.of([0.0, 0.0])
+    assert arm.over_random is None  # it is the control
     kept = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert kept["state"] == "finished"
     assert kept["arms"][1] == json.loads(json.dumps(dataclasses.asdict(arm)))
@@ -114,6 +115,9 @@ def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path)
         ("random,", {}, "has an empty arm"),
         ("random beta=0", {}, "--beta is 0.0"),
         ("random beta=much", {}, "beta"),
+        ("random beta=1 beta=2", {}, "sets something twice"),
+        ("random,majority answers='number", {}, "has a quote that is not closed"),
+        ("random,majority answers=numbers", {}, "numbers"),
         ("random,oracle", {}, "has no answers, which the reward oracle needs"),
     ],
 )
@@ -140,6 +144,57 @@ def test_arms_without_a_reward_take_that_of_all():
         "beta=2": {"reward": "random", "beta": 2.0},
         "majority label-smoothing=consistency": {"reward": "majority", "label_smoothing": "consistency"},
     }
+
+
+def test_what_holds_a_comma_or_a_space_is_quoted():
+    arms = _arms(
+        r"majority answers='regex:(\d+), (\d+)',random length_penalty=1 length_window='2 9'", SelfRewardConfig()
+    )
+    assert list(arms.values()) == [
+        {"reward": "majority", "answers": r"regex:(\d+), (\d+)"},
+        {"reward": "random", "length_penalty": 1.0, "length_window": (2, 9)},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arms", "held", "what"),
+    [
+        ({}, None, "no arm"),
+        ({"a": {}, "b": {"beta": 0.0}}, None, "--beta is 0.0"),
+        ({"a": {}, "oracle": {"reward": "oracle"}}, [{"prompt": "Spell x"}], "has no answers"),
+    ],
+)
+def test_the_last_arm_is_checked_before_the_first_begins(tiny, labelled, tmp_path, arms, held, what):
+    if held is not None:
+        held = str(write_rows(tmp_path / "held.jsonl", held))
+    with pytest.raises(UserError, match=what):
+        compare(str(tiny), settings(tmp_path / "c"), labelled, held, arms)
+    assert not (tmp_path / "c").exists()
+
+
+def test_arms_added_later_leave_those_of_before_readable_meanwhile(tiny, prompts_file, labelled, tmp_path):
+    model = shutil.copytree(tiny, tmp_path / "model")
+
+    def call(*rewards):
+        given = {reward: {"reward": reward} for reward in rewards}
+        return compare(
+            str(model), settings(tmp_path / "c"), prompts_file, labelled, given, display=Display(silent=True)
+        )
+
+    def kept():
+        return json.loads((tmp_path / "c" / "comparison.json").read_text())
+
+    call("log_likelihood")
+    before = kept()
+    model.rename(tmp_path / "gone")
+    with pytest.raises(UserError):
+        call("log_likelihood", "random")
+    (tmp_path / "gone").rename(model)
+    assert kept()["state"] == "running"
+    assert kept()["arms"] == before["arms"]
+    call("log_likelihood", "random")
+    assert kept()["state"] == "finished"
+    assert [arm["name"] for arm in kept()["arms"]] == ["log_likelihood", "random"]
 
 
 def test_arms_that_would_share_a_folder_are_refused(tiny, prompts_file, tmp_path):

@@ -1,5 +1,6 @@
 """Two processes do what one does, under torchrun, and write once."""
 
+import json
 import os
 import re
 import subprocess
@@ -30,6 +31,7 @@ if os.environ["RANK"] == "1":
 
     RunFolder.table, os.replace = slow, told
 main(sys.argv[1:])
+main([*sys.argv[1:], "--output", sys.argv[-1] + "-compared", "--compare", "log_likelihood,random"])
 print("\\ndone", flush=True)
 main(sys.argv[1:])  # refused, and no process waits for the other
 """
@@ -63,8 +65,11 @@ def test_two_processes_equal_one(tiny, tmp_path):
     assert out.count("done") == 2, err
     # One of them speaks and writes.
     rounds = re.findall(r"^ +(\d) ", out, re.MULTILINE)
-    assert rounds == [str(t) for t in range(SETTINGS["rounds"] + 1)]
-    assert out.count("model saved in") == 1
+    assert rounds == 3 * [str(t) for t in range(SETTINGS["rounds"] + 1)]
+    assert out.count("model saved in") == 3
+    assert out.count("− random") == 1
+    compared = json.loads((tmp_path / "two-compared" / "comparison.json").read_text())
+    assert (compared["state"], len(compared["arms"])) == ("finished", 2)
     assert "process 1 wrote" not in err
     assert list(tree(two)) == list(tree(one))
     # The second run into the same folder was refused, once.

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
 Options = TypeVar("Options", "Train", "Evaluate", "Diagnose", "Plan", "Verify", "Report")
+SEVERAL = {f.name for f in dataclasses.fields(SelfRewardConfig) if str(f.type).startswith("tuple")}  # words a value
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
 
@@ -37,7 +39,8 @@ class Train:
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
     compare: str = ""
     """Rewards, comma-separated, each with settings of its own if it needs them ('majority beta=0.05, log_likelihood,
-    log_likelihood objective=dpo beta=0.1'): train with each of them from one start, and end with a table."""
+    log_likelihood objective=dpo beta=0.1'; quote a value with a comma or a space): train with each of them from one
+    start, and end with a table."""
     seeds: int = 1
     """For --compare: runs per arm, with seeds --seed, --seed + 1, ..."""
     quiet: bool = False
@@ -239,21 +242,42 @@ def _train(arguments: list[str]) -> None:
 
 
 def _arms(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
-    """'majority beta=0.05, random, beta=2' -> name of each arm: its settings; without a reward, that of all stands."""
+    """'majority beta=0.05, random, beta=2' -> name of each arm: its settings; without a reward, that of all stands.
+    What holds a comma or a space is quoted: "majority answers='regex:a,b'", "length_window='2 9'"."""
     arms: dict[str, dict[str, Any]] = {}
-    for part in text.split(","):
-        words = part.split()
+    for words in _words(text):
         if not words:
             raise UserError(f"--compare {text!r} has an empty arm, expected rewards between the commas: correct it")
         reward = " ".join(word for word in words if "=" not in word) or settings.reward
-        own = dict(word.split("=", 1) for word in words if "=" in word)
-        options = [word for name, value in own.items() for word in (f"--{name.replace('_', '-')}", value)]
-        parsed = _parsed(Train, [f"--reward={reward}", *options], Train(settings=settings)).settings
+        given = [word.split("=", 1) for word in words if "=" in word]
+        own = {key.replace("-", "_"): value for key, value in given}
         name = " ".join(words)
+        if len(own) < len(given):
+            raise UserError(f"--compare {name!r} sets something twice, expected each setting once: leave one out")
+        options = []
+        for key, value in own.items():
+            options += [f"--{key.replace('_', '-')}", *(value.split() if key in SEVERAL else [value])]
+        parsed = _parsed(Train, [f"--reward={reward}", *options], Train(settings=settings)).settings
         if name in arms:
             raise UserError(f"--compare names {name!r} twice, expected different arms: leave one out")
-        keys = [key.replace("-", "_") for key in ("reward", *own)]
-        arms[name] = {key: getattr(parsed, key, None) for key in keys}  # what is no setting, compare refuses
+        arms[name] = {key: getattr(parsed, key, None) for key in ("reward", *own)}  # compare refuses what is no setting
+    return arms
+
+
+def _words(text: str) -> list[list[str]]:
+    """The words of each arm."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=",")
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    try:
+        tokens = list(lexer)
+    except ValueError as error:
+        raise UserError(f"--compare {text!r} has a quote that is not closed: close it") from error
+    arms: list[list[str]] = [[]]
+    for token in tokens:
+        if set(token) == {","}:
+            arms += [[] for _ in token]
+        else:
+            arms[-1].append(token)
     return arms
 
 

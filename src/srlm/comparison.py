@@ -15,14 +15,13 @@ from typing import Any
 from rich.table import Table
 from scipy import stats
 
-from srlm.answers import match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
+from srlm.policies.transformer import processes
 from srlm.prompts import PromptSet, load_prompts
-from srlm.rewards import LABELLED, reward_function
 from srlm.runs import RunFolder, write_atomically
-from srlm.trainer import SelfRewardTrainer, right_responses
+from srlm.trainer import SelfRewardTrainer
 from srlm.types import Record
 
 FILE = "comparison.json"
@@ -61,7 +60,8 @@ class Spread:
 @dataclass(frozen=True)
 class Arm:
     """One method, by record key: start (round 0), end (after all rounds) and gain, end - start seed by seed.
-    over_random: accuracy_sampled at the end less that of the control `random`, seed by seed; None without both.
+    over_random: accuracy_sampled at the end less that of the control `random`, seed by seed; None without both, and for
+        the control itself.
     seconds: of all stages of a run."""
 
     name: str
@@ -90,13 +90,15 @@ def compare(
         0.05}}. The first arm whose reward is `random`, if any, is the control that the others are held against.
 
     Raises:
-        UserError: a reward that does not exist, a setting that arms must share, no seeds, or a folder that holds
-            something else.
+        UserError: an arm that could not be trained, a setting that arms must share, no seeds, or a folder that holds
+            something else; all of that before anything is written.
     """
-    display = display or Display()
-    output = Path(config.output)
+    output, main = Path(config.output), processes().is_main_process
+    display = display if main and display else Display(silent=not main)
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
+    if not arms:
+        raise UserError("there is no arm to compare, expected at least one: name rewards")
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
     for name, changes in arms.items():
@@ -105,34 +107,37 @@ def compare(
                 f"the arm {name!r} sets {shared[0]}, which all arms share; expected some of {', '.join(OWN)}: set "
                 f"--{shared[0].replace('_', '-')} for all"
             )
-        reward = changes.get("reward", config.reward)  # does it exist? before any run
-        right = right_responses(train, match_rule(config.match)) if reward == LABELLED else None
-        reward_function(reward, classes=str, right=right)
     folders = {name: file_name(name) for name in arms}
     if len(set(folders.values())) < len(arms):
         raise UserError(f"--compare names arms that share a folder ({', '.join(folders.values())}): tell them apart")
-    if not (output / FILE).exists():
+    if main and not (output / FILE).exists():
         RunFolder.refuse_used(output)
+
+    def trainer(name: str, seed: int, start: Path | None = None) -> SelfRewardTrainer:
+        folder = output / f"{folders[name]}-seed-{seed}"
+        # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
+        own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(folder), "guard": False})
+        begun = (folder / "manifest.json").exists()
+        return SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
+
+    every = [(seed, name) for seed in range(config.seed, config.seed + seeds) for name in arms]
+    for seed, name in every:  # what cannot run is refused before anything is written
+        trainer(name, seed)
+    if main:
         output.mkdir(parents=True, exist_ok=True)
-        _keep(output, {"state": "running", "seeds": seeds, "arms": {name: dict(own) for name, own in arms.items()}})
+        _keep(output, state="running", seeds=seeds, settings={name: dict(own) for name, own in arms.items()})
     runs: dict[str, list[list[Record]]] = {name: [] for name in arms}
-    for seed in range(config.seed, config.seed + seeds):
-        start = None
-        for name, changes in arms.items():
-            folder = output / f"{folders[name]}-seed-{seed}"
-            display.say(f"\n{name}, seed {seed}")
-            # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
-            own = dataclasses.replace(config, **{**changes, "seed": seed, "output": str(folder), "guard": False})
-            begun = (folder / "manifest.json").exists()
-            trainer = SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
-            result = trainer.train()
-            runs[name].append(result.records)
-            start = start or folder
+    first = folders[next(iter(arms))]
+    for seed, name in every:
+        display.say(f"\n{name}, seed {seed}")
+        start = None if folders[name] == first else output / f"{first}-seed-{seed}"
+        runs[name].append(trainer(name, seed, start).train().records)
     control = next((runs[name] for name, own in arms.items() if own.get("reward", config.reward) == CONTROL), None)
-    made = [_arm(name, results, control) for name, results in runs.items()]
-    _keep(output, {"state": "finished", "seeds": seeds, "arms": [dataclasses.asdict(arm) for arm in made]})
-    display.say("")
-    display.console.print(_table(made))
+    made = [_arm(name, results, None if results is control else control) for name, results in runs.items()]
+    if main:
+        _keep(output, state="finished", arms=[dataclasses.asdict(arm) for arm in made])
+        display.say("")
+        display.console.print(_table(made))
     return made
 
 
@@ -181,6 +186,8 @@ def file_name(reward: str) -> str:
     return re.sub(r"[^\w.+*-]+", "_", reward).replace("*", "x")
 
 
-def _keep(output: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+def _keep(output: Path, **changes: Any) -> None:
+    """Beside what is there: arms of an earlier call stay until those of this one are done."""
+    kept = json.loads((output / FILE).read_text(encoding="utf-8")) if (output / FILE).exists() else {}
+    text = json.dumps(kept | changes, indent=2, ensure_ascii=False) + "\n"
     write_atomically(output / FILE, lambda path: path.write_text(text, encoding="utf-8"))

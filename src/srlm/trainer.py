@@ -93,7 +93,7 @@ class SelfRewardTrainer:
             table: reward_function(
                 config.reward,
                 classes=self.classes,
-                right=right_responses(labelled, self.match) if config.reward == LABELLED else None,
+                right=_right_responses(labelled, self.match) if config.reward == LABELLED else None,
                 note=self._notes.__setitem__,
             )
             for table, labelled in (("rollouts", train), ("held_out", held))
@@ -574,7 +574,7 @@ def prompt_sets(
     return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
 
 
-def right_responses(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
+def _right_responses(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
     """(number of the prompt, response text) -> is it right?"""
     answers = labelled.answers
     if answers is None:
