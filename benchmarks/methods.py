@@ -17,7 +17,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from srlm import guard
 from srlm.comparison import FILE, file_name
@@ -40,6 +40,8 @@ MODELS = ("smollm2", "gemma3-270m")
 TASKS = ("capitals", "sums")
 CELLS = [f"{model}-{task}" for task in TASKS for model in reversed(MODELS)]
 SLOWEST = "gemma3-270m-sums"
+Case: TypeAlias = tuple[int | None, int | None, int | None]
+"""Rounds of a run: of the damage, of the guard's first alarm, and of that without labels."""
 COLUMNS = ("accuracy_sampled", "accuracy_greedy", "log10_kappa_upper_held_out", "mean_length", "distinct_2")
 
 
@@ -91,23 +93,45 @@ def table(arms: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def guarded(cell: Path, arms: list[str]) -> str:
-    """Markdown: what the guard, which comparisons run without, says of each run after the fact. Damaged, by labels that
-    it need not have: a round ends with less than three quarters of the best sampled accuracy before it."""
-    lines = ["| arm | accuracy by round, seed by seed | damaged | alarm in round |", "|---|---|---|---|"]
+def guarded(cell: Path, arms: list[str]) -> tuple[str, list[Case]]:
+    """Markdown: what the guard, which comparisons run without, says of each run after the fact, with labels and
+    without. Damaged, by labels: a round ends with less than three quarters of the best sampled accuracy before it."""
+    lines = ["| arm | accuracy by round, seed by seed | damaged | alarm | without labels |", "|---|---|---|---|---|"]
+    cases: list[Case] = []
     for arm in arms:
-        paths, damaged, alarmed = [], [], []
+        paths, mine = [], []
         for seed in range(SEEDS):
             file = cell / f"{file_name(arm)}-seed-{seed}" / "records.jsonl"
             records = [json.loads(line) for line in file.read_text().splitlines()]
             found = [r["accuracy_sampled"] for r in records]
             paths.append(" ".join(f"{value:.2f}" for value in found))
-            damaged.append(next((t for t in range(1, len(found)) if found[t] < 0.75 * max(found[:t])), None))
-            told = [t for t in range(1, len(records)) if guard.alarms(records[: t + 1], AS_RUN)]
-            alarmed.append(told[0] if told else None)
-        cells = [", ".join("–" if t is None else str(t) for t in rounds) for rounds in (damaged, alarmed)]
+            damaged = next((t for t in range(1, len(found)) if found[t] < 0.75 * max(found[:t])), None)
+            bare = [{key: r[key] for key in r if not key.startswith(("accuracy", "auroc"))} for r in records]
+            mine.append((damaged, first_alarm(records), first_alarm(bare)))
+        cells = [", ".join("–" if t is None else str(t) for t in column) for column in zip(*mine, strict=True)]
         lines.append(f"| {arm} | {'; '.join(paths)} | {' | '.join(cells)} |")
+        cases += mine
+    return "\n".join(lines), cases
+
+
+def counts(cases: list[Case]) -> str:
+    """Markdown: of all cells, with labels and without."""
+    lines = [
+        "| | damaged | same round | before | after | missed | undamaged | alarms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, which in (("with labels", 1), ("without", 2)):
+        hurt = [(case[0], case[which]) for case in cases if case[0] is not None]
+        told = [alarm - round for round, alarm in hurt if round is not None and alarm is not None]
+        rest = [case[which] for case in cases if case[0] is None]
+        numbers = [len(hurt), told.count(0), sum(t < 0 for t in told), sum(t > 0 for t in told), len(hurt) - len(told)]
+        numbers += [len(rest), sum(alarm is not None for alarm in rest)]
+        lines.append(f"| {name} | {' | '.join(map(str, numbers))} |")
     return "\n".join(lines)
+
+
+def first_alarm(records: list[dict[str, Any]]) -> int | None:
+    return next((t for t in range(1, len(records)) if guard.alarms(records[: t + 1], AS_RUN)), None)
 
 
 def main() -> None:
@@ -124,15 +148,20 @@ def main() -> None:
         chosen.output.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(chosen.jobs) as pool:
             list(pool.map(lambda cell: run(chosen.output, cell, chosen.judges, chosen.threads), chosen.only))
+    cases: list[Case] = []
     for cell in chosen.only:
         file = chosen.output / cell / FILE
         kept = json.loads(file.read_text()) if file.exists() else {"state": "not begun"}
         if kept["state"] != "finished":
-            print(f"## {cell}\n\n{kept['state']}\n")
+            print(f"## {cell}\n\n{kept['state']}; see {cell}.log\n")
             continue
         print(f"## {cell}\n\n{table(kept['arms'])}\n")
         if chosen.guard:
-            print(f"{guarded(chosen.output / cell, [arm['name'] for arm in kept['arms']])}\n")
+            text, found = guarded(chosen.output / cell, [arm["name"] for arm in kept["arms"]])
+            cases += found
+            print(f"{text}\n")
+    if cases:
+        print(f"## The guard\n\n{counts(cases)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from srlm.comparison import file_name
 
 REGRESSION = "log_likelihood"
 OTHERS = ("log_likelihood objective=dpo pairs=best_worst beta=0.1", "log_likelihood beta=0.25")
-TRAINING = ("seconds_sample_rollouts", "seconds_score_rollouts", "seconds_update")
+ROLLOUTS = ("seconds_sample_rollouts", "seconds_score_rollouts")
 
 
 def run(output: Path, model: str, threads: int) -> None:
@@ -49,7 +48,7 @@ def reached(found: list[dict[str, Any]], level: float) -> tuple[int, float]:
         seconds += float(record.get("seconds_update", 0.0))
         if record["accuracy_sampled"] >= level:
             return record["round"], seconds
-        seconds += sum(float(record[name]) for name in TRAINING[:2])
+        seconds += sum(float(record[name]) for name in ROLLOUTS)
     raise ValueError("the level is never reached")
 
 
@@ -64,9 +63,11 @@ def table(output: Path, model: str) -> str:
             ours, theirs = (records(output, model, one, seed) for one in (REGRESSION, arm))
             start = ours[0]["accuracy_sampled"]
             weaker = min(max(r["accuracy_sampled"] for r in found) for found in (ours, theirs))
+            if weaker <= start:
+                raise SystemExit(f"{arm}, seed {seed}: an arm never rises above its start; there is no level to reach")
             level = start + 0.9 * (weaker - start)
             (a, a_seconds), (b, b_seconds) = reached(ours, level), reached(theirs, level)
-            ratios.append(b_seconds / a_seconds if a_seconds else math.nan)
+            ratios.append(b_seconds / a_seconds)
             lines.append(
                 f"| {name} | {seed} | {level:.2f} | {a} and {b} | {8 * a} and {8 * b} "
                 f"| {a_seconds:.0f} and {b_seconds:.0f} | {ratios[-1]:.1f} |"

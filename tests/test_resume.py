@@ -34,6 +34,7 @@ from support import (
 
 from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
+from srlm.errors import UserError
 from srlm.runs import SCRATCH
 
 
@@ -330,6 +331,21 @@ def test_a_setting_that_is_newer_than_the_run_is_at_its_default(unfinished, tmp_
     said = refused("train", "--resume", run, *train_words(guard_auroc=0.4)[1:])
     assert "began with guard_auroc = 0.5, now it is 0.4" in said
     go_on(run)
+
+
+def test_what_was_said_when_it_stopped_holds_no_longer(unfinished, tmp_path, monkeypatch):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    ended = manifest | {"state": "stopped: diverged", "guard": {"events": [], "chosen": 0}}
+    (run / "manifest.json").write_text(json.dumps(ended))
+
+    def killed(*_):
+        raise UserError("killed")
+
+    monkeypatch.setattr(SelfRewardTrainer, "_train", killed)
+    assert "killed" in refused("train", "--resume", run)
+    del manifest["guard"]
+    assert json.loads((run / "manifest.json").read_text()) == manifest
 
 
 def test_another_model_or_file_is_refused_by_name(unfinished, tiny_base, tmp_path):

