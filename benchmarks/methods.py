@@ -149,11 +149,13 @@ def main() -> None:
         with ThreadPoolExecutor(chosen.jobs) as pool:
             list(pool.map(lambda cell: run(chosen.output, cell, chosen.judges, chosen.threads), chosen.only))
     cases: list[Case] = []
+    unfinished = False
     for cell in chosen.only:
         file = chosen.output / cell / FILE
         kept = json.loads(file.read_text()) if file.exists() else {"state": "not begun"}
         if kept["state"] != "finished":
             print(f"## {cell}\n\n{kept['state']}; see {cell}.log\n")
+            unfinished = True
             continue
         print(f"## {cell}\n\n{table(kept['arms'])}\n")
         if chosen.guard:
@@ -162,6 +164,7 @@ def main() -> None:
             print(f"{text}\n")
     if cases:
         print(f"## The guard\n\n{counts(cases)}")
+    sys.exit(unfinished)
 
 
 if __name__ == "__main__":

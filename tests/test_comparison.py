@@ -11,10 +11,11 @@ from scipy import stats
 from support import ANSWER, SETTINGS, command, measured, records, refused, words, write_rows
 
 from srlm.cli import _arms
-from srlm.comparison import Spread, compare
+from srlm.comparison import Spread, compare, file_name
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
+from srlm.runs import RunFolder
 
 OPTIONS = SETTINGS | {"rounds": 1}
 
@@ -110,8 +111,16 @@ def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path)
         ("log_likelihood,wisdom", {}, "wisdom"),
         ("random,random", {}, "twice"),
         ("random", {"seeds": 0}, "--seeds"),
-        ("random,random num-samples=2", {}, "sets num_samples, which all arms share"),
-        ("random,random model=other", {}, "sets model, which all arms share"),
+        ("random,random num-samples=2", {}, "sets 'num_samples', expected some of reward, answers"),
+        ("random,random model=other", {}, "sets 'model', expected"),
+        ("random help=1", {}, "sets 'help', expected"),
+        ("random config=c.yaml", {}, "sets 'config', expected"),
+        ("random beta = 2", {}, "the arm 'random beta = 2' sets ''"),
+        ("random reward=majority", {}, "sets something twice"),
+        ("random length_window=3", {}, "the arm 'random length_window=3': "),
+        ("random,log_likelihood beta=x", {}, "the arm 'log_likelihood beta=x': "),
+        ("random", {"until": "saturated"}, "--until saturated was given"),
+        ("random", {"push_to_hub": "me/mine"}, "--push-to-hub was given"),
         ("random,", {}, "has an empty arm"),
         ("random beta=0", {}, "--beta is 0.0"),
         ("random beta=much", {}, "beta"),
@@ -191,10 +200,15 @@ def test_arms_added_later_leave_those_of_before_readable_meanwhile(tiny, prompts
         call("log_likelihood", "random")
     (tmp_path / "gone").rename(model)
     assert kept()["state"] == "running"
-    assert kept()["arms"] == before["arms"]
+    assert list(kept()["settings"]) == ["log_likelihood", "random"]
+    assert kept()["earlier"] == before
     call("log_likelihood", "random")
     assert kept()["state"] == "finished"
     assert [arm["name"] for arm in kept()["arms"]] == ["log_likelihood", "random"]
+    call("random", "inverted", "log_likelihood")  # whichever comes first, round 0 was sampled once
+    starts = [json.loads(file.read_text()) for file in (tmp_path / "c").glob("*/round-000/stages.json")]
+    assert len(starts) == 3
+    assert len({start["sample rollouts"]["seconds"] for start in starts}) == 1
 
 
 def test_arms_that_would_share_a_folder_are_refused(tiny, prompts_file, tmp_path):
@@ -216,3 +230,66 @@ def test_spread_is_students_interval():
     low, high = stats.t.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / math.sqrt(3))
     assert (spread.mean, spread.low, spread.high) == pytest.approx((np.mean(values), low, high))
     assert Spread.of([0.5]) == Spread(0.5, None, None)
+
+
+def test_an_arm_that_diverges_does_not_end_the_others(tiny, prompts_file, labelled, tmp_path):
+    line = ["train", *words(**OPTIONS), "--model", tiny, "--prompts", prompts_file, "--held-out", labelled, "--quiet"]
+    outcome = command(*line, "--output", tmp_path / "c", "--compare", "log_likelihood learning_rate=1e30,random")
+    assert outcome.code == 0, outcome
+    assert "lower --learning-rate" in outcome.out
+    assert "log_likelihood learning_rate=1e30 diverged in 1 of 1 runs" in outcome.out
+    broken, control = json.loads((tmp_path / "c" / "comparison.json").read_text())["arms"]
+    assert (broken["diverged"], control["diverged"]) == (1, 0)
+    assert broken["end"] == broken["start"]
+
+
+def test_names_of_folders_are_short_and_tell_arms_apart():
+    long = [file_name(f"majority answers=regex:{letter}{500 * 'é'}") for letter in "ab"]
+    assert len(set(long)) == 2 and all(len(name.encode()) < 230 for name in long)
+    assert file_name("0.5*majority + random beta=2") == "0.5xmajority_+_random_beta_2"
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[1]", "{"])
+def test_a_file_of_someone_else_is_left_alone(tiny, prompts_file, tmp_path, content):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "comparison.json").write_text(content)
+    with pytest.raises(UserError, match="not one that srlm wrote"):
+        compare(str(tiny), settings(tmp_path / "c"), prompts_file, None, {"random": {"reward": "random"}})
+    assert (tmp_path / "c" / "comparison.json").read_text() == content
+
+
+def test_a_start_that_was_taken_over_by_half_is_completed(tiny, prompts_file, labelled, tmp_path, monkeypatch):
+    given = {name: {"reward": name} for name in ("log_likelihood", "random")}
+
+    def call(folder):
+        return compare(str(tiny), settings(folder), prompts_file, labelled, given, display=Display(silent=True))
+
+    save, saved = RunFolder.save_table, []
+
+    def killed(self, round, name, columns):
+        if self.path.name.startswith("random") and len(saved) == 1:
+            raise KeyboardInterrupt
+        saved.extend([name] * self.path.name.startswith("random"))
+        save(self, round, name, columns)
+
+    monkeypatch.setattr(RunFolder, "save_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / "c")
+    monkeypatch.undo()
+    call(tmp_path / "c")
+    stages = [json.loads((tmp_path / "c" / f"{arm}-seed-3" / "round-000" / "stages.json").read_text()) for arm in given]
+    for name in ("sample rollouts", "score rollouts", "sample held_out", "score held_out", "sample greedy"):
+        assert stages[0][name] == stages[1][name]
+
+
+def test_to_go_on_is_to_give_the_same_line(tiny, prompts_file, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("srlm.comparison.compare", interrupted)
+    line = ["train", "--model", tiny, "--prompts", prompts_file, "--output", tmp_path / "c", "--compare", "random"]
+    assert "give the same line again" in command(*line).err
+    run = tmp_path / "run"
+    assert command("train", *words(**OPTIONS), "--model", tiny, "--prompts", prompts_file, "--output", run).code == 0
+    assert "does not go with --compare" in refused("train", "--resume", run, "--compare", "random")
+    assert "--seeds is 3 without --compare" in refused("train", *line[1:-2], "--seeds", "3")

@@ -333,6 +333,18 @@ def test_a_setting_that_is_newer_than_the_run_is_at_its_default(unfinished, tmp_
     go_on(run)
 
 
+@pytest.mark.parametrize("change", [{}, {"config": []}, {"config": {}}, {"config": {"wisdom": 3}}])
+def test_a_manifest_of_another_version_is_refused(unfinished, tmp_path, change):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    if change.get("config"):
+        change["config"] = manifest["config"] | change["config"]
+    else:
+        del manifest["config"]["gain_learning_rate"]
+    (run / "manifest.json").write_text(json.dumps(manifest | change))
+    assert "use the version that began the run" in refused("train", "--resume", run)
+
+
 def test_what_was_said_when_it_stopped_holds_no_longer(unfinished, tmp_path, monkeypatch):
     run = shutil.copytree(unfinished, tmp_path / "run")
     manifest = json.loads((run / "manifest.json").read_text())

@@ -22,6 +22,7 @@ from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 
 Options = TypeVar("Options", "Train", "Evaluate", "Diagnose", "Plan", "Verify", "Report")
+SETTINGS = {f.name for f in dataclasses.fields(SelfRewardConfig)}
 SEVERAL = {f.name for f in dataclasses.fields(SelfRewardConfig) if str(f.type).startswith("tuple")}  # words a value
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 
@@ -217,6 +218,10 @@ def _train(arguments: list[str]) -> None:
         return
     if not chosen.prompts:
         raise UserError("no prompts were given: name a file or dataset with --prompts")
+    if chosen.compare and resume is not None:
+        raise UserError(f"--resume {resume} does not go with --compare: give the first call's line again")
+    if chosen.seeds != 1 and not chosen.compare:
+        raise UserError(f"--seeds is {chosen.seeds} without --compare: name one run's seed with --seed, or arms")
     from srlm.console import Display
 
     if chosen.compare:
@@ -248,19 +253,27 @@ def _arms(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
     for words in _words(text):
         if not words:
             raise UserError(f"--compare {text!r} has an empty arm, expected rewards between the commas: correct it")
-        reward = " ".join(word for word in words if "=" not in word) or settings.reward
-        given = [word.split("=", 1) for word in words if "=" in word]
-        own = {key.replace("-", "_"): value for key, value in given}
         name = " ".join(words)
-        if len(own) < len(given):
-            raise UserError(f"--compare {name!r} sets something twice, expected each setting once: leave one out")
-        options = []
-        for key, value in own.items():
-            options += [f"--{key.replace('_', '-')}", *(value.split() if key in SEVERAL else [value])]
-        parsed = _parsed(Train, [f"--reward={reward}", *options], Train(settings=settings)).settings
         if name in arms:
             raise UserError(f"--compare names {name!r} twice, expected different arms: leave one out")
-        arms[name] = {key: getattr(parsed, key, None) for key in ("reward", *own)}  # compare refuses what is no setting
+        reward = [word for word in words if "=" not in word]
+        given = [word.split("=", 1) for word in words if "=" in word]
+        own = {key.replace("-", "_"): value for key, value in given}
+        if len(own) < len(given) or (reward and "reward" in own):
+            raise UserError(f"the arm {name!r} sets something twice, expected each setting once: leave one out")
+        own = {"reward": " ".join(reward) or settings.reward} | own
+        options: list[str] = []
+        for key, value in own.items():
+            option = f"--{key.replace('_', '-')}"
+            if key in SEVERAL:
+                options += [option, *value.split()]
+            elif key in SETTINGS:
+                options.append(f"{option}={value}")
+        try:
+            parsed = _parsed(Train, options, Train(settings=settings)).settings
+        except UserError as error:
+            raise UserError(f"the arm {name!r}: {error}") from error
+        arms[name] = {key: getattr(parsed, key, value) for key, value in own.items()}  # compare refuses other keys
     return arms
 
 
@@ -473,6 +486,11 @@ def _resumed(folder: Path) -> Train:
     return Train(manifest["model"], prompts, held_out, settings=config)
 
 
+def _again(words: list[str]) -> str:
+    compared = any(word.split("=")[0] == "--compare" for word in words)
+    return "give the same line again" if compared else "srlm train --resume DIR"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """`srlm COMMAND ...`; exit code 2 for what the user can mend, 130 when interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -498,7 +516,7 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        then = "continue with --resume; everything finished so far is kept" if words[0] == "train" else "try again"
+        then = f"{_again(words)}; everything finished so far is kept" if words[0] == "train" else "try again"
         print(
             f"srlm: cannot write {error.filename or 'the output'} ({error.strerror}): free space or mend "
             f"permissions, then {then}",
@@ -506,7 +524,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        advice = "; srlm train --resume DIR continues the run" if words[0] == "train" else ""
+        advice = f"; to go on, {_again(words)}" if words[0] == "train" else ""
         print(f"srlm: interrupted{advice}", file=sys.stderr)
         raise SystemExit(130) from None
 

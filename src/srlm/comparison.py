@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from scipy import stats
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
-from srlm.policies.transformer import processes
+from srlm.policies.transformer import Diverged, processes
 from srlm.prompts import PromptSet, load_prompts
 from srlm.runs import RunFolder, write_atomically
 from srlm.trainer import SelfRewardTrainer
@@ -26,6 +28,7 @@ from srlm.types import Record
 
 FILE = "comparison.json"
 CONTROL = "random"
+LONGEST_NAME = 200  # bytes; file systems end at 255
 OWN = (  # what an arm may set for itself: nothing that round 0, which all share, or the number of samples depends on
     *("reward", "answers", "beta", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
     *("length_penalty", "length_window", "kl_initial", "truncated", "learning_rate", "gain_learning_rate", "epochs"),
@@ -62,7 +65,8 @@ class Arm:
     """One method, by record key: start (round 0), end (after all rounds) and gain, end - start seed by seed.
     over_random: accuracy_sampled at the end less that of the control `random`, seed by seed; None without both, and for
         the control itself.
-    seconds: of all stages of a run."""
+    seconds: of all stages of a run.
+    diverged: number of runs that did, and count with their last good round."""
 
     name: str
     start: dict[str, Spread]
@@ -70,6 +74,7 @@ class Arm:
     gain: dict[str, Spread]
     over_random: Spread | None
     seconds: Spread
+    diverged: int
 
 
 def compare(
@@ -83,15 +88,15 @@ def compare(
     display: Display | None = None,
 ) -> list[Arm]:
     """Train each of `arms` for seeds config.seed, config.seed + 1, ...; the arms of a seed share the samples and scores
-    of round 0. config.output gets a run folder per arm and seed, and comparison.json; the same call again goes on with
-    what is unfinished.
+    of round 0. config.output gets a run folder per arm and seed, and comparison.json, the table of the last call; the
+    same call again goes on with what is unfinished.
 
     arms: name -> settings of OWN in which the arm differs from config, {"majority": {"reward": "majority", "beta":
         0.05}}. The first arm whose reward is `random`, if any, is the control that the others are held against.
 
     Raises:
-        UserError: an arm that could not be trained, a setting that arms must share, no seeds, or a folder that holds
-            something else; all of that before anything is written.
+        UserError: an arm that cannot be trained, a setting that arms must share, no seeds, or a folder that holds
+            something else; all of that before anything is written, but for what only the loaded model tells.
     """
     output, main = Path(config.output), processes().is_main_process
     display = display if main and display else Display(silent=not main)
@@ -99,49 +104,107 @@ def compare(
         raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
     if not arms:
         raise UserError("there is no arm to compare, expected at least one: name rewards")
-    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
-    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
+    if config.until != "rounds" or config.push_to_hub:
+        option = "--until saturated" if config.until != "rounds" else "--push-to-hub"
+        raise UserError(f"{option} was given, expected arms of equal compute that stay here: leave it out")
     for name, changes in arms.items():
         if shared := [setting for setting in changes if setting not in OWN]:
             raise UserError(
-                f"the arm {name!r} sets {shared[0]}, which all arms share; expected some of {', '.join(OWN)}: set "
-                f"--{shared[0].replace('_', '-')} for all"
+                f"the arm {name!r} sets {shared[0]!r}, expected some of {', '.join(OWN)}: set it for all arms, or "
+                "leave it out"
             )
     folders = {name: file_name(name) for name in arms}
     if len(set(folders.values())) < len(arms):
         raise UserError(f"--compare names arms that share a folder ({', '.join(folders.values())}): tell them apart")
-    if main and not (output / FILE).exists():
-        RunFolder.refuse_used(output)
+    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
+    earlier = _earlier(output)
 
-    def trainer(name: str, seed: int, start: Path | None = None) -> SelfRewardTrainer:
-        folder = output / f"{folders[name]}-seed-{seed}"
+    def folder(name: str, seed: int) -> Path:
+        return output / f"{folders[name]}-seed-{seed}"
+
+    def trainer(name: str, seed: int) -> SelfRewardTrainer:
+        path = folder(name, seed)
         # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
-        own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(folder), "guard": False})
-        begun = (folder / "manifest.json").exists()
+        own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(path), "guard": False})
+        begun = (path / "manifest.json").exists()
+        start = next((other for other in (folder(n, seed) for n in arms) if (other / "records.jsonl").exists()), None)
         return SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
 
     every = [(seed, name) for seed in range(config.seed, config.seed + seeds) for name in arms]
     for seed, name in every:  # what cannot run is refused before anything is written
-        trainer(name, seed)
-    if main:
-        output.mkdir(parents=True, exist_ok=True)
-        _keep(output, state="running", seeds=seeds, settings={name: dict(own) for name, own in arms.items()})
-    runs: dict[str, list[list[Record]]] = {name: [] for name in arms}
-    first = folders[next(iter(arms))]
-    for seed, name in every:
-        display.say(f"\n{name}, seed {seed}")
-        start = None if folders[name] == first else output / f"{first}-seed-{seed}"
-        runs[name].append(trainer(name, seed, start).train().records)
-    control = next((runs[name] for name, own in arms.items() if own.get("reward", config.reward) == CONTROL), None)
-    made = [_arm(name, results, None if results is control else control) for name, results in runs.items()]
-    if main:
-        _keep(output, state="finished", arms=[dataclasses.asdict(arm) for arm in made])
-        display.say("")
-        display.console.print(_table(made))
+        try:
+            trainer(name, seed)
+        except UserError as error:
+            raise UserError(f"the arm {name!r}: {error}") from error
+    results: dict[str, list[list[Record]]] = {name: [] for name in arms}
+    diverged: list[str] = []
+    with _held(output, main):
+        settings = {name: dict(own) for name, own in arms.items()}
+        _keep(output, main, {"state": "running", "seeds": seeds, "settings": settings, "earlier": earlier})
+        for seed, name in every:
+            display.say(f"\n{name}, seed {seed}")
+            one = trainer(name, seed)
+            try:
+                results[name].append(one.train().records)
+            except Diverged as error:
+                display.say(str(error))
+                diverged.append(name)
+                results[name].append(one.run.records())
+        control = next(
+            (results[name] for name, own in arms.items() if own.get("reward", config.reward) == CONTROL), None
+        )
+        made = [
+            _arm(name, runs, None if runs is control else control, diverged.count(name))
+            for name, runs in results.items()
+        ]
+        table = [dataclasses.asdict(arm) for arm in made]
+        _keep(output, main, {"state": "finished", "seeds": seeds, "settings": settings, "arms": table})
+    display.say("")
+    display.console.print(_table(made))
+    for arm in made:
+        if arm.diverged:
+            display.say(
+                f"{arm.name} diverged in {arm.diverged} of {seeds} runs, which count with their last good round"
+            )
     return made
 
 
-def _arm(name: str, runs: Sequence[list[Record]], control: Sequence[list[Record]] | None) -> Arm:
+@contextmanager
+def _held(output: Path, main: bool) -> Iterator[None]:
+    """One call at a time."""
+    if not main:
+        yield
+        return
+    folder = RunFolder(output, {})
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        folder.hold()
+    except OSError as error:
+        raise UserError(f"output {output} cannot be written ({error.strerror}): choose another --output") from error
+    try:
+        yield
+    finally:
+        folder.release()
+
+
+def _earlier(output: Path) -> dict[str, Any] | None:
+    """The results of an earlier call in the same folder, if there is one."""
+    if not (output / FILE).exists():
+        if processes().is_main_process:
+            RunFolder.refuse_used(output)
+        return None
+    try:
+        kept = json.loads((output / FILE).read_text(encoding="utf-8"))
+        results: dict[str, Any] | None = kept if kept["state"] == "finished" else kept.get("earlier")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{output / FILE} is not one that srlm wrote ({type(error).__name__}: {error}): choose another --output"
+        ) from error
+    return results
+
+
+def _arm(name: str, runs: Sequence[list[Record]], control: Sequence[list[Record]] | None, diverged: int) -> Arm:
     start, end, gain, over_random = {}, {}, {}, None
     for key in COLUMNS:
         pairs = [(records[0].get(key), records[-1].get(key)) for records in runs]
@@ -154,7 +217,7 @@ def _arm(name: str, runs: Sequence[list[Record]], control: Sequence[list[Record]
         ends = [[float(records[-1]["accuracy_sampled"] or 0) for records in some] for some in (runs, control)]
         over_random = Spread.of([own - other for own, other in zip(*ends, strict=True)])
     seconds = [sum(float(record["seconds"] or 0) for record in records) for records in runs]
-    return Arm(name, start, end, gain, over_random, Spread.of(seconds))
+    return Arm(name, start, end, gain, over_random, Spread.of(seconds), diverged)
 
 
 def _table(arms: Sequence[Arm]) -> Table:
@@ -182,12 +245,16 @@ def _cell(value: Spread | None, form: str = ".3f", with_interval: bool = True) -
     return f"{value.mean:{form}} ± {(value.high - value.low) / 2:.3f}"
 
 
-def file_name(reward: str) -> str:
-    return re.sub(r"[^\w.+*-]+", "_", reward).replace("*", "x")
+def file_name(arm: str) -> str:
+    """The part of a run's folder that names its arm."""
+    name = re.sub(r"[^\w.+*-]+", "_", arm).replace("*", "x")
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(arm.encode()).hexdigest()[:8]
+        name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return name
 
 
-def _keep(output: Path, **changes: Any) -> None:
-    """Beside what is there: arms of an earlier call stay until those of this one are done."""
-    kept = json.loads((output / FILE).read_text(encoding="utf-8")) if (output / FILE).exists() else {}
-    text = json.dumps(kept | changes, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(output / FILE, lambda path: path.write_text(text, encoding="utf-8"))
+def _keep(output: Path, main: bool, content: dict[str, Any]) -> None:
+    if main:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomically(output / FILE, lambda path: path.write_text(text, encoding="utf-8"))

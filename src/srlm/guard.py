@@ -105,16 +105,6 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
         below_best = wilson(consistency * number, number)[1] < wilson(agreed * number, number)[0]
         less = below_best and consistency < agreed - config.guard_consistency
         check("self_consistency", consistency, less, f"down from {agreed:.3g}")
-    _, best = max((_value(r, "accuracy_sampled") or 0.0, t) for t, r in enumerate(records))
-    accuracy, reach = _value(now, "accuracy_sampled"), _value(now, "accuracy_sampled_high")
-    top, least = _value(records[best], "accuracy_sampled"), _value(records[best], "accuracy_sampled_low")
-    if accuracy is not None and reach is not None and top is not None and least is not None:
-        fell = reach < least and accuracy < top - config.guard_accuracy_drop
-        check("accuracy_sampled", accuracy, fell, f"down from {top:.3g} in round {best}")
-    auroc, highest = _value(now, "auroc"), _value(now, "auroc_high")
-    if auroc is not None and highest is not None:
-        wrong = f"below {config.guard_auroc:g}: the self-reward prefers wrong responses"
-        check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
     surprisal, forecast = _value(now, "mode_surprisal_held_out"), _value(now, "mode_surprisal_forecast")
     if surprisal is not None and forecast is not None:
         exact = f"more than {config.guard_kappa:g} above the exact update's {forecast:.3g}"
@@ -136,6 +126,16 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     ratio, most = _value(now, "log_ratio_max_abs"), config.guard_log_ratio * config.max_new_tokens
     check("log_ratio_max_abs", ratio, ratio is not None and ratio > most, f"above {most:g} nats")
     below("distinct_2", config.guard_distinct_2 * (_value(start, "distinct_2") or 0.0) / config.num_samples)
+    _, best = max((_value(r, "accuracy_sampled") or 0.0, t) for t, r in enumerate(records))
+    accuracy, reach = _value(now, "accuracy_sampled"), _value(now, "accuracy_sampled_high")
+    top, least = _value(records[best], "accuracy_sampled"), _value(records[best], "accuracy_sampled_low")
+    if accuracy is not None and reach is not None and top is not None and least is not None:
+        fell = reach < least and accuracy < top - config.guard_accuracy_drop
+        check("accuracy_sampled", accuracy, fell, f"down from {top:.3g} in round {best}")
+    auroc, highest = _value(now, "auroc"), _value(now, "auroc_high")
+    if auroc is not None and highest is not None:
+        wrong = f"below {config.guard_auroc:g}: the self-reward prefers wrong responses"
+        check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
     return found
 
 

@@ -131,7 +131,7 @@ class RunFolder:
         run = cls(path, manifest)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            run._hold()
+            run.hold()
             run.save_manifest()
         except OSError as error:
             run.release()
@@ -142,12 +142,16 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Take up a run where it stopped; leftovers of interrupted writes are removed."""
         run = cls(path, read_manifest(path))
-        run._hold()
+        run.hold()
         for leftover in list(path.rglob(f"{SCRATCH}-*")):
             remove(leftover)
         return run
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """
+        Raises:
+            UserError: another process does.
+        """
         lock = (self.path / LOCK).open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,22 +196,30 @@ class RunFolder:
 
     def adopt_start(self, other: Path) -> None:
         """Take over what pi_0 said in another run of the same model, prompts and seed, and how likely it found it; not
-        what was made of that."""
+        what was made of that. What is here already stays, so that an interrupted one is finished by another call."""
         source = RunFolder(other, {})
+        theirs = {
+            name: facts
+            for name, facts in source.stages(0).items()
+            if name.startswith(("sample ", "score ")) and not name.endswith(" again")
+        }
+        self._save_stages(0, theirs | self.stages(0))
         for file in sorted(source.round(0).glob("*.parquet")):
+            if self.table(0, file.stem):
+                continue
             columns = source.table(0, file.stem)
             own = {name: values for name, values in columns.items() if name not in ("reward", "log_prob_next")}
             self.save_table(0, file.stem, own)
-        for name, facts in source.stages(0).items():
-            if name.startswith(("sample ", "score ")) and not name.endswith(" again"):
-                self.save_stage(0, name, facts)
 
     def stages(self, round: int) -> dict[str, Any]:
         file = self.round(round) / "stages.json"
         return dict(json.loads(file.read_text())) if file.exists() else {}
 
     def save_stage(self, round: int, name: str, facts: Any) -> None:
-        text = _dump(self.stages(round) | {name: facts})
+        self._save_stages(round, self.stages(round) | {name: facts})
+
+    def _save_stages(self, round: int, stages: Mapping[str, Any]) -> None:
+        text = _dump(stages)
         write_atomically(self.round(round) / "stages.json", lambda p: p.write_text(text))
 
     def checkpoint(self, round: int) -> StepCheckpoint:

@@ -108,7 +108,9 @@ class SelfRewardTrainer:
         self.main = self.processes.is_main_process
         if resume:
             manifest = read_manifest(self.run.path)
-            _check_same(manifest, self.run.manifest)
+            run_config(manifest, self.run.path)  # refuses what this version cannot read
+            manifest["config"] = _settings(SelfRewardConfig()) | manifest["config"]
+            _check_same(self.run.path, manifest, self.run.manifest)
             self.run.manifest = manifest
         elif self.main:
             RunFolder.refuse_used(self.run.path)
@@ -120,8 +122,8 @@ class SelfRewardTrainer:
         """Run, or go on with, all rounds; leave `model/` behind.
 
         Raises:
-            UserError: the prompts do not suit the model (nothing is written then), or training diverged (the last good
-                round is saved).
+            UserError: the prompts do not suit the model; nothing is written then.
+            Diverged: training did; the last good round is saved.
         """
         if self.run.manifest["state"] == "finished":
             self.display.say(f"run {self.run.path} is finished already; nothing to do")
@@ -144,11 +146,12 @@ class SelfRewardTrainer:
     def _begin(self) -> None:
         path = self.run.path
         if self.main:
-            self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, self.run.manifest)
+            manifest = self.run.manifest
+            self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, manifest)
             if self.resume:  # what was said at its end, if it had one, holds no longer
-                self.run.manifest.pop("guard", None)
+                self.run.manifest = {name: value for name, value in manifest.items() if name != "guard"}
                 self.run.save_manifest(state="running")
-            if self.start is not None and not self.resume:
+            if self.start is not None and not self.run.records():
                 self.run.adopt_start(self.start)
         self.processes.wait_for_everyone()
 
@@ -187,7 +190,7 @@ class SelfRewardTrainer:
                     break
         except Diverged as error:
             self._save(policy, f"stopped: {error}")
-            raise UserError(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
+            raise Diverged(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
         self._become(policy, chosen)
         self._save(policy, "finished", chosen)
         self.display.say(f"model saved in {self.run.path / 'model'}")
@@ -542,17 +545,21 @@ def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
 
 def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
     """What the run in `folder` was begun with: its configuration, prompts and, if they were given, held-out prompts.
+    Thresholds of the guard that the run did not know yet are at their defaults.
 
     Raises:
-        UserError: another version wrote the manifest.
+        UserError: another version wrote the manifest, which had other settings of training.
     """
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        for name in _settings(SelfRewardConfig()):
+            if name not in config and not name.startswith("guard_"):
+                raise KeyError(name)
         config["output"] = str(folder)
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
         return SelfRewardConfig(**config), data["prompts"]["source"], held_out
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
             "the run"
@@ -605,24 +612,22 @@ def _settings(config: SelfRewardConfig) -> dict[str, Any]:
     }
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """A run goes on with what it began with. What the version that began it had no setting for is at its default."""
-    unset = _settings(SelfRewardConfig())
+def _check_same(run: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """A run goes on with what it began with."""
 
     def facts(manifest: dict[str, Any]) -> dict[str, Any]:
         data = {
             name: (f"{entry['number']} prompts " if "number" in entry else "") + entry["fingerprint"][:12]
             for name, entry in manifest["data"].items()
         }
-        known = unset | manifest["config"]
-        settings = {name: value for name, value in known.items() if name not in FREE_TO_CHANGE}
+        settings = {name: value for name, value in manifest["config"].items() if name not in FREE_TO_CHANGE}
         return {"model": manifest["model"]} | settings | data
 
     was, now = facts(old), facts(new)
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             raise UserError(
-                f"this run began with {key} = {was.get(key)}, now it is {now.get(key)}: resume with what it began "
+                f"the run {run} began with {key} = {was.get(key)}, now it is {now.get(key)}: go on with what it began "
                 "with, or start a new run in another --output"
             )
 
