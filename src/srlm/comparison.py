@@ -100,22 +100,8 @@ def compare(
     """
     output, main = Path(config.output), processes().is_main_process
     display = display if main and display else Display(silent=not main)
-    if seeds < 1:
-        raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
-    if not arms:
-        raise UserError("there is no arm to compare, expected at least one: name rewards")
-    if config.until != "rounds" or config.push_to_hub:
-        option = "--until saturated" if config.until != "rounds" else "--push-to-hub"
-        raise UserError(f"{option} was given, expected arms of equal compute that stay here: leave it out")
-    for name, changes in arms.items():
-        if shared := [setting for setting in changes if setting not in OWN]:
-            raise UserError(
-                f"the arm {name!r} sets {shared[0]!r}, expected some of {', '.join(OWN)}: set it for all arms, or "
-                "leave it out"
-            )
+    _check(config, arms, seeds)
     folders = {name: file_name(name) for name in arms}
-    if len(set(folders.values())) < len(arms):
-        raise UserError(f"--compare names arms that share a folder ({', '.join(folders.values())}): tell them apart")
     train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
     held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
     earlier = _earlier(output)
@@ -168,6 +154,25 @@ def compare(
                 f"{arm.name} diverged in {arm.diverged} of {seeds} runs, which count with their last good round"
             )
     return made
+
+
+def _check(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]], seeds: int) -> None:
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
+    if not arms:
+        raise UserError("there is no arm to compare, expected at least one: name rewards")
+    if config.until != "rounds" or config.push_to_hub:
+        option = "--until saturated" if config.until != "rounds" else "--push-to-hub"
+        raise UserError(f"{option} was given, expected arms of equal compute that stay here: leave it out")
+    for name, changes in arms.items():
+        if shared := [setting for setting in changes if setting not in OWN]:
+            raise UserError(
+                f"the arm {name!r} sets {shared[0]!r}, expected some of {', '.join(OWN)}: set it for all arms, or "
+                "leave it out"
+            )
+    folders = [file_name(name) for name in arms]
+    if len(set(folders)) < len(arms):
+        raise UserError(f"--compare names arms that share a folder ({', '.join(folders)}): tell them apart")
 
 
 @contextmanager
