@@ -291,6 +291,14 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(story):
     assert {p: p.stat().st_mtime_ns for p in story.run.rglob("*")} == times
 
 
+def test_a_run_that_was_killed_before_its_report_gets_one(story, tmp_path):
+    run = shutil.copytree(story.run, tmp_path / "run")
+    (run / "report.html").unlink()
+    (run / ".lock").touch()
+    go_on(run)
+    assert whole(run) == story.whole
+
+
 # Another run than it was
 
 

@@ -34,7 +34,7 @@ from srlm.loop import self_reward
 from srlm.measure import HeldOut, held_out_record, train_record
 from srlm.policies.transformer import Diverged, Optimisation, Responses, TransformerPolicy, fit, processes
 from srlm.prompts import PromptSet, load_prompts, one_kind
-from srlm.report import report_or_reason
+from srlm.report import REPORT, report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.rewards import LABELLED, asks_model, judges, reward_function
 from srlm.rewards.majority import answers_given
@@ -127,6 +127,10 @@ class SelfRewardTrainer:
         """
         if self.run.manifest["state"] == "finished":
             self.display.say(f"run {self.run.path} is finished already; nothing to do")
+            if self.main and not (self.run.path / REPORT).exists():  # killed just before its end
+                self.run = RunFolder.open(self.run.path)
+                self.display.say(report_or_reason(self.run.path))
+                self.run.release()
             return self._result()
         policy = load_policy(self.model, self.config)
         policy.check_prompts(self.prompts)

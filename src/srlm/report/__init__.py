@@ -11,7 +11,8 @@ from srlm.report.charts import charts, draw
 from srlm.report.folders import Folder, read_folder
 from srlm.report.page import MARK, page
 
-__all__ = ["report", "report_or_reason", "save_figures"]
+__all__ = ["REPORT", "report", "report_or_reason", "save_figures"]
+REPORT = "report.html"
 SCRATCH = ".partial"  # as in srlm.runs, which removes what a killed process leaves under this name
 
 
@@ -31,7 +32,7 @@ def report(
     if not paths:
         raise UserError("no folder was given: name the folder that srlm train, diagnose or verify wrote")
     read = read_all(paths, None if forecast is None else Path(forecast))
-    default = paths[0] / ("report.html" if len(paths) == 1 else "comparison.html")
+    default = paths[0] / (REPORT if len(paths) == 1 else "comparison.html")
     file = default if output is None else Path(output)
     _check(file)
     _write(file, page(read))
