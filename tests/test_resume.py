@@ -291,9 +291,11 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(story):
     assert {p: p.stat().st_mtime_ns for p in story.run.rglob("*")} == times
 
 
-def test_a_run_that_was_killed_before_its_report_gets_one(story, tmp_path):
+@pytest.mark.parametrize("reported", [False, True])
+def test_a_run_that_was_killed_just_before_its_end_is_whole_again(story, tmp_path, reported):
     run = shutil.copytree(story.run, tmp_path / "run")
-    (run / "report.html").unlink()
+    if not reported:
+        (run / "report.html").unlink()
     (run / ".lock").touch()
     go_on(run)
     assert whole(run) == story.whole

@@ -38,7 +38,7 @@ from srlm.report import REPORT, report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.rewards import LABELLED, asks_model, judges, reward_function
 from srlm.rewards.majority import answers_given
-from srlm.runs import RunFolder, read_manifest, write_atomically
+from srlm.runs import LOCK, RunFolder, read_manifest, write_atomically
 from srlm.trackers import Trackers, tracker_names
 from srlm.types import Objective, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
@@ -127,9 +127,11 @@ class SelfRewardTrainer:
         """
         if self.run.manifest["state"] == "finished":
             self.display.say(f"run {self.run.path} is finished already; nothing to do")
-            if self.main and not (self.run.path / REPORT).exists():  # killed just before its end
+            lacks_report = not (self.run.path / REPORT).exists()
+            if self.main and (lacks_report or (self.run.path / LOCK).exists()):  # it was killed just before its end
                 self.run = RunFolder.open(self.run.path)
-                self.display.say(report_or_reason(self.run.path))
+                if lacks_report:
+                    self.display.say(report_or_reason(self.run.path))
                 self.run.release()
             return self._result()
         policy = load_policy(self.model, self.config)
