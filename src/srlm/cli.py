@@ -13,8 +13,9 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
+import docstring_parser
 import tyro
 import yaml
 
@@ -386,6 +387,14 @@ COMMANDS = {
 }
 
 
+def _flow_help(kind: type) -> None:
+    """Let help texts flow: tyro would keep the line breaks that a docstring has in the source."""
+    hints = get_type_hints(kind, include_extras=True)
+    for said in docstring_parser.parse_from_object(kind).params:
+        text = " ".join((said.description or "").split())
+        kind.__annotations__[said.arg_name] = Annotated[hints[said.arg_name], tyro.conf.arg(help=text)]
+
+
 def _parsed(kind: type[Options], arguments: list[str], default: Options) -> Options:
     """
     Raises:
@@ -393,6 +402,9 @@ def _parsed(kind: type[Options], arguments: list[str], default: Options) -> Opti
     """
     name = f"srlm {kind.__name__.lower()}"
     words = _expanded(arguments, _names(kind))
+    if {"-h", "--help"} & set(words):
+        _flow_help(SelfRewardConfig)
+        _flow_help(kind)
     complaint = io.StringIO()  # tyro frames its own in a box of many lines
     try:
         with contextlib.redirect_stderr(complaint):
