@@ -1,7 +1,9 @@
 """The command line: options, YAML, and one sentence for whatever is wrong with them."""
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -90,6 +92,16 @@ def test_help_lists_every_option(name):
     options = ["--model", "--prompts", "--max-new-tokens", "--match", "--stop", "--config"]
     options += ["--resume", "--print-config", "--beta", "--lora-rank"] if name == "train" else ["--output"]
     assert [option for option in options if option not in outcome.out] == []
+
+
+@pytest.mark.parametrize("name", ["train", "diagnose", "plan"])
+def test_help_texts_fill_their_lines(name):
+    """A line ends where the next word has no room, and not where the source's did."""
+    continued = [re.match(r"[│ ] {18,}(\S.*?) *│?$", line) for line in command(name, "--help").out.splitlines()]
+    width = max(len(line[1]) for line in continued if line)
+    pairs = [(line[1], after[1]) for line, after in itertools.pairwise(continued) if line and after]
+    assert len(pairs) > 2
+    assert [line for line, after in pairs if len(f"{line} {after.split()[0]}") <= width] == []
 
 
 def test_help_of_plan_lists_every_option():

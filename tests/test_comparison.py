@@ -205,7 +205,7 @@ def test_arms_added_later_leave_those_of_before_readable_meanwhile(tiny, prompts
     call("log_likelihood", "random")
     assert kept()["state"] == "finished"
     assert [arm["name"] for arm in kept()["arms"]] == ["log_likelihood", "random"]
-    call("random", "inverted", "log_likelihood")  # whichever comes first, round 0 was sampled once
+    call("inverted", "random", "log_likelihood")  # whichever comes first, round 0 was sampled once
     starts = [json.loads(file.read_text()) for file in (tmp_path / "c").glob("*/round-000/stages.json")]
     assert len(starts) == 3
     assert len({start["sample rollouts"]["seconds"] for start in starts}) == 1

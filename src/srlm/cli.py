@@ -430,7 +430,7 @@ def _first_paragraph(box: str) -> str:
 
 def _names(kind: type) -> set[str]:
     own = {f.name for f in dataclasses.fields(kind)}
-    return own - {"settings"} | {f.name for f in dataclasses.fields(SelfRewardConfig)} if kind is Train else own
+    return own - {"settings"} | SETTINGS if kind is Train else own
 
 
 def _describe(command: type) -> str:

@@ -106,37 +106,33 @@ def compare(
     held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
     earlier = _earlier(output)
 
-    def folder(name: str, seed: int) -> Path:
-        return output / f"{folders[name]}-seed-{seed}"
-
-    def trainer(name: str, seed: int) -> SelfRewardTrainer:
-        path = folder(name, seed)
-        # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
-        own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(path), "guard": False})
-        begun = (path / "manifest.json").exists()
-        start = next((other for other in (folder(n, seed) for n in arms) if (other / "records.jsonl").exists()), None)
-        return SelfRewardTrainer(model, own, train, held, resume=begun, display=display.anew(), start=start)
-
-    every = [(seed, name) for seed in range(config.seed, config.seed + seeds) for name in arms]
-    for seed, name in every:  # what cannot run is refused before anything is written
-        try:
-            trainer(name, seed)
-        except UserError as error:
-            raise UserError(f"the arm {name!r}: {error}") from error
+    trainers: list[tuple[int, str, SelfRewardTrainer]] = []
+    for seed in range(config.seed, config.seed + seeds):
+        start = {name: output / f"{folder}-seed-{seed}" for name, folder in folders.items()}
+        for name, path in start.items():
+            begun = (path / "manifest.json").exists()
+            try:
+                # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
+                own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(path), "guard": False})
+                trainer = SelfRewardTrainer(
+                    model, own, train, held, resume=begun, display=display, start=tuple(start.values())
+                )
+            except UserError as error:
+                raise UserError(f"the arm {name!r}: {error}") from error
+            trainers.append((seed, name, trainer))
     results: dict[str, list[list[Record]]] = {name: [] for name in arms}
     diverged: list[str] = []
     with _held(output, main):
         settings = {name: dict(own) for name, own in arms.items()}
         _keep(output, main, {"state": "running", "seeds": seeds, "settings": settings, "earlier": earlier})
-        for seed, name in every:
-            display.say(f"\n{name}, seed {seed}")
-            one = trainer(name, seed)
+        for seed, name, trainer in trainers:
+            display.anew().say(f"\n{name}, seed {seed}")
             try:
-                results[name].append(one.train().records)
+                results[name].append(trainer.train().records)
             except Diverged as error:
                 display.say(str(error))
                 diverged.append(name)
-                results[name].append(one.run.records())
+                results[name].append(trainer.run.records())
         control = next(
             (results[name] for name, own in arms.items() if own.get("reward", config.reward) == CONTROL), None
         )

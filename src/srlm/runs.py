@@ -160,6 +160,11 @@ class RunFolder:
             raise UserError(f"run {self.path} is in use by another process: wait for it or stop it") from error
         self._lock = lock
 
+    @property
+    def locked(self) -> bool:
+        """A process holds it, or was killed while it did."""
+        return (self.path / LOCK).exists()
+
     def release(self) -> None:
         if self._lock is not None:
             (self.path / LOCK).unlink(missing_ok=True)
@@ -194,10 +199,13 @@ class RunFolder:
         arrays = {key: pa.array(values, types.get(key)) for key, values in columns.items()}
         write_atomically(self.round(round) / f"{name}.parquet", lambda p: parquet.write_table(pa.table(arrays), p))
 
-    def adopt_start(self, other: Path) -> None:
-        """Take over what pi_0 said in another run of the same model, prompts and seed, and how likely it found it; not
-        what was made of that. What is here already stays, so that an interrupted one is finished by another call."""
-        source = RunFolder(other, {})
+    def adopt_start(self, others: Sequence[Path]) -> None:
+        """Before round 0 is over, take over what pi_0 said in another run of the same model, prompts and seed, and how
+        likely it found it; not what was made of that. Of `others` the first that is through with round 0, if any is.
+        What is here already stays, so that an interrupted one is finished by another call."""
+        source = next((run for run in (RunFolder(path, {}) for path in others) if run.records()), None)
+        if source is None or self.records():
+            return
         theirs = {
             name: facts
             for name, facts in source.stages(0).items()

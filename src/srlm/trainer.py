@@ -15,7 +15,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from srlm.report import REPORT, report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.rewards import LABELLED, asks_model, judges, reward_function
 from srlm.rewards.majority import answers_given
-from srlm.runs import LOCK, RunFolder, read_manifest, write_atomically
+from srlm.runs import RunFolder, read_manifest, write_atomically
 from srlm.trackers import Trackers, tracker_names
 from srlm.types import Objective, Prompts, Record, Reward, Rollouts, Step, UpdateInfo
 
@@ -68,7 +68,8 @@ class SelfRewardTrainer:
         measure accuracy, which the guard heeds, and nothing else; answers of `prompts` are dropped unread. The control
         `oracle` alone is handed both, and the manifest says so.
     resume: continue the unfinished run in `config.output`.
-    start: a run of the same model, prompts, settings and seed, whose round 0 need not be sampled and scored again.
+    start: runs of the same model, prompts and seed; the first that is through with round 0 spares this one to sample
+        and score it again.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SelfRewardTrainer:
         *,
         resume: bool = False,
         display: Display | None = None,
-        start: Path | None = None,
+        start: Sequence[Path] = (),
     ) -> None:
         self.model, self.config, self.display, self.start = model, config, display or Display(), start
         self.match, self.classes = match_rule(config.match), answer_classes(config.answers)
@@ -128,7 +129,7 @@ class SelfRewardTrainer:
         if self.run.manifest["state"] == "finished":
             self.display.say(f"run {self.run.path} is finished already; nothing to do")
             lacks_report = not (self.run.path / REPORT).exists()
-            if self.main and (lacks_report or (self.run.path / LOCK).exists()):  # it was killed just before its end
+            if self.main and (lacks_report or self.run.locked):  # it was killed just before its end
                 self.run = RunFolder.open(self.run.path)
                 if lacks_report:
                     self.display.say(report_or_reason(self.run.path))
@@ -153,12 +154,14 @@ class SelfRewardTrainer:
         path = self.run.path
         if self.main:
             manifest = self.run.manifest
-            self.run = RunFolder.open(path) if self.resume else RunFolder.create(path, manifest)
-            if self.resume:  # what was said at its end, if it had one, holds no longer
-                self.run.manifest = {name: value for name, value in manifest.items() if name != "guard"}
-                self.run.save_manifest(state="running")
-            if self.start is not None and not self.run.records():
-                self.run.adopt_start(self.start)
+            if self.resume:
+                self.run = RunFolder.open(path)
+                self.run.manifest.pop("guard", None)  # what was said at its end, if it had one, holds no longer
+                self.run.save_manifest(state="running", config=manifest["config"])
+            else:
+                started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+                self.run = RunFolder.create(path, manifest | {"started": started})
+            self.run.adopt_start(self.start)
         self.processes.wait_for_everyone()
 
     def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
@@ -452,7 +455,6 @@ class SelfRewardTrainer:
             | {name: importlib.metadata.version(name) for name in PACKAGES},
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
             "threads": torch.get_num_threads(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
 
     def _become(self, policy: TransformerPolicy, round: int) -> None:
@@ -558,9 +560,9 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
     """
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
-        for name in _settings(SelfRewardConfig()):
-            if name not in config and not name.startswith("guard_"):
-                raise KeyError(name)
+        for field in dataclasses.fields(SelfRewardConfig):
+            if field.name not in config and not field.name.startswith("guard_"):
+                raise KeyError(field.name)
         config["output"] = str(folder)
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
