@@ -1,0 +1,118 @@
+"""What small fp32 runs sampled, scored, learned and measured when `fingerprints.json` was recorded, to the last bit.
+
+A change that is to keep behaviour keeps these. Where the processor or torch is another, bits differ and only the
+records are compared, within a tolerance. One that is to change behaviour records anew, and says so in its commit:
+
+    python tests/test_fingerprints.py
+"""
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from support import command, learned, measured, records, table, train_words, write_held_out, write_prompts
+
+FILE = Path(__file__).with_name("fingerprints.json")
+TRAINED = {
+    "lora": {},
+    "all weights": {"lora_rank": 0, "learning_rate": 2e-3},
+    "shaped preferences": {
+        "reward": "majority+0.5*mean_log_likelihood",
+        "objective": "dpo",
+        "kl_initial": 0.5,
+        "length_penalty": 0.1,
+        "truncated": "penalise",
+    },
+    "explored": {"temperature": 1.3, "top_p": 0.9, "stop": "e", "raw_prompts": True, "max_held_out": 2},
+}
+
+
+def machine() -> str:
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def digest(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, default=lambda b: hashlib.sha256(b).hexdigest())
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_print(run: Path) -> dict[str, object]:
+    tables = {
+        f"{name} {t}": digest(table(run, t, name)) for t in range(3) for name in ("rollouts", "held_out", "greedy")
+    }
+    return {"records": [measured(record) for record in records(run)], "learned": digest(learned(run))} | tables
+
+
+def without(value: object, *names: str) -> object:
+    """Nested dictionaries lose the keys that tell of a place or a stop-watch."""
+    if isinstance(value, dict):
+        return {key: without(one, *names) for key, one in value.items() if key not in names}
+    return [without(one, *names) for one in value] if isinstance(value, list) else value
+
+
+def fingerprints(folder: Path) -> dict[str, object]:
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    data = {"prompts": write_prompts(folder), "held_out": write_held_out(folder)}
+    found: dict[str, object] = {}
+
+    def do(*words: object) -> None:
+        outcome = command(*words)
+        assert outcome.code == 0, outcome
+
+    for name, options in TRAINED.items():
+        run = folder / name.replace(" ", "-")
+        do(*train_words(model=folder / "model", **data, **options, output=run))
+        found[name] = run_print(run)
+    arms = "log_likelihood, majority beta=0.5 clip=0"
+    do(*train_words(model=folder / "model", **data, rounds=1, output=folder / "arms"), "--compare", arms, "--seeds", 2)
+    compared = json.loads((folder / "arms" / "comparison.json").read_text())
+    found["compare"] = without(compared, "seconds")
+    question = ["--max-new-tokens", 5, "--dtype", "fp32", "--search-budget", 64, "--match", "regex"]
+    start = ["--model", folder / "model", "--prompts", data["held_out"]]
+    for name, whom in (("diagnose", start), ("diagnose --run", ["--run", folder / "lora"])):
+        output = folder / name.replace(" ", "")
+        do("diagnose", *whom, *question, "--output", output)
+        found[name] = without(json.loads((output / "diagnose.json").read_text()), "seconds", "model", "source")
+    do("evaluate", *start, *question[:4], "--match", "regex", "--output", folder / "evaluation.json")
+    found["evaluate"] = without(json.loads((folder / "evaluation.json").read_text()), "model", "prompts")
+    return found
+
+
+def numbers(value: object, place: str = "") -> dict[str, object]:
+    """Leaves by their place; digests, which a last bit changes, left out."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if pairs is None:
+        return {place: value}
+    found: dict[str, object] = {}
+    for key, one in pairs:
+        if not (isinstance(one, str) and len(one) == 16):
+            found |= numbers(one, f"{place}/{key}")
+    return found
+
+
+@pytest.mark.parametrize("threads", [1])
+def test_fingerprints_are_met(tmp_path, threads):
+    recorded = json.loads(FILE.read_text())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = json.loads(json.dumps(fingerprints(tmp_path)))
+    finally:
+        torch.set_num_threads(before)
+    if recorded["machine"] == machine():
+        assert found == recorded["found"]
+    else:
+        assert numbers(found) == pytest.approx(numbers(recorded["found"]), rel=1e-3, abs=1e-3)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        FILE.write_text(
+            json.dumps({"machine": machine(), "found": fingerprints(Path(scratch))}, indent=1, ensure_ascii=False) + "\n"
+        )
