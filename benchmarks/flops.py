@@ -30,8 +30,8 @@ class Work:
 
     def __init__(self, policy: TransformerPolicy, data: Data) -> None:
         groups = policy.groups(data.prompts, data.responses)
-        batches = [batch for step in policy.steps(groups, range(len(groups))) for batch in step]
-        packed = [policy.pack([groups[i] for i in batch]) for batch in batches]
+        batches = [batch for step in policy.scorer.steps(groups, range(len(groups))) for batch in step]
+        packed = [policy.scorer.pack([groups[i] for i in batch]) for batch in batches]
         self.nodes = sum(len(tree) for group in groups for tree in group)
         self.padded = sum(p.input_ids.numel() for p in packed)
         self.rows = sorted(p.input_ids.numel() for p in packed)[len(packed) // 2]

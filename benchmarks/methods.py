@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from srlm import guard
-from srlm.comparison import FILE, file_name
 from srlm.config import SelfRewardConfig
+from srlm.training.comparison import FILE, file_name
 
 SEEDS = 3
 # Factors and beta bring the rewards of a group to a standard deviation of about 3 nats (docs/methods.md).

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.methods import OPTIONS, SEEDS, SIZES, prompts
-from srlm.comparison import file_name
+from srlm.training.comparison import file_name
 
 REGRESSION = "log_likelihood"
 OTHERS = ("log_likelihood objective=dpo pairs=best_worst beta=0.1", "log_likelihood beta=0.25")

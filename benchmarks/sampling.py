@@ -74,16 +74,16 @@ def theirs(model: Any, policy: TransformerPolicy, prompts: Prompts, k: int, seed
 
 def run(policy: TransformerPolicy, sizes: Sizes) -> str:
     prompts = load_prompts(policy, sizes)
-    policy.token_budget = 10**9  # all prompts in one batch, as in generate
-    merged = cast(Any, copy.deepcopy(policy.peft_model)).merge_and_unload()
+    policy.scorer.token_budget = 10**9  # all prompts in one batch, as in generate
+    merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
     seeds = {name: iter(range(10**6)) for name in ("ours", "lora", "merged")}
     say("  warming up")
     few = Prompts.uniform(prompts.items[:2])
     ours(policy, few, 2, 0)
-    theirs(policy.peft_model, policy, few, 2, 0)
+    theirs(policy.weights.peft_model, policy, few, 2, 0)
     arms: dict[str, Callable[[], Sampled]] = {
         "srlm": lambda: ours(policy, prompts, sizes.k, next(seeds["ours"])),
-        "generate": lambda: theirs(policy.peft_model, policy, prompts, sizes.k, next(seeds["lora"])),
+        "generate": lambda: theirs(policy.weights.peft_model, policy, prompts, sizes.k, next(seeds["lora"])),
         "generate, LoRA merged": lambda: theirs(merged, policy, prompts, sizes.k, next(seeds["merged"])),
     }
     got = interleave(arms, sizes.rounds)

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partialmethod
@@ -160,7 +161,9 @@ def whole(run: Path, rounds: int = SETTINGS["rounds"]) -> dict[str, Any]:
 # Processes that are killed. They come from a clean server that has imported everything once.
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["srlm.cli", "srlm.trainer", "peft", "transformers.models.llama.modeling_llama"])
+_SERVER.set_forkserver_preload(
+    ["srlm.cli", "srlm.training.trainer", "peft", "transformers.models.llama.modeling_llama"]
+)
 
 
 def alive(target: Callable[..., None], *arguments: Any) -> int:
@@ -198,6 +201,16 @@ def damage(scratch: Path) -> None:
     """Leave a half-written file, or a folder of them."""
     for file in [scratch] if scratch.is_file() else [f for f in scratch.rglob("*") if f.is_file()]:
         os.truncate(file, file.stat().st_size // 2)
+
+
+def interruptible(words: list[str], **options: Any) -> subprocess.Popen[str]:
+    """A child that takes an interrupt even where its parent, a job in the background, has to ignore them."""
+
+    def take_interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, text=True, preexec_fn=take_interrupts, **pipes, **options)
 
 
 # Data

@@ -360,8 +360,8 @@ def test_main_reads_the_words_of_its_process(monkeypatch, capsys):
 
 def test_a_fault_of_our_own_is_not_hidden(here, tiny, prompts_file, monkeypatch):
     """A traceback, not a sentence that blames the user."""
-    import srlm.trainer
+    import srlm.training.trainer
 
-    monkeypatch.setattr(srlm.trainer, "load_policy", lambda *_: 1 / 0)
+    monkeypatch.setattr(srlm.training.trainer, "load_policy", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("train", "--model", tiny, "--prompts", prompts_file)

@@ -11,11 +11,11 @@ from scipy import stats
 from support import ANSWER, SETTINGS, command, measured, records, refused, words, write_rows
 
 from srlm.cli import _arms
-from srlm.comparison import Spread, compare, file_name
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
-from srlm.runs import RunFolder
+from srlm.run.tables import Table
+from srlm.training.comparison import Spread, compare, file_name
 
 OPTIONS = SETTINGS | {"rounds": 1}
 
@@ -264,15 +264,15 @@ def test_a_start_that_was_taken_over_by_half_is_completed(tiny, prompts_file, la
     def call(folder):
         return compare(str(tiny), settings(folder), prompts_file, labelled, given, display=Display(silent=True))
 
-    save, saved = RunFolder.save_table, []
+    take, taken = Table.take, []
 
-    def killed(self, round, name, columns):
-        if self.path.name.startswith("random") and len(saved) == 1:
+    def killed(self, *lent):
+        if len(taken) == 1:
             raise KeyboardInterrupt
-        saved.extend([name] * self.path.name.startswith("random"))
-        save(self, round, name, columns)
+        taken.append(self.file)
+        take(self, *lent)
 
-    monkeypatch.setattr(RunFolder, "save_table", killed)
+    monkeypatch.setattr(Table, "take", killed)
     with pytest.raises(KeyboardInterrupt):
         call(tmp_path / "c")
     monkeypatch.undo()
@@ -286,7 +286,7 @@ def test_to_go_on_is_to_give_the_same_line(tiny, prompts_file, tmp_path, monkeyp
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("srlm.comparison.compare", interrupted)
+    monkeypatch.setattr("srlm.training.comparison.compare", interrupted)
     line = ["train", "--model", tiny, "--prompts", prompts_file, "--output", tmp_path / "c", "--compare", "random"]
     assert "give the same line again" in command(*line).err
     run = tmp_path / "run"

@@ -564,7 +564,7 @@ def test_a_full_disk(tiny, bare, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srlm.runs.os.fsync", full)
+    monkeypatch.setattr("srlm.run.files.os.fsync", full)
     said = refused(*given_words(tiny, bare, output=tmp_path / "out", search_budget=4))
     assert "No space left on device" in said and "--resume" not in said
     assert list((tmp_path / "out").iterdir()) == []

@@ -193,7 +193,7 @@ def test_full_disk(tiny, labelled, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("srlm.runs.os.fsync", full)
+    monkeypatch.setattr("srlm.run.files.os.fsync", full)
     file = tmp_path / "result.json"
     said = refused("evaluate", *words(model=tiny, prompts=labelled, output=file, **SAME))
     assert str(file) in said and "No space left on device" in said and "--resume" not in said

@@ -95,11 +95,10 @@ def numbers(value: object, place: str = "") -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("threads", [1])
-def test_fingerprints_are_met(tmp_path, threads):
+def test_fingerprints_are_met(tmp_path):
     recorded = json.loads(FILE.read_text())
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         found = json.loads(json.dumps(fingerprints(tmp_path)))
     finally:
@@ -114,5 +113,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         FILE.write_text(
-            json.dumps({"machine": machine(), "found": fingerprints(Path(scratch))}, indent=1, ensure_ascii=False) + "\n"
+            json.dumps({"machine": machine(), "found": fingerprints(Path(scratch))}, indent=1, ensure_ascii=False)
+            + "\n"
         )

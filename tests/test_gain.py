@@ -68,7 +68,7 @@ def test_a_gain_is_saved_switched_off_and_loaded(tiny: Path, tmp_path: Path, lor
 
     policy = load()
     plain = logits(policy.model)
-    policy.keep_initial()
+    policy.weights.keep_initial()
     policy.gain.put([p.detach().clone() for p in policy.gain.parameters], torch.tensor(0.7))
     sharp = logits(policy.model)
     assert policy.sharpness() == pytest.approx(math.exp(0.7), rel=1e-5)

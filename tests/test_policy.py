@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm.errors import UserError
 from srlm.policies.transformer import Responses, TransformerPolicy
-from srlm.policies.transformer.load import recompute_activations
 from srlm.policies.transformer.log_prob import response_log_prob
+from srlm.policies.transformer.recompute import recompute_activations
 from srlm.types import Prompts
 
 ENDS = list(range(2, 40))  # ids that end a response: enough of them that some end early
@@ -182,7 +182,7 @@ def test_samples_depend_on_the_generator_and_nothing_else(short: Path) -> None:
     assert same(policy.sample(PROMPTS, 6, seeded()), one)
     assert not same(policy.sample(PROMPTS, 6, seeded(1)), one)
     for budget in (1, 60, 10_000):
-        policy.token_budget = budget
+        policy.scorer.token_budget = budget
         assert same(policy.sample(PROMPTS, 6, seeded()), one)
     stream = seeded()
     assert same(policy.sample(PROMPTS, 6, stream), one)
@@ -232,7 +232,7 @@ def test_scoring_does_not_depend_on_the_token_budget(short: Path) -> None:
     assert torch.equal(policy.score(PROMPTS, responses)[1], torch.zeros_like(entropy))
     seen: list[tuple[int, int]] = []
     for budget, step in ((1, 4), (10_000, 4), (300, 1), (300, 99)):
-        policy.token_budget, policy.prompts_per_step = budget, step
+        policy.scorer.token_budget, policy.scorer.prompts_per_step = budget, step
         again, entropies = policy.score(
             PROMPTS, responses, with_entropy=True, progress=lambda done, total: seen.append((done, total))
         )
@@ -291,8 +291,8 @@ def test_a_stop_string_over_two_tokens_ends_a_response_like_eos(tiny_base: Path)
 def test_a_stop_string_is_found_whatever_its_length_in_tokens(tiny_base: Path, stop: str) -> None:
     policy = load(tiny_base, stop=("unrelated", stop))
     ids = policy.tokenizer("some text before " + stop)["input_ids"]
-    assert policy._stopped(ids)
-    assert not policy._stopped(ids[:-1])
+    assert policy.ended(ids)
+    assert not policy.ended(ids[:-1])
 
 
 def test_token_ends_follow_whole_characters(tiny_base: Path) -> None:
@@ -309,19 +309,7 @@ def test_token_ends_follow_whole_characters(tiny_base: Path) -> None:
 def test_text_is_cut_before_the_first_stop_string(tiny_base: Path) -> None:
     policy = load(tiny_base, stop=("##", "Q:"), max_new_tokens=20)
     rows = [policy.tokenizer(text)["input_ids"] for text in ("one Q: two ##", "one ## two Q:", "plain<|im_end|>")]
-    columns = {"tokens": rows, "finished": [True] * 3}
-    assert policy.texts(policy.responses(columns, 1)) == [["one ", "one ", "plain"]]
-
-
-def test_columns_and_back(short: Path) -> None:
-    policy = load(short)
-    responses = policy.sample(PROMPTS, 4, seeded())
-    columns = policy.columns(responses)
-    assert [len(column) for column in columns.values()] == [20, 20, 20]
-    assert columns["response"][5] == policy.tokenizer.decode(responses.ids(1)[1], skip_special_tokens=True)
-    again = policy.responses(json.loads(json.dumps(columns)), len(ITEMS))
-    assert same(again, responses)
-    assert torch.equal(again.length, responses.length)
+    assert [policy.text(ids) for ids in rows] == ["one ", "one ", "plain"]
 
 
 # Weights
@@ -362,10 +350,10 @@ def test_initial_is_pi_0(tiny: Path, lora_rank: int) -> None:
     first = policy.log_prob(PROMPTS, responses)
     with policy.initial():
         assert torch.equal(policy.log_prob(PROMPTS, responses), first)
-    policy.keep_initial()
+    policy.weights.keep_initial()
     for seed in range(2):
         perturb(policy, seed=seed)
-        policy.keep_initial()  # only the first call counts
+        policy.weights.keep_initial()  # only the first call counts
     now = policy.log_prob(PROMPTS, responses)
     assert (now - first).abs().max() > 0.1
     with policy.initial():
@@ -469,7 +457,7 @@ def test_a_generation_config_that_transformers_refuses_to_save_is_kept(tiny: Pat
 
 def test_saving_an_adapter_asks_no_hub(tiny: Path, tmp_path: Path, monkeypatch) -> None:
     policy = load(tiny)
-    policy.name = "smollm2"  # an alias: no folder of that name
+    policy.weights.name = "smollm2"  # an alias: no folder of that name
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *a, **k: pytest.fail("network"))
     policy.save_weights(tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2"
@@ -498,7 +486,7 @@ def test_recomputed_activations_give_the_same_gradients(tiny: Path, lora_rank: i
         responses = policy.sample(Prompts.uniform(["a"]), 2, seeded())
         policy.log_prob(Prompts.uniform(["a"]), responses)  # nothing to recompute without gradients
         entered[0] = 0
-        packed = policy.pack(policy.groups(Prompts.uniform(["a"]), responses))
+        packed = policy.scorer.pack(policy.groups(Prompts.uniform(["a"]), responses))
         response_log_prob(policy.model, packed)[0].sum().backward()
         assert entered[0] == (2 if recompute else 1)
         gradients.append({name: p.grad for name, p in policy.trainable().items()})

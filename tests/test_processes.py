@@ -16,10 +16,10 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 DRIVER = """
 import os, sys, time
 from srlm.cli import main
-from srlm.runs import RunFolder
+from srlm.run.tables import Table
 
 if os.environ["RANK"] == "1":
-    read, replace = RunFolder.table, os.replace
+    read, replace = Table.files, os.replace
 
     def slow(*arguments):
         time.sleep(0.05)
@@ -29,7 +29,7 @@ if os.environ["RANK"] == "1":
         print(f"process 1 wrote {target}", file=sys.stderr, flush=True)
         replace(source, target)
 
-    RunFolder.table, os.replace = slow, told
+    Table.files, os.replace = slow, told
 main(sys.argv[1:])
 main([*sys.argv[1:], "--output", sys.argv[-1] + "-compared", "--compare", "log_likelihood,random"])
 print("\\ndone", flush=True)

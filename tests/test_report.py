@@ -22,7 +22,7 @@ import pytest
 import yaml
 from plotly.graph_objects import Figure
 from pyarrow import parquet
-from support import command, refused, words
+from support import command, interruptible, refused, words
 
 from srlm.report import read_all, report_or_reason, save_figures
 from srlm.report.card import card_or_reason, model_card
@@ -772,7 +772,7 @@ def test_watcher_outlives_a_browser_that_leaves(run):
 def test_watch_command_prints_where_and_stops_quietly(run):
     code = "from srlm.cli import main; import sys; main(sys.argv[1:])"
     words = [sys.executable, "-c", code, "report", str(run), "--watch"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with interruptible(words) as process:
         line = process.stdout.readline()
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", line)[1])
         assert asked(port)[0] == 200
@@ -780,5 +780,5 @@ def test_watch_command_prints_where_and_stops_quietly(run):
         try:
             out, err = process.communicate(timeout=20)
         finally:
-            process.kill()  # where the caller ignores interrupts, so does its child: fail then, do not hang
+            process.kill()
     assert process.returncode == 0 and "stopped watching" in out and not err

@@ -35,7 +35,7 @@ from support import (
 from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.errors import UserError
-from srlm.runs import SCRATCH
+from srlm.run.files import SCRATCH
 
 
 class Story:

@@ -53,7 +53,7 @@ def drawn(policy: TransformerPolicy, k: int = K) -> Rollouts:
 
 def moved(policy: TransformerPolicy) -> TransformerPolicy:
     """Away from pi_0, as an update would."""
-    policy.keep_initial()
+    policy.weights.keep_initial()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.trainable().values():

@@ -13,7 +13,7 @@ from support import records, table, tree, words
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm import load_prompts
-from srlm.policies.transformer import load
+from srlm.policies.transformer.load import gguf, hub
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -60,8 +60,8 @@ def test_smollm2_improves_itself(tmp_path, monkeypatch):
         assert (saved / "model.safetensors").stat().st_size > 250e6
     before = tree(cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("converted again"))
-        assert load.resolve_model("smollm2") == str(folder)
+        patch.setattr(gguf.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("converted again"))
+        assert hub.resolve_model("smollm2") == str(folder)
     assert tree(cache) == before
 
     # What lies there answers a user of transformers.

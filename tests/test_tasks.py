@@ -11,9 +11,10 @@ from support import ANSWER, command, records, refused, train_words, words, write
 
 from srlm import UserError, evaluate, load_prompts, tasks
 from srlm.answers import auto, contains, match_rule
+from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.evaluation import check_answers
-from srlm.trainer import SelfRewardConfig, prompt_sets
+from srlm.training.parts import prompt_sets
 
 needs_package = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="pip install 'srlm[tasks]'")
 SUMS = "reasoning-gym:chain_sum?size=12&max_terms=2&max_digits=1"

@@ -63,7 +63,7 @@ def test_tensorboard_holds_every_number_and_the_samples(tmp_path, tiny):
 @needs_tensorboard
 def test_resumed_run_reports_each_round_once(tmp_path, tiny, monkeypatch):
     """Killed after the record of round 0; trackers may be chosen anew."""
-    from srlm.trainer import SelfRewardTrainer
+    from srlm.training.trainer import SelfRewardTrainer
 
     measure = SelfRewardTrainer._measure
 

@@ -188,7 +188,7 @@ def test_the_first_log_ratio_of_a_round_is_exactly_zero(
     tiny: Path, dtype: str, lora_rank: int, recompute: bool
 ) -> None:
     policy = load(tiny, lora_rank=lora_rank, dtype=dtype, gradient_checkpointing=recompute)
-    policy.prompts_per_step, policy.token_budget = 3, 150
+    policy.scorer.prompts_per_step, policy.scorer.token_budget = 3, 150
     rollouts = rollouts_of(policy)
     spy = Spy()
     info = run(policy, rollouts, rate=0.0, epochs=1, objective=spy)
@@ -281,7 +281,7 @@ def test_the_gradient_of_a_step_whatever_the_token_budget(tiny: Path, seen, lora
     second = expected_gradient(policy, rollouts, [4, 5], 2 * share)
     for budget in (1, 100, 10_000):
         seen.clear()
-        policy.token_budget = budget
+        policy.scorer.token_budget = budget
         run(policy, rollouts, epochs=1, max_grad_norm=math.inf, warmup=0.0)
         assert [share for _, share in seen] == [1.0, 0.5]
         assert relative(seen[0][0], first) <= 1e-4

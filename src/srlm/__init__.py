@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from srlm.evaluation import evaluate
     from srlm.planning import plan
     from srlm.prompts import load_prompts
-    from srlm.trainer import SelfRewardTrainer
+    from srlm.training.trainer import SelfRewardTrainer
 
 _HOMES = {
     "Diagnosis": "srlm.diagnosis",
     "SelfRewardConfig": "srlm.config",
-    "SelfRewardTrainer": "srlm.trainer",
+    "SelfRewardTrainer": "srlm.training.trainer",
     "UserError": "srlm.errors",
     "diagnose": "srlm.diagnosis",
     "evaluate": "srlm.evaluation",

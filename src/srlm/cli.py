@@ -226,7 +226,7 @@ def _train(arguments: list[str]) -> None:
     from srlm.console import Display
 
     if chosen.compare:
-        from srlm.comparison import compare
+        from srlm.training.comparison import compare
 
         arms = _arms(chosen.compare, chosen.settings)
         display = Display(chosen.quiet)
@@ -234,7 +234,7 @@ def _train(arguments: list[str]) -> None:
             chosen.model, chosen.settings, chosen.prompts, chosen.held_out, arms, seeds=chosen.seeds, display=display
         )
         return
-    from srlm.trainer import SelfRewardTrainer
+    from srlm.training.trainer import SelfRewardTrainer
 
     trainer = SelfRewardTrainer(
         chosen.model,
@@ -490,8 +490,7 @@ def _flat(chosen: Train) -> dict[str, Any]:
 
 def _resumed(folder: Path) -> Train:
     """The options a run began with, so that `--resume DIR` alone is enough."""
-    from srlm.runs import read_manifest
-    from srlm.trainer import run_config
+    from srlm.run.manifest import read_manifest, run_config
 
     manifest = read_manifest(folder)
     config, prompts, held_out = run_config(manifest, folder)

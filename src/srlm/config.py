@@ -145,6 +145,16 @@ class SelfRewardConfig:
     seed: int = 0
     """Of subsets, adapter, sampling and order."""
 
+    @property
+    def total_beta(self) -> float:
+        """Of the KL terms to the last round's policy and to the untouched one together, as the objective sees them."""
+        return self.beta + self.kl_initial
+
+    @property
+    def weights_folder(self) -> str:
+        """Where a round keeps its policy."""
+        return "adapter" if self.lora_rank else "weights"
+
     def __post_init__(self) -> None:
         if self.num_samples < 2:
             raise UserError(

@@ -19,7 +19,7 @@ from srlm.loop import round_generator
 from srlm.measure import accuracy_record, calibration_record
 from srlm.policies.transformer import Responses, TransformerPolicy
 from srlm.prompts import PromptSet, load_prompts
-from srlm.runs import check_new_file, write_atomically
+from srlm.run.files import check_new_file, write_atomically
 from srlm.types import Record
 
 

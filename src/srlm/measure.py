@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import resource
 import statistics
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -188,3 +190,11 @@ def calibration_record(reward: Tensor, right: Tensor) -> Record:
         "auroc_low": low,
         "auroc_high": high,
     }
+
+
+def peak_memory_gb() -> float:
+    """Of the accelerator if there is one, else of this process; 10^9 bytes."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9

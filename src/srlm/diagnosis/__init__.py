@@ -18,7 +18,7 @@ from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
 from srlm.evaluation import check_answers
 from srlm.prompts import PromptSet
-from srlm.runs import RunFolder
+from srlm.run.folder import RunFolder
 
 __all__ = ["Diagnosis", "diagnose"]
 

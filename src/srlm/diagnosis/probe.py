@@ -21,9 +21,11 @@ from srlm.evaluation import held_out_generator
 from srlm.policies.transformer import TransformerPolicy
 from srlm.prompts import PromptSet, load_prompts
 from srlm.rewards import REWARDS
-from srlm.runs import read_manifest
+from srlm.run.columns import rows
+from srlm.run.folder import RunFolder
+from srlm.run.manifest import read_manifest, run_config
 from srlm.search import Found
-from srlm.trainer import load_policy, prompt_sets, run_config
+from srlm.training.parts import load_policy, prompt_sets
 from srlm.types import Prompts, Rollouts
 
 # Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
@@ -96,6 +98,8 @@ def subject(
 
     def load() -> TransformerPolicy:
         policy = load_policy(manifest["model"], config)
+        if prompts is None and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
+            policy.encode.keep(labelled.prompts.items, rows(ids["tokens"]))
         if chosen:
             policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)
         return policy
@@ -112,10 +116,15 @@ def _prompts_of_run(
     else:
         train, held = prompt_sets(source, None, config)
         labelled = held or train
-    then = manifest["data"].get("held_out") or manifest["data"]["prompts"]
+    then = manifest["data"]["held_out" if _table_of(manifest) == "held_out" else "prompts"]
     if labelled.fingerprint != then["fingerprint"]:
         raise UserError(f"{labelled.source} has changed since {run} was begun: restore it, or choose with --prompts")
     return labelled
+
+
+def _table_of(manifest: dict[str, Any]) -> str:
+    """Of the prompts that the run measured itself on."""
+    return "held_out" if "held_out" in manifest["data"] else "rollouts"
 
 
 def probe(

@@ -17,7 +17,8 @@ from srlm import __version__
 from srlm.errors import UserError
 from srlm.estimators.calibration import Bin
 from srlm.forecast import Estimate, ForecastRow
-from srlm.runs import RunFolder, check_new_file, write_atomically
+from srlm.run.files import check_new_file, write_atomically
+from srlm.run.folder import RunFolder
 
 Interval = tuple[float, float]
 Proportion = tuple[float, float, float]  # estimate, low, high

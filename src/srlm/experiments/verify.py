@@ -16,7 +16,7 @@ from srlm.errors import UserError
 from srlm.experiments import EXPERIMENTS
 from srlm.experiments.outcome import Row, Verdict
 from srlm.figures import write_svg
-from srlm.runs import write_atomically
+from srlm.run.files import write_atomically
 
 KEPT = (".csv", ".svg", ".json")
 

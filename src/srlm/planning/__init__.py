@@ -82,7 +82,7 @@ def keep(made: Plan, *, output: Path | None = None, plot: Path | None = None) ->
     """
     if output is None and plot is None:
         return
-    from srlm.runs import check_new_file, write_atomically  # imports torch
+    from srlm.run.files import check_new_file, write_atomically  # imports torch
 
     if plot is not None and plot.suffix != ".svg":
         raise UserError(f"--plot is {plot}, expected a name that ends in .svg: correct it")

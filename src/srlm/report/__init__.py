@@ -10,10 +10,10 @@ from srlm.errors import UserError
 from srlm.report.charts import charts, draw
 from srlm.report.folders import Folder, read_folder
 from srlm.report.page import MARK, page
+from srlm.run.files import SCRATCH
 
 __all__ = ["REPORT", "report", "report_or_reason", "save_figures"]
 REPORT = "report.html"
-SCRATCH = ".partial"  # as in srlm.runs, which removes what a killed process leaves under this name
 
 
 def report(

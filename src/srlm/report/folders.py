@@ -19,6 +19,7 @@ from pyarrow import binary, parquet, types
 
 from srlm.errors import UserError
 from srlm.report.text import number
+from srlm.run.tables import Table
 
 Record = dict[str, Any]
 HELD_OUT, TRAINING, DIAGNOSED = "held out", "training", "diagnosed"
@@ -101,7 +102,8 @@ def read_folder(path: Path, name: str | None = None, *, patient: bool = False, f
 
 def watched(path: Path) -> list[tuple[str, int, int]]:
     """What a report of `path` is made of, so that a change shows."""
-    names = ("manifest.json", "records.jsonl", "diagnose.json", "round-*/stages.json", "round-*/*.parquet", "*.parquet")
+    names = ["manifest.json", "records.jsonl", "diagnose.json", "round-*/stages.json", "*.parquet"]
+    names += ["round-*/*.parquet", "round-*/*/*.parquet"]
     found = []
     for file in sorted(file for name in names for file in path.glob(name)):
         try:
@@ -124,7 +126,7 @@ def _run(path: Path, name: str, forecast: Path | None) -> Folder:
         sample
         for table, part in (("held_out", HELD_OUT), ("rollouts", TRAINING))
         for t, file in rounds.items()
-        for sample in _samples(file / f"{table}.parquet", part, t)
+        for sample in _samples(Table(file / f"{table}.parquet"), part, t)
     ]
     notes = []
     if samples and not any(sample.tokens for sample in samples):
@@ -153,20 +155,25 @@ def read_records(file: Path) -> list[Record]:
     return [every[t] for t in sorted(every)]
 
 
-def _samples(file: Path, part: str, round: int) -> list[Sample]:
+def _samples(table: Table, part: str, round: int) -> list[Sample]:
     try:
-        return _read_samples(file, part, round, file.stat().st_mtime_ns)
+        return _read_samples(tuple((file, file.stat().st_mtime_ns) for file in table.files()), part, round)
     except OSError:
         return []
 
 
 @functools.lru_cache(maxsize=512)
-def _read_samples(file: Path, part: str, round: int, changed: int) -> list[Sample]:
-    """Read once while a run is watched; `changed` keeps the cache honest."""
-    columns = _columns(file)
+def _read_samples(files: tuple[tuple[Path, int], ...], part: str, round: int) -> list[Sample]:
+    """Read once while a run is watched; the times of the files keep the cache honest."""
+    columns: dict[str, list[Any]] = {}
+    for file, _ in files:
+        columns = _columns(file) | columns
     if not {"prompt_index", "response"} <= columns.keys():
         return []
     count = len(columns["response"])
+    columns = {name: values for name, values in columns.items() if len(values) == count}
+    if "prompt_index" not in columns:
+        return []
     nothing: list[Any] = [None] * count
     rewards = {key: values for key, values in columns.items() if key.startswith("reward_")}
     rights = columns.get("right", nothing)
@@ -256,7 +263,7 @@ def _diagnosis(path: Path, name: str) -> Folder:
     texts = {row.get("prompt_index"): words(row.get("prompt")) for row in prompts}
     samples = [
         Sample(**vars(s) | {"prompt": texts.get(s.prompt_index, ""), "reward": next(iter(s.rewards.values()), None)})
-        for s in _samples(path / "samples.parquet", DIAGNOSED, 0)
+        for s in _samples(Table(path / "samples.parquet"), DIAGNOSED, 0)
     ]
     return Folder(path, name, "diagnosis", diagnosis=_json(path / "diagnose.json"), prompts=prompts, samples=samples)
 

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer.log_prob import Head
+from srlm.policies.transformer.packing import micro_batches
+from srlm.policies.transformer.processes import Progress, gather
+from srlm.policies.transformer.responses import Responses
 
 BLOCK = 512  # words per partial sum of the two-level inverse CDF
+
+Draws: TypeAlias = Callable[[Sequence[int]], Tensor]
+"""numbers of prompts -> uniforms [P, K, T] in [0, 1)"""
 
 
 @dataclass(frozen=True)
@@ -143,3 +150,49 @@ def decode(
         logits = head.logits(output.last_hidden_state[:, -1])
     shape = (len(prompts), num_samples)
     return tokens.view(*shape, -1), length.view(shape), finished.view(shape)
+
+
+def prompt_streams(number: int, num_samples: int, longest: int, generator: torch.Generator) -> Draws:
+    """A random stream for each of `number` prompts, so that neither batches nor processes change what is drawn."""
+    seeds = torch.randint(2**62, (number,), generator=generator)
+
+    def draws(indices: Sequence[int]) -> Tensor:
+        streams = [torch.Generator().manual_seed(int(seeds[i])) for i in indices]
+        return torch.stack([torch.rand(num_samples, longest, generator=g, dtype=torch.float64) for g in streams])
+
+    return draws
+
+
+def respond(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    num_samples: int,
+    draws: Draws | None,
+    how: Decoding,
+    *,
+    token_budget: int,
+    together: PartialState,
+    progress: Progress,
+) -> Responses:
+    """K responses to each prompt, in batches of at most `token_budget` padded tokens, which processes share; greedy
+    ones without `draws`."""
+    shape = (len(prompts), num_samples)
+    tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
+    length, finished = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    (batches,) = micro_batches(
+        [num_samples * (len(ids) + how.max_new_tokens) for ids in prompts],
+        range(len(prompts)),
+        prompts_per_step=len(prompts),
+        token_budget=token_budget,
+        rank=together.process_index,
+        world=together.num_processes,
+    )
+    done, total = 0, sum(map(len, batches))
+    for batch in batches:
+        uniform = None if draws is None else draws(batch)
+        made = decode(model, [prompts[i] for i in batch], uniform, num_samples, how)
+        for part, whole in zip(made, (tokens, length, finished), strict=True):
+            whole[torch.tensor(batch)] = part.to(whole.dtype)
+        done += len(batch)
+        progress(done, total)
+    return Responses(gather(together, tokens), gather(together, length), gather(together, finished).bool())

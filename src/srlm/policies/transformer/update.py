@@ -14,7 +14,8 @@ from torch import Tensor
 from srlm.errors import UserError
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.log_prob import response_log_prob
-from srlm.policies.transformer.policy import Progress, TransformerPolicy, silent
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.processes import Progress, gather, silent
 from srlm.types import Objective, Rollouts, UpdateInfo
 
 
@@ -128,17 +129,18 @@ def fit(
     Raises:
         Diverged: non-finite loss, gradient or result; `policy` is pi_t again.
     """
-    policy.keep_initial()
+    policy.weights.keep_initial()
+    scorer = policy.scorer
     count, k = reward.shape
     groups = policy.groups(rollouts.prompts, rollouts.responses)
     orders = [list(range(count))]
     for epoch in range(1, optimisation.epochs):
         orders.append(np.random.default_rng([seed, rollouts.round, epoch]).permutation(count).tolist())
-    steps = [step for order in orders for step in policy.steps(groups, order)]
+    steps = [step for order in orders for step in scorer.steps(groups, order)]
     sizes = [
-        len(order[i : i + policy.prompts_per_step])
+        len(order[i : i + scorer.prompts_per_step])
         for order in orders
-        for i in range(0, count, policy.prompts_per_step)
+        for i in range(0, count, scorer.prompts_per_step)
     ]
     parameters = list(policy.trainable().values())
     optimiser = MasterAdamW(parameters, policy.gain, optimisation)
@@ -162,14 +164,14 @@ def fit(
         size = sizes[number]
         loss = torch.zeros(())
         for batch in steps[number]:
-            log_prob, _ = response_log_prob(policy.model, policy.pack([groups[i] for i in batch]))
+            log_prob, _ = response_log_prob(policy.model, scorer.pack([groups[i] for i in batch]))
             log_ratio = log_prob.view(-1, k) - rollouts.log_prob[batch].to(device)
             each = objective(log_ratio, reward[batch].to(device), rollouts.weight[batch].to(device))
             part = (each * share[batch].to(each)).sum() / size
             torch.autograd.backward(part)
             loss = loss + part.detach().cpu()
         gradients = optimiser.gradients()
-        whole = policy.gather(torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
+        whole = gather(policy.processes, torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
         losses[number] = whole[0].item()
         norm = whole[1:].norm()
         if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):

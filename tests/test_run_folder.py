@@ -7,13 +7,26 @@ import os
 import pytest
 import safetensors.torch
 import torch
-from pyarrow import parquet
 from support import tree
 
 from srlm import UserError
-from srlm.runs import SCRATCH, RunFolder, read_manifest, write_atomically
+from srlm.run.files import SCRATCH, write_atomically
+from srlm.run.folder import RunFolder
+from srlm.run.manifest import read_manifest
 
 MANIFEST = {"state": "running", "config": {}}
+
+
+def begun(folder):
+    run = RunFolder(folder, dict(MANIFEST))
+    run.begin()
+    return run
+
+
+def taken_up(folder):
+    run = RunFolder(folder, read_manifest(folder))
+    run.take_up()
+    return run
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -105,7 +118,7 @@ def test_a_full_disk_is_one_error_whoever_meets_it(tmp_path, error):
 def test_create_takes_a_new_or_empty_folder(tmp_path):
     for folder in (tmp_path / "new" / "deep", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
-        run = RunFolder.create(folder, dict(MANIFEST))
+        run = begun(folder)
         run.release()
         assert read_manifest(folder) == MANIFEST
         assert list(tree(folder)) == ["manifest.json"]
@@ -114,20 +127,20 @@ def test_create_takes_a_new_or_empty_folder(tmp_path):
 def test_create_takes_what_a_kill_before_the_manifest_left(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / f"{SCRATCH}-manifest.json").write_text('{"sta')
-    RunFolder.create(tmp_path, dict(MANIFEST)).release()
+    begun(tmp_path).release()
     assert list(tree(tmp_path)) == ["manifest.json"]
 
 
 def test_create_refuses_what_is_used(tmp_path):
     run, notes, file = tmp_path / "run", tmp_path / "notes", tmp_path / "file"
-    RunFolder.create(run, dict(MANIFEST)).release()
+    begun(run).release()
     notes.mkdir()
     (notes / ".hidden").write_text("mine")
     file.write_text("mine")
     before = tree(tmp_path)
     for folder, said in ((run, "never overwritten"), (notes, "not an empty folder"), (file, "Not a directory")):
         with pytest.raises(UserError, match=said):
-            RunFolder.create(folder, dict(MANIFEST))
+            begun(folder)
     assert tree(tmp_path) == before
 
 
@@ -135,7 +148,7 @@ def test_create_refuses_what_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file" / "run", "/proc/run", tmp_path / ("n" * 300)):
         with pytest.raises(UserError, match="choose another --output"):
-            RunFolder.create(type(tmp_path)(folder), dict(MANIFEST))
+            begun(type(tmp_path)(folder))
 
 
 def test_create_on_a_full_disk_leaves_an_empty_folder(tmp_path, monkeypatch):
@@ -144,32 +157,32 @@ def test_create_on_a_full_disk_leaves_an_empty_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
-        RunFolder.create(tmp_path / "run", dict(MANIFEST))
+        begun(tmp_path / "run")
     assert tree(tmp_path) == {"run": "folder"}
 
 
 def test_a_run_is_held_by_one_at_a_time(tmp_path):
-    run = RunFolder.create(tmp_path, dict(MANIFEST))
+    run = begun(tmp_path)
     with pytest.raises(UserError, match="in use by another process"):
-        RunFolder.open(tmp_path)
+        RunFolder(tmp_path, {}).take_up()
     run.release()
-    RunFolder.open(tmp_path).release()
+    taken_up(tmp_path).release()
     assert list(tree(tmp_path)) == ["manifest.json"]
 
 
 def test_open_removes_leftovers_wherever_they_are(tmp_path):
-    RunFolder.create(tmp_path, dict(MANIFEST)).release()
+    begun(tmp_path).release()
     before = tree(tmp_path)
     for folder in (tmp_path, tmp_path / "round-000"):
         (folder / f"{SCRATCH}-model" / "deep" / "er").mkdir(parents=True)
         (folder / f"{SCRATCH}-model" / "deep" / f"{SCRATCH}-x").mkdir()
         (folder / f"{SCRATCH}-records.jsonl").write_text("{")
-    RunFolder.open(tmp_path).release()
+    taken_up(tmp_path).release()
     assert tree(tmp_path) == before | {"round-000": "folder"}
 
 
 def test_records_are_strict_json(tmp_path):
-    run = RunFolder.create(tmp_path, dict(MANIFEST))
+    run = begun(tmp_path)
     run.append_record({"round": 0, "loss": None, "κ": 1e-300})
     with pytest.raises(ValueError):
         run.append_record({"round": 1, "loss": float("nan")})
@@ -178,25 +191,8 @@ def test_records_are_strict_json(tmp_path):
     run.release()
 
 
-def test_tables_come_back_as_they_were(tmp_path):
-    run = RunFolder.create(tmp_path, dict(MANIFEST))
-    assert run.table(0, "rollouts") == {}
-    columns = {
-        "prompt_index": [0, 1],
-        "prompt": ["a", "b\u2028"],
-        "tokens": [[1, 2], []],
-        "finished": [True, False],
-        "log_prob": torch.tensor([-0.1, -1e-30]).tolist(),
-    }
-    run.save_table(0, "rollouts", columns)
-    assert run.table(0, "rollouts") == columns
-    types = dict(zip(columns, parquet.read_schema(tmp_path / "round-000" / "rollouts.parquet").types, strict=True))
-    assert (str(types["tokens"]), str(types["finished"])) == ("list<element: int32>", "bool")
-    run.release()
-
-
 def test_checkpoint_comes_and_goes(tmp_path):
-    run = RunFolder.create(tmp_path, dict(MANIFEST))
+    run = begun(tmp_path)
     checkpoint = run.checkpoint(3)
     assert checkpoint.load() is None
     state = {"a": torch.randn(3, 2).T, "done": torch.tensor(7)}
@@ -219,7 +215,7 @@ def test_a_folder_without_a_manifest_is_no_run(tmp_path, content):
 
 
 def test_manifest_is_readable_json_with_its_words(tmp_path):
-    run = RunFolder.create(tmp_path, dict(MANIFEST))
+    run = begun(tmp_path)
     run.save_manifest(state="stopped: κ")
     run.release()
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "stopped: κ"

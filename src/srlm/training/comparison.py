@@ -22,8 +22,9 @@ from srlm.console import Display
 from srlm.errors import UserError
 from srlm.policies.transformer import Diverged, processes
 from srlm.prompts import PromptSet, load_prompts
-from srlm.runs import RunFolder, write_atomically
-from srlm.trainer import SelfRewardTrainer
+from srlm.run.files import write_atomically
+from srlm.run.folder import RunFolder
+from srlm.training.trainer import SelfRewardTrainer
 from srlm.types import Record
 
 FILE = "comparison.json"

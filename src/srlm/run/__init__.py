@@ -1,0 +1,1 @@
+"""What lies on disk of a run, and what of it is there already."""

@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from srlm.errors import UserError
+
+SCRATCH = ".partial"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, written in Rust, pass on an errno
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` a file or folder under another name, sync it, and only then give it its own.
+
+    Raises:
+        OSError: with its errno and `path`, whatever library met a full disk.
+    """
+    scratch = path.with_name(f"{SCRATCH}-{path.name}")
+    try:
+        remove(scratch)
+        write(scratch)
+        files = [f for f in scratch.rglob("*") if f.is_file()] if scratch.is_dir() else [scratch]
+        for file in files:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        if path.is_dir():
+            remove(path)
+        os.replace(scratch, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except Exception as error:
+        remove(scratch)
+        rust = _OS_ERROR.search(str(error))
+        number = int(rust[1]) if rust else getattr(error, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def check_new_file(path: Path, option: str = "--output") -> None:
+    """Before the work, not after it.
+
+    Raises:
+        UserError: `path` exists or cannot be written.
+    """
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except FileExistsError as error:
+        raise UserError(f"output {path} exists and is never overwritten: choose another {option}") from error
+    except OSError as error:
+        raise UserError(f"output {path} cannot be written ({error.strerror}): choose another {option}") from error
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def dump(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,180 @@
+"""The run folder. Every file appears whole or not at all, so that a killed run goes on from its first unfinished stage.
+
+manifest.json                resolved config, sources and fingerprints, versions, state
+records.jsonl                one line a round, t = 0..T
+prompts/                     every prompt as the model reads it: its token ids, made once a run
+round-00t/                   what pi_t did
+    adapter/ or weights/     pi_t itself (t >= 1)
+    rollouts.parquet         training responses, with all that was found out about them
+    held_out.parquet, greedy.parquet
+    rollouts/, ...           the same tables while the round goes on: a file for every stage that added columns
+    stages.json              seconds and tokens of each finished stage; losses of the update
+    update.safetensors       the last step checkpoint of an update that is under way
+model/, adapter/             the result
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import safetensors.torch
+from pyarrow import parquet
+from torch import Tensor
+
+from srlm.errors import UserError
+from srlm.run.files import SCRATCH, dump, remove, write_atomically
+from srlm.run.tables import Table, write_columns
+from srlm.types import Record
+
+LOCK = ".lock"
+
+
+class RunFolder:
+    """One run on disk, held by one run at a time."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock: IO[str] | None = None
+
+    @staticmethod
+    def refuse_used(path: Path) -> None:
+        """
+        Raises:
+            UserError: something is there already. What a run leaves that was killed before its manifest is nothing.
+        """
+        try:
+            names = [p.name for p in path.iterdir()]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(
+                f"output {path} is not a folder that can be used ({error.strerror}): choose another --output"
+            ) from error
+        if "manifest.json" in names:
+            advice = "continue it with --resume, or choose another --output"
+            raise UserError(f"output {path} holds a run already, which is never overwritten: {advice}")
+        if any(not name.startswith((SCRATCH, LOCK)) for name in names):
+            raise UserError(f"output {path} is not an empty folder: choose another --output")
+
+    def begin(self, **changes: Any) -> None:
+        """Start a run in a new or empty folder, and hold it.
+
+        Raises:
+            UserError: something is there already, or the folder cannot be written.
+        """
+        self.refuse_used(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.hold()
+            self.save_manifest(**changes)
+        except OSError as error:
+            self.release()
+            raise UserError(
+                f"output {self.path} cannot be written ({error.strerror}): choose another --output"
+            ) from error
+
+    def take_up(self) -> None:
+        """Hold a run where it stopped; leftovers of interrupted writes are removed."""
+        self.hold()
+        for leftover in list(self.path.rglob(f"{SCRATCH}-*")):
+            remove(leftover)
+
+    def hold(self) -> None:
+        """
+        Raises:
+            UserError: another process does.
+        """
+        lock = (self.path / LOCK).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise UserError(f"run {self.path} is in use by another process: wait for it or stop it") from error
+        self._lock = lock
+
+    @property
+    def locked(self) -> bool:
+        """A process holds it, or was killed while it did."""
+        return (self.path / LOCK).exists()
+
+    def release(self) -> None:
+        if self._lock is not None:
+            (self.path / LOCK).unlink(missing_ok=True)
+            self._lock.close()
+
+    def save_manifest(self, **changes: Any) -> None:
+        self.manifest |= changes
+        write_atomically(self.path / "manifest.json", lambda p: p.write_text(dump(self.manifest), encoding="utf-8"))
+
+    def records(self) -> list[Record]:
+        file = self.path / "records.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def append_record(self, record: Record) -> None:
+        lines = [json.dumps(r, allow_nan=False) for r in [*self.records(), record]]
+        text = "\n".join(lines) + "\n"
+        write_atomically(self.path / "records.jsonl", lambda p: p.write_text(text))
+
+    def round(self, number: int) -> Path:
+        folder = self.path / f"round-{number:03d}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def table(self, round: int, name: str) -> Table:
+        return Table(self.round(round) / f"{name}.parquet")
+
+    def tables(self, round: int) -> list[Table]:
+        """Those that have columns already."""
+        folder = self.round(round)
+        names = {file.stem for file in folder.glob("*.parquet")} | {
+            file.parent.name for file in folder.glob("*/*.parquet")
+        }
+        return [self.table(round, name) for name in sorted(names)]
+
+    @property
+    def prompts(self) -> Path:
+        return self.path / "prompts"
+
+    def prompt_ids(self, table: str) -> pa.Table | None:
+        """The prompts of a table and their token ids, once they are kept."""
+        file = self.prompts / f"{table}.parquet"
+        return parquet.read_table(file, partitioning=None) if file.exists() else None
+
+    def save_prompt_ids(self, table: str, columns: pa.Table) -> None:
+        self.prompts.mkdir(exist_ok=True)
+        write_atomically(self.prompts / f"{table}.parquet", partial(write_columns, columns))
+
+    def stages(self, round: int) -> dict[str, Any]:
+        file = self.round(round) / "stages.json"
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+
+    def save_stages(self, round: int, stages: Mapping[str, Any]) -> None:
+        text = dump(stages)
+        write_atomically(self.round(round) / "stages.json", lambda p: p.write_text(text))
+
+    def checkpoint(self, round: int) -> StepCheckpoint:
+        return StepCheckpoint(self.round(round) / "update.safetensors")
+
+
+class StepCheckpoint:
+    """The state of an unfinished update, replaced as it goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self) -> dict[str, Tensor] | None:
+        return safetensors.torch.load_file(self.path) if self.path.exists() else None
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        write_atomically(self.path, lambda p: safetensors.torch.save_file(tensors, p))
+
+    def remove(self) -> None:
+        remove(self.path)

@@ -1,0 +1,146 @@
+"""What a run is: written when it begins, held against what is asked of it when it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srlm import __version__
+from srlm.config import SelfRewardConfig
+from srlm.errors import UserError
+from srlm.prompts import PromptSet
+
+FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+def new_manifest(
+    model: str,
+    config: SelfRewardConfig,
+    train: PromptSet,
+    held_out: PromptSet | None,
+    *,
+    held_out_given: bool,
+    labels_used: bool,
+) -> dict[str, Any]:
+    """held_out_given: rather than set aside from the prompts. labels_used: the reward sees answers."""
+    data = {"prompts": {"source": train.source, "number": len(train.prompts), "fingerprint": train.fingerprint}}
+    if held_out is not None:
+        data["held_out"] = {
+            "source": held_out.source,
+            "number": len(held_out.prompts),
+            "fingerprint": held_out.fingerprint,
+        }
+        # What accuracies of one run are compared by; training knows nothing of it.
+        data["held_out_answers"] = {"fingerprint": _fingerprint(held_out)}
+    if labels_used:
+        data["prompts_answers"] = {"fingerprint": _fingerprint(train)}
+    return {
+        "srlm": __version__,
+        "state": "running",
+        "model": model,
+        "config": settings(config),
+        "data": data,
+        "labels_used": labels_used,
+        "held_out_given": held_out_given,
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
+    """
+    Raises:
+        UserError: `path` holds none.
+    """
+    try:
+        return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a run folder (no readable manifest.json): give {option} the folder of a run"
+        ) from error
+
+
+def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
+    """What the run in `folder` was begun with: its configuration, prompts and, if they were given, held-out prompts.
+    Thresholds of the guard that the run did not know yet are at their defaults.
+
+    Raises:
+        UserError: another version wrote the manifest, which had other settings of training.
+    """
+    try:
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        for field in dataclasses.fields(SelfRewardConfig):
+            if field.name not in config and not field.name.startswith("guard_"):
+                raise KeyError(field.name)
+        config["output"] = str(folder)
+        data = manifest["data"]
+        held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
+        return SelfRewardConfig(**config), data["prompts"]["source"], held_out
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
+            "the run"
+        ) from error
+
+
+def taken_up(run: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """The manifest in `run`, which goes on as the run that `now` is the manifest of.
+
+    Raises:
+        UserError: it began with something else, or cannot be read by this version.
+    """
+    was = read_manifest(run)
+    run_config(was, run)
+    was["config"] = settings(SelfRewardConfig()) | was["config"]
+    then, asked = _facts(was), _facts(now)
+    for key in sorted(then.keys() | asked.keys()):
+        if then.get(key) != asked.get(key):
+            raise UserError(
+                f"the run {run} began with {key} = {then.get(key)}, now it is {asked.get(key)}: go on with what it "
+                "began with, or start a new run in another --output"
+            )
+    return was
+
+
+def settings(config: SelfRewardConfig) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same."""
+    data = {
+        name: (f"{entry['number']} prompts " if "number" in entry else "") + entry["fingerprint"][:12]
+        for name, entry in manifest["data"].items()
+    }
+    own = {name: value for name, value in manifest["config"].items() if name not in FREE_TO_CHANGE}
+    return {"model": manifest["model"]} | own | data
+
+
+def _fingerprint(labelled: PromptSet) -> str:
+    return hashlib.sha256(repr(labelled.answers).encode()).hexdigest()
+
+
+def _git_commit() -> str | None:
+    """Of the project that the user runs this in."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,91 @@
+"""What a run leaves: model, adapter, card and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from srlm import guard
+from srlm.config import SelfRewardConfig
+from srlm.console import Display
+from srlm.policies.transformer import TransformerPolicy
+from srlm.report import report_or_reason
+from srlm.report.card import card_or_reason
+from srlm.run.files import write_atomically
+from srlm.run.folder import RunFolder
+from srlm.run.ledger import Ledger
+from srlm.types import Record
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """model: folder of the trained model, the policy of `round`. records: one per round, t = 0..T, or up to the round
+    after which the guard stopped."""
+
+    output: Path
+    model: Path
+    records: list[Record]
+    round: int
+
+    @classmethod
+    def of(cls, run: RunFolder) -> TrainResult:
+        records = run.records()
+        chosen = run.manifest.get("guard", {}).get("chosen", len(records) - 1)
+        return cls(run.path, run.path / "model", records, chosen)
+
+
+def become(policy: TransformerPolicy, run: RunFolder, config: SelfRewardConfig, round: int) -> None:
+    """Put the weights of an earlier round, or the untouched ones, into the policy of the last."""
+    if round == 0:
+        policy.reset()
+    elif round < len(run.records()) - 1:
+        policy.load_weights(run.round(round) / config.weights_folder)
+
+
+def leave(
+    policy: TransformerPolicy,
+    ledger: Ledger,
+    config: SelfRewardConfig,
+    display: Display,
+    state: str,
+    chosen: int | None = None,
+) -> None:
+    """chosen: the round that the policy is of, if the run is over; by default that of the last record."""
+    run = ledger.run
+    records = run.records()
+    chosen = len(records) - 1 if chosen is None else chosen
+    said = {"events": guard.history(records, config) if config.guard else [], "chosen": chosen}
+
+    def save_model(folder: Path) -> None:
+        policy.save_model(folder)
+        # The card speaks of this model, not of what came after.
+        if reason := card_or_reason(folder, run.manifest | {"state": state}, records[: chosen + 1]):
+            display.say(reason)
+
+    def commit() -> None:
+        write_atomically(run.path / "model", save_model)
+        if config.lora_rank:
+            write_atomically(run.path / "adapter", policy.save_weights)
+        run.save_manifest(state=state, guard=said)
+
+    for t in range(len(records)):
+        ledger.close(t)
+    ledger.write(commit)
+    if policy.processes.is_main_process:
+        display.say(report_or_reason(run.path))
+        if config.push_to_hub and state == "finished":
+            display.say(pushed_or_reason(run.path / "model", config.push_to_hub))
+
+
+def pushed_or_reason(model: Path, repository: str) -> str:
+    """Upload a model; what to say of it. Never fails the run."""
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=model)
+        return f"model pushed to {repository}"
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"the model was not pushed to {repository} ({reason}); it is kept in {model}"

@@ -1,0 +1,110 @@
+"""Settings -> the functions and objects that the loop is handed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from srlm import objectives, tasks
+from srlm.answers import Match
+from srlm.config import SelfRewardConfig
+from srlm.errors import UserError
+from srlm.evaluation import check_answers
+from srlm.policies.transformer import TransformerPolicy
+from srlm.prompts import PromptSet, load_prompts
+from srlm.rewards import LABELLED, reward_function
+from srlm.types import Objective, Reward
+
+MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
+
+
+def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
+    return TransformerPolicy.load(
+        model,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        gain=config.gain_learning_rate > 0,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_new_tokens=config.max_new_tokens,
+        stop=config.stop,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        raw_prompts=config.raw_prompts,
+        prompts_per_step=config.prompts_per_step,
+        token_budget=config.token_budget,
+    )
+
+
+def prompt_sets(
+    prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
+) -> tuple[PromptSet, PromptSet | None]:
+    """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
+    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    if held_out is not None:
+        given = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
+        if tasks.is_task(train.source) and tasks.is_task(given.source):
+            train = train.without(given)  # what is drawn at random may be drawn twice
+        held: PromptSet | None = given
+        if config.reward != LABELLED:
+            train = dataclasses.replace(train, answers=None)
+    else:
+        number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
+        train, held = train.split(number, config.seed) if number else (train, None)
+    return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
+
+
+def reward_of(
+    config: SelfRewardConfig,
+    prompts: PromptSet,
+    *,
+    classes: Callable[[Any], Hashable | None],
+    match: Match,
+    note: Callable[[str, float], None],
+) -> Reward:
+    """The reward of responses to `prompts`, whose answers the control `oracle` alone may see."""
+    right = _right_responses(prompts, match) if config.reward == LABELLED else None
+    return reward_function(config.reward, classes=classes, right=right, note=note)
+
+
+def objective_function(config: SelfRewardConfig, tau: object = None) -> Objective:
+    """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one."""
+    if config.objective == "regression":
+        base = partial(objectives.regression, beta=config.total_beta, anchor=config.anchor, clip=config.clip)
+    elif config.objective in ("dpo", "ipo"):
+        smoothing = config.label_smoothing
+        if isinstance(smoothing, str):
+            smoothing = objectives.consistency(tau if isinstance(tau, float) else None)
+        chosen = objectives.dpo if config.objective == "dpo" else objectives.ipo
+        base = partial(
+            chosen, beta=config.total_beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing
+        )
+    else:
+        base = partial({"best_of_k": objectives.best_of_k, "grpo": objectives.grpo}[config.objective])
+    if not config.nll:
+        return base
+
+    def with_nll(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
+        held_up = objectives.nll(log_ratio, reward, weight, margin=config.margin)
+        return base(log_ratio, reward, weight) + config.nll * held_up
+
+    return with_nll
+
+
+def _right_responses(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:
+    """(number of the prompt, response text) -> is it right?"""
+    answers = labelled.answers
+    if answers is None:
+        raise UserError(
+            f"{labelled.source} has no answers, which the reward {LABELLED} needs: add an `answer` column or choose "
+            "another reward"
+        )
+    check_answers(labelled, match)
+    return lambda number, text: match(text, answers[number])

@@ -1,0 +1,215 @@
+"""The stages of a round on a transformer: what each computes, under which names; the ledger keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.compute
+import torch
+from torch import Tensor
+
+from srlm import objectives
+from srlm.config import SelfRewardConfig
+from srlm.policies.transformer import Optimisation, Responses, TransformerPolicy, fit
+from srlm.policies.transformer.processes import Progress
+from srlm.prompts import one_kind
+from srlm.rewards import asks_model
+from srlm.run.columns import column, grid, numbered, padded, ragged
+from srlm.run.folder import StepCheckpoint
+from srlm.run.ledger import Columns, Ledger
+from srlm.training.parts import objective_function
+from srlm.types import Prompts, Reward, Rollouts, UpdateInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """rewards: by table, since the control `oracle` looks at the answers of its prompts."""
+
+    config: SelfRewardConfig
+    ledger: Ledger
+    rewards: Mapping[str, Reward]
+
+    # What the loop is handed
+
+    def rollouts(self, policy: TransformerPolicy, prompts: Prompts, round: int, generator: torch.Generator) -> Rollouts:
+        return self.scored(policy, prompts, round, "rollouts", self.config.num_samples, generator)
+
+    def reward(self, policy: TransformerPolicy, rollouts: Rollouts) -> Tensor:
+        return self.rewarded(policy, rollouts, "rollouts")
+
+    def update(
+        self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
+    ) -> tuple[TransformerPolicy, UpdateInfo]:
+        config, round, finished = self.config, rollouts.round, rollouts.responses.finished
+        weight = objectives.truncated(reward, rollouts.weight, finished, config.truncated)[1]
+        rollouts = dataclasses.replace(rollouts, weight=weight)
+
+        def work(checkpoint: StepCheckpoint, progress: Progress) -> tuple[Columns, Tensor]:
+            _, info = fit(
+                policy,
+                rollouts,
+                reward,
+                objective=objective_function(config, self.ledger.run.records()[round].get("kendall_tau")),
+                optimisation=Optimisation(
+                    config.learning_rate,
+                    config.epochs,
+                    config.gain_learning_rate,
+                    checkpoint_steps=config.checkpoint_steps,
+                ),
+                seed=config.seed,
+                checkpoint=checkpoint,
+                main=policy.processes.is_main_process,
+                progress=progress,
+            )
+            return {"log_prob_next": column(rollouts.log_prob + info.log_ratio)}, info.loss
+
+        columns, losses = self.ledger.update(
+            round,
+            work,
+            folder=config.weights_folder,
+            save=policy.save_weights,
+            load=policy.load_weights,
+            tokens=_count(rollouts) * config.epochs,
+        )
+        following = grid(columns["log_prob_next"], len(rollouts.prompts)).float()
+        loss = torch.tensor(losses, dtype=torch.float64)
+        return policy, UpdateInfo(rollouts, reward, following - rollouts.log_prob, loss)
+
+    # What they are made of, on any table of responses
+
+    def responses(
+        self,
+        policy: TransformerPolicy,
+        prompts: Prompts,
+        round: int,
+        table: str,
+        draw: Callable[..., Responses],
+    ) -> Responses:
+        def work(progress: Progress) -> Columns:
+            responses = draw(progress=progress)
+            items = pa.array(one_kind(prompts.items))
+            index = numbered(*responses.length.shape)
+            return {
+                **index,
+                "prompt": items.take(index["prompt_index"]),
+                "response": pa.array([text for row in policy.texts(responses) for text in row]),
+                "tokens": ragged(responses.tokens, responses.length),
+                "finished": column(responses.finished),
+            }
+
+        columns = self.ledger.columns(
+            round, table, ("tokens", "finished"), work, stage=f"sample {table}", tokens=_count_tokens
+        )
+        tokens, length = padded(columns["tokens"], len(prompts), policy.decoding.max_new_tokens)
+        return Responses(tokens, length, grid(columns["finished"], len(prompts)))
+
+    def scored(
+        self,
+        policy: TransformerPolicy,
+        prompts: Prompts,
+        round: int,
+        table: str,
+        num_samples: int,
+        generator: torch.Generator,
+        *,
+        by_token: bool = False,
+    ) -> Rollouts:
+        """Sample and score. by_token: keep what a reader needs to see how sure the policy was of each piece of a
+        text."""
+        draw = partial(policy.sample, prompts, num_samples, generator)
+        responses = self.responses(policy, prompts, round, table, draw)
+
+        def work(progress: Progress) -> Columns:
+            each = torch.zeros(responses.tokens.shape) if by_token else None
+            log_prob, entropy = policy.score(
+                prompts, responses, with_entropy=True, token_log_prob=each, progress=progress
+            )
+            columns = {"log_prob": column(log_prob), "entropy": column(entropy)}
+            if each is not None:
+                ends = [policy.token_ends(ids) for p in range(len(prompts)) for ids in responses.ids(p)]
+                columns["token_log_prob"] = ragged(each, responses.length)
+                columns["token_end"] = pa.array(ends, pa.list_(pa.int32()))
+            return columns
+
+        count = int(responses.length.sum())
+        columns = self.ledger.columns(round, table, ("log_prob", "entropy"), work, stage=f"score {table}", tokens=count)
+        log_prob, entropy = (grid(values, len(prompts)).float() for values in columns.columns)
+        return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / num_samples), entropy)
+
+    def rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """[P, K] the reward as the objective is to see it."""
+
+        def bare(progress: Progress) -> Tensor:
+            return self.rewards[table](policy, rollouts).float()
+
+        def work(progress: Progress) -> Columns:
+            if asks_model(self.config.reward):
+                reward = self.ledger.stage(rollouts.round, f"reward {table}", bare, _count(rollouts))
+            else:
+                reward = bare(progress)
+            return {"reward": column(self._shaped(reward, policy, rollouts, table))}
+
+        return self._column(rollouts, table, "reward", work)
+
+    def under_initial(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """[P, K] log pi_0 of a table's responses."""
+
+        def work(progress: Progress) -> Columns:
+            if rollouts.round == 0:
+                return {"log_prob_initial": column(rollouts.log_prob)}
+            with policy.initial():
+                return {"log_prob_initial": self._again(policy, rollouts, progress)}
+
+        stage = f"score {table} under pi_0" if rollouts.round else None
+        return self._column(rollouts, table, "log_prob_initial", work, stage)
+
+    def followed(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """[P, K] the log-probs that the policy of the round after gives a table's responses, at that round's cost."""
+
+        def work(_: Progress) -> Columns:
+            again = partial(self._again, policy, rollouts)
+            stage = f"score {table} again"
+            return {"log_prob_next": self.ledger.stage(rollouts.round + 1, stage, again, _count(rollouts))}
+
+        return self._column(rollouts, table, "log_prob_next", work)
+
+    def _shaped(self, reward: Tensor, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
+        """What the objective is to see of the bare reward."""
+        config, responses = self.config, rollouts.responses
+        if config.length_penalty:
+            reward = objectives.length_penalty(reward, responses.length, config.length_penalty, config.length_window)
+        if config.kl_initial:
+            initial = self.under_initial(policy, rollouts, table)
+            reward = objectives.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
+        return objectives.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
+
+    def _again(self, policy: TransformerPolicy, rollouts: Rollouts, progress: Progress) -> pa.Array:
+        return column(policy.score(rollouts.prompts, rollouts.responses, progress=progress)[0])
+
+    def _column(
+        self,
+        rollouts: Rollouts,
+        table: str,
+        name: str,
+        work: Callable[[Progress], Columns],
+        stage: str | None = None,
+    ) -> Tensor:
+        columns = self.ledger.columns(rollouts.round, table, (name,), work, stage=stage, tokens=_count(rollouts))
+        return grid(columns[name], len(rollouts.prompts)).float()
+
+
+def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:
+    """Prompts beside the token ids that the policy reads."""
+    ids = pa.array(policy.ids(prompts), pa.list_(pa.int32()))
+    return {"prompt": pa.array(one_kind(prompts.items)), "tokens": ids}
+
+
+def _count(rollouts: Rollouts) -> int:
+    return int(rollouts.responses.length.sum())
+
+
+def _count_tokens(columns: Columns) -> int:
+    return int(pyarrow.compute.sum(columns["tokens"].value_lengths()).as_py())

@@ -1,0 +1,223 @@
+"""Assembles a run: prompts, policy, stages, probe and guard around the one loop. Resuming is running again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from srlm import guard
+from srlm.answers import answer_classes, match_rule
+from srlm.config import SelfRewardConfig
+from srlm.console import Display
+from srlm.evaluation import check_answers
+from srlm.loop import self_reward
+from srlm.measure import peak_memory_gb, train_record
+from srlm.policies.transformer import Diverged, TransformerPolicy, processes
+from srlm.prompts import PromptSet
+from srlm.report import REPORT, report_or_reason
+from srlm.rewards import LABELLED
+from srlm.run.columns import rows
+from srlm.run.folder import RunFolder
+from srlm.run.ledger import Ledger
+from srlm.run.manifest import new_manifest, taken_up
+from srlm.trackers import Trackers, tracker_names
+from srlm.training.ending import TrainResult, become, leave
+from srlm.training.parts import load_policy, prompt_sets, reward_of
+from srlm.training.probe import Probe
+from srlm.training.stages import Stages, prompt_columns
+from srlm.types import Prompts, Record, Step
+
+
+class SelfRewardTrainer:
+    """T rounds of self-rewarding training (Eqs. 1-4) on a causal LM.
+
+        SelfRewardTrainer(model="smollm2", config=SelfRewardConfig(output="run"), prompts="prompts.jsonl").train()
+
+    model: Hub id, folder, .gguf file or alias.
+    prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
+        measure accuracy, which the guard heeds, and nothing else; answers of `prompts` are dropped unread. The control
+        `oracle` alone is handed both, and the manifest says so.
+    resume: continue the unfinished run in `config.output`.
+    start: runs of the same model, prompts and seed; the first that is through with round 0 spares this one to sample
+        and score it again.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: SelfRewardConfig,
+        prompts: str | Path | PromptSet,
+        held_out: str | Path | PromptSet | None = None,
+        *,
+        resume: bool = False,
+        display: Display | None = None,
+        start: Sequence[Path] = (),
+    ) -> None:
+        self.model, self.config, self.resume, self.start = model, config, resume, start
+        match, classes = match_rule(config.match), answer_classes(config.answers)
+        train, held = prompt_sets(prompts, held_out, config)
+        self.prompts, self.held_out = train.without_answers(), held
+        self.processes = processes()
+        self.main = self.processes.is_main_process
+        self.display = display if self.main and display else Display(silent=not self.main)
+        self.report_to = tracker_names(config.report_to)
+        manifest = new_manifest(
+            model, config, train, held, held_out_given=held_out is not None, labels_used=config.reward == LABELLED
+        )
+        self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
+        self.ledger = Ledger(self.run, self.processes, self.display)
+        sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
+        rewards = {
+            table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note)
+            for table, one in sets.items()
+        }
+        self.stages = Stages(config, self.ledger, rewards)
+        self.probe = None if held is None else Probe(self.stages, held, match, classes)
+        if held is not None:
+            check_answers(held, match)
+        if resume:
+            self.run.manifest = taken_up(self.run.path, manifest)
+        elif self.main:
+            RunFolder.refuse_used(self.run.path)
+
+    def train(self) -> TrainResult:
+        """Run, or go on with, all rounds; leave `model/` behind.
+
+        Raises:
+            UserError: the prompts do not suit the model; nothing is written then.
+            Diverged: training did; the last good round is saved.
+        """
+        if self.run.manifest["state"] == "finished":
+            return self._finished()
+        policy = load_policy(self.model, self.config)
+        self._read_prompts(policy)
+        with self._held():
+            self._keep_prompts(policy)
+            names, folder = self.report_to if self.main else [], self.run.path
+            trackers = Trackers(names, folder / "trackers", folder.resolve().name, self.display.say)
+            try:
+                return self._train(policy, trackers)
+            finally:
+                trackers.finish()
+
+    def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
+        config = self.config
+        self.display.say(self._headline(policy))
+        recorded = self.run.records()
+        chosen = config.rounds
+        steps = self_reward(
+            policy,
+            self.prompts,
+            sampler=self.stages.rollouts,
+            reward=self.stages.reward,
+            update=self.stages.update,
+            rounds=config.rounds,
+            seed=config.seed,
+        )
+        try:
+            for step in steps:
+                record = self._measure(step)
+                if step.round < len(recorded):
+                    record = recorded[step.round]
+                else:
+                    self.ledger.write(partial(self.run.append_record, record))
+                    self._track(trackers, record, step.round)
+                if step.round:  # the round before is over, now that it has been looked at again
+                    self.ledger.close(step.round - 1)
+                decision = guard.decide(self.run.records()[: step.round + 1], config)
+                self.display.row(record | {"stage": decision.stage})
+                if decision.stage == "collapsing":
+                    self.display.say(f"round {step.round} · guard: {decision.reason}")
+                if decision.action != "continue":
+                    chosen = decision.round
+                    self.display.say(f"{decision.action}: the model is that of round {chosen}")
+                    break
+        except Diverged as error:
+            leave(policy, self.ledger, config, self.display, f"stopped: {error}")
+            raise Diverged(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
+        become(policy, self.run, config, chosen)
+        leave(policy, self.ledger, config, self.display, "finished", chosen)
+        self.display.say(f"model saved in {self.run.path / 'model'}")
+        return TrainResult.of(self.run)
+
+    def _measure(self, step: Step) -> Record:
+        policy, responses = step.policy, step.rollouts.responses
+        tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
+        record = train_record(
+            step, responses.length, responses.finished, tokens, self.config.total_beta, self.config.clip
+        )
+        record["gain"] = policy.sharpness()
+        if self.probe is not None:
+            record |= self.probe(policy, step.round)
+        record |= self.ledger.costs(step.round)
+        record["peak_memory_gb"] = peak_memory_gb()
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+    def _track(self, trackers: Trackers, record: Record, round: int) -> None:
+        if self.report_to:
+            table = self.run.table(round, "rollouts" if self.held_out is None else "held_out")
+            trackers.log(record, table.head().to_pydict())
+
+    # Beginning and end
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """The run folder, begun or taken up, for this run alone."""
+        try:
+            if self.main:
+                if self.resume:
+                    self.run.take_up()
+                    self.run.manifest.pop("guard", None)  # what was said at its end, if it had one, holds no longer
+                    self.run.save_manifest(state="running")
+                else:
+                    self.run.begin(started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+                self.ledger.borrow(self.start)
+            self.processes.wait_for_everyone()
+            yield
+        finally:
+            self.run.release()
+
+    def _tables(self) -> dict[str, Prompts]:
+        return {"rollouts": self.prompts} | ({} if self.held_out is None else {"held_out": self.held_out.prompts})
+
+    def _read_prompts(self, policy: TransformerPolicy) -> None:
+        """Token ids of all prompts, those that the run has kept where it has; refused here if they do not fit."""
+        for table, prompts in self._tables().items():
+            if (kept := self.run.prompt_ids(table)) is not None:
+                policy.encode.keep(prompts.items, rows(kept["tokens"]))
+            policy.check_prompts(prompts)
+
+    def _keep_prompts(self, policy: TransformerPolicy) -> None:
+        for table, prompts in self._tables().items():
+            kept = self.ledger.prompt_ids(table, partial(prompt_columns, policy, prompts))
+            policy.encode.keep(prompts.items, rows(kept["tokens"]))
+
+    def _finished(self) -> TrainResult:
+        self.display.say(f"run {self.run.path} is finished already; nothing to do")
+        lacks_report = not (self.run.path / REPORT).exists()
+        if self.main and (lacks_report or self.run.locked):  # it was killed just before its end
+            self.run.take_up()
+            if lacks_report:
+                self.display.say(report_or_reason(self.run.path))
+            self.run.release()
+        return TrainResult.of(self.run)
+
+    def _headline(self, policy: TransformerPolicy) -> str:
+        model, config = policy.model, self.config
+        trained = sum(p.numel() for p in policy.trainable().values())
+        whole = sum(p.numel() for p in model.parameters())
+        held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
+        exploring = (
+            ""
+            if config.temperature == 1 and config.top_p == 1
+            else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g} (scores at 1)"
+        )
+        return (
+            f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
+            f"{model.device} · {len(self.prompts)} prompts × {config.num_samples}, {held}{exploring}\n"
+            "reference, reward model and sampler of round t: π_t itself"
+        )

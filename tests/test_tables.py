@@ -1,0 +1,139 @@
+"""Tables of a round: columns come one stage at a time, each costs itself, and one file is left of them."""
+
+import os
+import shutil
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+from support import tree
+
+from srlm.run.columns import column, grid, numbered, padded, ragged, rows
+from srlm.run.tables import ROW_GROUP, Table
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6))
+
+
+@given(shapes, st.randoms(use_true_random=False))
+def test_responses_there_and_back(shape, dice):
+    p, k, t = shape
+    length = torch.tensor([[dice.randint(0, t) for _ in range(k)] for _ in range(p)])
+    tokens = torch.tensor([[[dice.randint(1, 9) for _ in range(t)] for _ in range(k)] for _ in range(p)])
+    tokens = tokens.to(torch.int32) * (torch.arange(t) < length[..., None])
+    kept = pa.table({"tokens": ragged(tokens, length), "length": column(length)})
+    lists = [tokens[i, j, : length[i, j]].tolist() for i in range(p) for j in range(k)]
+    assert kept["tokens"].to_pylist() == lists == [row.tolist() for row in rows(kept["tokens"])]
+    for whole in (kept, pa.concat_tables([kept.slice(0, 1), kept.slice(1)])):  # however it is cut into pieces
+        again, lengths = padded(whole["tokens"], p, t)
+        assert torch.equal(again, tokens) and torch.equal(lengths, length) and again.dtype == torch.int32
+        assert torch.equal(grid(whole["length"], p), length)
+
+
+def test_rows_are_numbered_prompt_by_prompt():
+    index = numbered(2, 3)
+    assert index["prompt_index"].to_pylist() == [0, 0, 0, 1, 1, 1]
+    assert index["sample_index"].to_pylist() == [0, 1, 2, 0, 1, 2]
+
+
+def columns(name, number=2500):
+    return {name: pa.array(range(number), pa.int32())}
+
+
+@pytest.fixture
+def grown(tmp_path):
+    table = Table(tmp_path / "rollouts.parquet")
+    assert table.names() == []
+    for name in ("z", "a", "m"):
+        table.add(name, columns(name))
+    return table
+
+
+def test_columns_keep_the_order_in_which_they_came(grown):
+    assert grown.names() == ["z", "a", "m"]
+    grown.add("a", columns("a"))  # once more, as a resumed run does
+    assert grown.names() == ["z", "a", "m"] and len(grown.files()) == 3
+    assert grown.read().column_names == ["z", "a", "m"]
+    assert grown.read(["m", "z"]).to_pydict() == {"m": list(range(2500)), "z": list(range(2500))}
+    with pytest.raises(KeyError):
+        grown.read(["nothing"])
+
+
+def test_adding_a_column_reads_and_writes_that_column_alone(grown, monkeypatch):
+    before = tree(grown.parts)
+    monkeypatch.setattr(parquet, "read_table", lambda *_, **__: pytest.fail("a table is read"))
+    grown.add("late", columns("late"))
+    assert {name: value for name, value in tree(grown.parts).items() if name in before} == before
+
+
+def test_a_closed_table_is_one_file_in_row_groups(grown):
+    grown.close()
+    assert grown.files() == [grown.file] and not grown.parts.exists()
+    file = parquet.ParquetFile(grown.file)
+    assert file.schema_arrow.names == ["z", "a", "m"]
+    groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert groups == [ROW_GROUP, ROW_GROUP, 2500 - 2 * ROW_GROUP]
+    assert grown.head().num_rows == ROW_GROUP
+    before = tree(grown.file.parent)
+    grown.close()
+    assert tree(grown.file.parent) == before
+
+
+def test_a_late_column_joins_a_closed_table(grown):
+    grown.close()
+    grown.add("late", columns("late"))
+    assert grown.names() == ["z", "a", "m", "late"]
+    assert set(grown.head().column_names) == {"z", "a", "m", "late"}
+    grown.close()
+    assert parquet.read_table(grown.file).to_pydict() == {n: list(range(2500)) for n in ("z", "a", "m", "late")}
+
+
+def test_a_table_of_an_earlier_version_is_one_row_group(tmp_path):
+    parquet.write_table(pa.table(columns("old")), tmp_path / "rollouts.parquet")
+    table = Table(tmp_path / "rollouts.parquet")
+    table.add("new", columns("new"))
+    table.close()
+    assert parquet.read_table(table.file).to_pydict() == {n: list(range(2500)) for n in ("old", "new")}
+
+
+@pytest.mark.parametrize("moment", ["before the file has its name", "before the parts are gone", "some parts are gone"])
+def test_closing_can_be_killed(grown, tmp_path, monkeypatch, moment):
+    wanted = grown.read().to_pydict()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    if moment == "before the file has its name":
+        monkeypatch.setattr(os, "replace", killed)
+    elif moment == "before the parts are gone":
+        monkeypatch.setattr(shutil, "rmtree", killed)
+    else:
+        monkeypatch.setattr(shutil, "rmtree", lambda folder: (next(folder.glob("*")).unlink(), killed()))
+    with pytest.raises(KeyboardInterrupt):
+        grown.close()
+    monkeypatch.undo()
+    assert grown.read().to_pydict() == wanted
+    grown.close()
+    assert grown.files() == [grown.file] and parquet.read_table(grown.file).to_pydict() == wanted
+
+
+def test_a_start_is_lent_without_what_was_made_of_it(grown, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = Table(tmp_path / "other" / "rollouts.parquet")
+    other.take("start", grown, ("a",))
+    assert other.read().to_pydict() == {n: list(range(2500)) for n in ("z", "m")}
+    grown.close()
+    other.take("start", grown, ("z", "m"))
+    assert other.read().to_pydict() == {"a": list(range(2500))}
+
+
+def test_a_folder_with_an_equals_sign_adds_no_column(tmp_path):
+    folder = tmp_path / "lr=3"
+    folder.mkdir()
+    table = Table(folder / "rollouts.parquet")
+    table.add("a", columns("a"))
+    assert table.read().column_names == ["a"]
+    table.close()
+    assert table.read().column_names == ["a"]
