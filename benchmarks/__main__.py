@@ -12,7 +12,7 @@ from accelerate import PartialState
 from benchmarks import flops, memory, sampling
 from benchmarks.timing import machine, say
 from benchmarks.workload import Sizes, load_policy
-from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.policy import TransformerPolicy
 
 HERE = Path(__file__).parent
 PARTS = ("a", "b", "c", "d")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from srlm.regression import regression
 
 from benchmarks.timing import now
 from benchmarks.workload import Data
-from srlm import objectives
-from srlm.policies.transformer import Optimisation, TransformerPolicy, fit
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.update import Optimisation, fit
 from srlm.types import Rollouts
 
 RATE = 2e-4
@@ -55,7 +56,7 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
             policy,
             Rollouts(0, data.prompts, data.responses, log_prob, torch.full_like(log_prob, 1 / k)),
             log_prob,
-            objective=objectives.regression,
+            objective=regression,
             optimisation=Optimisation(RATE, epochs=1, warmup=0.0),
             seed=0,
             progress=note,

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.epoch import ours
 from benchmarks.timing import interleave, now, paragraph, ratios, say, spread, table
 from benchmarks.workload import Data, Sizes, load_prompts, sampled
-from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.log_prob import CHUNK_ELEMENTS, response_log_prob
+from srlm.policies.transformer.policy import TransformerPolicy
 
 MOST_WEIGHTS = 2**27  # elements multiplied per measurement: as good as a whole pass, without a second model in memory
 SQUARE = 2048

@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from srlm import guard
 from srlm.config import SelfRewardConfig
+from srlm.guard.signals import alarms
 from srlm.training.comparison import FILE, file_name
 
 SEEDS = 3
@@ -131,7 +131,7 @@ def counts(cases: list[Case]) -> str:
 
 
 def first_alarm(records: list[dict[str, Any]]) -> int | None:
-    return next((t for t in range(1, len(records)) if guard.alarms(records[: t + 1], AS_RUN)), None)
+    return next((t for t in range(1, len(records)) if alarms(records[: t + 1], AS_RUN)), None)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from srlm.experiments.worlds import linear_world
 from srlm.loop import self_reward
 from srlm.policies.draws import sampled
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy, least_squares
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts
 
 ROUNDS, SAMPLES = 4, 4

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.timing import interleave, now, paragraph, ratios, say, spread, table
 from benchmarks.workload import Sizes, load_prompts
-from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.types import Prompts
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.timing import interleave, machine, now, ratios, spread, table
 from srlm.diagnosis.probe import starting_points
-from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.prefix_trees import CachedTrees
-from srlm.prompts import load_prompts
+from srlm.prompts.sources import load_prompts
 from srlm.search import Found, PrefixTrees, Tokens
 from srlm.types import Prompts
 

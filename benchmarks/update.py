@@ -24,8 +24,8 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.epoch import RATE, Parts, ours
 from benchmarks.timing import interleave, now, paragraph, ratios, say, spread, table
 from benchmarks.workload import Data, Sizes, load_prompts, sampled, scrambled
-from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.load.hub import load_model
+from srlm.policies.transformer.policy import TransformerPolicy
 
 
 class GivenTokens(DPOTrainer):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from srlm.policies.transformer import Responses, TransformerPolicy
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.responses import Responses
 from srlm.types import Prompts
 
 CAPITALS = Path(__file__).parents[1] / "data" / "capitals-train.jsonl"

@@ -126,7 +126,10 @@ def table(run: Path, round: int, name: str = "rollouts") -> dict[str, list[Any]]
 
 def weights(file: Path) -> dict[str, bytes]:
     """Tensors, bit for bit."""
-    return {name: value.numpy().tobytes() for name, value in safetensors.torch.load_file(file).items()}
+    return {
+        name: value.reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, value in safetensors.torch.load_file(file).items()
+    }
 
 
 def losses(run: Path, round: int) -> list[float]:

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 from support import ANSWER, SETTINGS, command, measured, records, refused, words, write_rows
 
-from srlm.cli import _arms
+from srlm.commands.train import arms_of
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
@@ -149,14 +149,14 @@ def test_what_cannot_be_compared(tiny, prompts_file, tmp_path, compared, changes
 
 def test_arms_without_a_reward_take_that_of_all():
     config = SelfRewardConfig(reward="random")
-    assert _arms("beta=2,majority label-smoothing=consistency", config) == {
+    assert arms_of("beta=2,majority label-smoothing=consistency", config) == {
         "beta=2": {"reward": "random", "beta": 2.0},
         "majority label-smoothing=consistency": {"reward": "majority", "label_smoothing": "consistency"},
     }
 
 
 def test_what_holds_a_comma_or_a_space_is_quoted():
-    arms = _arms(
+    arms = arms_of(
         r"majority answers='regex:(\d+), (\d+)',random length_penalty=1 length_window='2 9'", SelfRewardConfig()
     )
     assert list(arms.values()) == [

@@ -526,7 +526,7 @@ def refused_at_once(tmp_path, prompts, **options):
         ({"token_budget": 0}, "--token-budget is 0"),
         ({"seed": -1}, "--seed is -1"),
         ({"samples": "many"}, "--samples"),
-        ({"rounds": 3}, "unrecognized options: --rounds"),
+        ({"rounds": 3}, "unrecognized arguments: --rounds"),
         ({"round": 3}, "--round 3 is a round of a run"),
     ],
 )

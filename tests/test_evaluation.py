@@ -173,7 +173,7 @@ def test_answers_that_do_not_suit_the_rule(tmp_path):
         ({"stop": ""}, "--stop"),
         ({"token_budget": 0}, "--token-budget is 0"),
         ({"seed": -1}, "--seed is -1"),
-        ({"rounds": 3}, "unrecognized options: --rounds"),
+        ({"rounds": 3}, "unrecognized arguments: --rounds"),
         ({"num_samples": "many"}, "--num-samples"),
     ],
 )

@@ -14,15 +14,15 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from srlm.loop import self_reward
-from srlm.objectives import regression
+from srlm.objectives.regression import regression
 from srlm.policies import linear_softmax, tabular
 from srlm.policies.draws import Draws, enumerated, every, look_up, sampled
 from srlm.policies.gradient import gradient_steps
 from srlm.policies.least_squares import minimum_norm, on_ball
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy
 from srlm.policies.tabular import TabularPolicy
-from srlm.rewards import REWARDS
 from srlm.rewards.noise import noisy
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts, Rollouts
 
 REWARD = REWARDS["log_likelihood"]

@@ -12,8 +12,8 @@ from reference import ROWS, TREES, build
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.gain import Gain
+from srlm.policies.transformer.policy import TransformerPolicy
 
 IDS = torch.tensor([[5, 9, 2, 7]])
 

@@ -18,8 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.estimators.diversity import repeated_ngrams
-from srlm.guard import alarms, best_round, decide, history, settled
-from srlm.objectives import ipo, nll, regression
+from srlm.guard.decision import best_round, decide, history
+from srlm.guard.signals import alarms, settled
+from srlm.objectives.imitation import nll
+from srlm.objectives.preferences import ipo
+from srlm.objectives.regression import regression
 from srlm.training.parts import objective_function
 
 CONFIG = SelfRewardConfig(max_new_tokens=12, rounds=9)

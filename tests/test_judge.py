@@ -14,9 +14,9 @@ from reference import alone
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.policies.transformer import TransformerPolicy
-from srlm.rewards import reward_function
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.rewards.judge import GRADES, LEAST_MASS, OPENING, ROOM, RUBRICS, fitting, question
+from srlm.rewards.table import reward_function
 from srlm.types import Prompts, Rollouts
 
 MODULE = importlib.import_module("srlm.rewards.judge")  # of the same name as its function

@@ -14,7 +14,7 @@ from srlm.loop import self_reward
 from srlm.policies.draws import Draws, sampled
 from srlm.policies.least_squares import by_cholesky, by_eigenvectors, minimum_norm, on_ball
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy, least_squares
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts, Rollouts
 
 # Eigenvalues relative to the largest: full rank, rank deficient, near-singular, on either side of what counts as 0.

@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from srlm import UserError
-from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.load import gguf as conversion
 from srlm.policies.transformer.load import hub
 from srlm.policies.transformer.load.gguf import convert_gguf
 from srlm.policies.transformer.load.hub import load_model, resolve_dtype, resolve_model
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.types import Prompts
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srlm.loop import round_generator, self_reward
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts, Rollouts, Step, UpdateInfo
 
 

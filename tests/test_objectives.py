@@ -11,21 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srlm.objectives import (
-    best_of_k,
-    censored,
-    clip_reward,
-    consistency,
-    dpo,
-    grpo,
-    ipo,
-    kl_initial,
-    length_penalty,
-    log_partition,
-    nll,
-    regression,
-    truncated,
-)
+from srlm.objectives.imitation import best_of_k, nll
+from srlm.objectives.policy_gradient import grpo
+from srlm.objectives.preferences import consistency, dpo, ipo
+from srlm.objectives.regression import censored, clip_reward, log_partition, regression
+from srlm.objectives.shaping import kl_initial, length_penalty, truncated
 from srlm.policies.draws import Draws
 from srlm.policies.gradient import gradient_steps
 from srlm.policies.tabular import TabularPolicy

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm.errors import UserError
-from srlm.policies.transformer import Responses, TransformerPolicy
 from srlm.policies.transformer.log_prob import response_log_prob
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.recompute import recompute_activations
+from srlm.policies.transformer.responses import Responses
 from srlm.types import Prompts
 
 ENDS = list(range(2, 40))  # ids that end a response: enough of them that some end early

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import ROWS, TREES, alone, build
 
-from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.log_prob import reads_trees
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.search import most_probable
 from srlm.types import Prompts

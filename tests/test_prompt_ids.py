@@ -9,7 +9,7 @@ from conftest import make_model, make_tokenizer
 from pyarrow import parquet
 from support import SETTINGS, command, table, train_words, whole, write_held_out, write_prompts
 
-from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.run.folder import RunFolder
 from srlm.training.comparison import compare
 from srlm.types import Prompts

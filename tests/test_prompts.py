@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from srlm.answers import normalise
 from srlm.errors import UserError
-from srlm.prompts import PromptSet, load_prompts
+from srlm.prompts.select import PromptSet
+from srlm.prompts.sources import load_prompts
 from srlm.types import Prompts
 
 DATA = Path(__file__).parents[1] / "data"

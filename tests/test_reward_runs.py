@@ -36,7 +36,7 @@ import srlm
 from srlm import SelfRewardConfig, SelfRewardTrainer, UserError, load_prompts
 from srlm.answers import normalise
 from srlm.console import Display
-from srlm.prompts import PromptSet
+from srlm.prompts.select import PromptSet
 from srlm.types import Prompts
 
 K = SETTINGS["num_samples"]

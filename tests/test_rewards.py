@@ -16,8 +16,8 @@ from srlm.errors import UserError
 from srlm.loop import self_reward
 from srlm.policies.draws import enumerated, sampled
 from srlm.policies.tabular import TabularPolicy, tilt
-from srlm.policies.transformer import TransformerPolicy
-from srlm.rewards import REWARDS, asks_model, reward_function
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.rewards.table import REWARDS, asks_model, reward_function
 from srlm.types import Prompts, Rollouts
 
 ITEMS = ["Say abc", "n", "Say something rather long"]

@@ -38,10 +38,10 @@ from support import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import srlm.objectives
+import srlm.objectives.regression as module
 from srlm import SelfRewardConfig, SelfRewardTrainer, UserError, load_prompts
 from srlm.console import Display
-from srlm.prompts import PromptSet
+from srlm.prompts.select import PromptSet
 
 T, K = SETTINGS["rounds"], SETTINGS["num_samples"]
 ALWAYS = {
@@ -501,7 +501,7 @@ def test_a_prompt_set_is_taken_as_it_is(tiny, data, tmp_path):
 
 def nan_from(monkeypatch, call):
     """Let the objective be NaN from its `call`-th call on."""
-    regression, calls = srlm.objectives.regression, 0
+    regression, calls = module.regression, 0
 
     def broken(log_ratio, reward, weight, **options):
         nonlocal calls
@@ -509,7 +509,7 @@ def nan_from(monkeypatch, call):
         loss = regression(log_ratio, reward, weight, **options)
         return loss * torch.nan if calls >= call else loss
 
-    monkeypatch.setattr(srlm.objectives, "regression", broken)
+    monkeypatch.setattr(module, "regression", broken)
 
 
 def given(tiny, data, **options):

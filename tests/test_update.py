@@ -12,10 +12,11 @@ from conftest import make_tokenizer
 from reference import alone, build
 from torch import Tensor
 
-from srlm.objectives import regression
-from srlm.policies.transformer import Diverged, Optimisation, TransformerPolicy, fit, update
+from srlm.objectives.regression import regression
+from srlm.policies.transformer import update
 from srlm.policies.transformer.gain import Gain
-from srlm.policies.transformer.update import MasterAdamW
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.update import Diverged, MasterAdamW, Optimisation, fit
 from srlm.types import Prompts, Rollouts, UpdateInfo
 
 ITEMS = ["Say abc", "n", "Say something rather long", "op op", "x", "yz"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from srlm.lazy import exports
 
 __version__ = "0.1.0"
 
@@ -12,19 +14,22 @@ if TYPE_CHECKING:
     from srlm.errors import UserError
     from srlm.evaluation import evaluate
     from srlm.planning import plan
-    from srlm.prompts import load_prompts
+    from srlm.prompts.sources import load_prompts
     from srlm.training.trainer import SelfRewardTrainer
 
-_HOMES = {
-    "Diagnosis": "srlm.diagnosis",
-    "SelfRewardConfig": "srlm.config",
-    "SelfRewardTrainer": "srlm.training.trainer",
-    "UserError": "srlm.errors",
-    "diagnose": "srlm.diagnosis",
-    "evaluate": "srlm.evaluation",
-    "load_prompts": "srlm.prompts",
-    "plan": "srlm.planning",
-}
+__getattr__ = exports(
+    __name__,
+    {
+        "Diagnosis": "srlm.diagnosis",
+        "SelfRewardConfig": "srlm.config",
+        "SelfRewardTrainer": "srlm.training.trainer",
+        "UserError": "srlm.errors",
+        "diagnose": "srlm.diagnosis",
+        "evaluate": "srlm.evaluation",
+        "load_prompts": "srlm.prompts.sources",
+        "plan": "srlm.planning",
+    },
+)
 __all__ = [
     "Diagnosis",
     "SelfRewardConfig",
@@ -35,12 +40,3 @@ __all__ = [
     "load_prompts",
     "plan",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: `import srlm.theory` must not load torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'srlm' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -17,8 +17,10 @@ from srlm.console import Display
 from srlm.errors import UserError
 from srlm.loop import round_generator
 from srlm.measure import accuracy_record, calibration_record
-from srlm.policies.transformer import Responses, TransformerPolicy
-from srlm.prompts import PromptSet, load_prompts
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.responses import Responses
+from srlm.prompts.select import PromptSet
+from srlm.prompts.sources import load_prompts
 from srlm.run.files import check_new_file, write_atomically
 from srlm.types import Record
 

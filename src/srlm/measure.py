@@ -17,7 +17,7 @@ from srlm.estimators.consistency import self_consistency
 from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
 from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.estimators.rank import kendall_tau
-from srlm.objectives import censored, clip_reward, log_partition
+from srlm.objectives.regression import censored, clip_reward, log_partition
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 

@@ -17,7 +17,7 @@ from srlm.diagnosis.view import show
 from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
 from srlm.evaluation import check_answers
-from srlm.prompts import PromptSet
+from srlm.prompts.select import PromptSet
 from srlm.run.folder import RunFolder
 
 __all__ = ["Diagnosis", "diagnose"]

@@ -18,9 +18,10 @@ from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.evaluation import held_out_generator
-from srlm.policies.transformer import TransformerPolicy
-from srlm.prompts import PromptSet, load_prompts
-from srlm.rewards import REWARDS
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.prompts.select import PromptSet
+from srlm.prompts.sources import load_prompts
+from srlm.rewards.table import REWARDS
 from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, run_config

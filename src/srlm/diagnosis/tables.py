@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from srlm.diagnosis.levels import Classes, Rights
 from srlm.diagnosis.probe import Probe
 from srlm.estimators.consistency import Consistency
-from srlm.prompts import one_kind
+from srlm.prompts.select import one_kind
 
 Columns = dict[str, list[Any]]
 

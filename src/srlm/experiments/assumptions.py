@@ -28,8 +28,8 @@ from srlm.policies import linear_softmax, tabular
 from srlm.policies.draws import enumerated, sampled
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy
 from srlm.policies.tabular import TabularPolicy
-from srlm.rewards import REWARDS
 from srlm.rewards.noise import noisy
+from srlm.rewards.table import REWARDS
 from srlm.theory import sharpening_exponent
 from srlm.types import Prompts, Update
 

@@ -30,8 +30,8 @@ from srlm.policies import linear_softmax
 from srlm.policies.draws import enumerated, sampled
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy
 from srlm.policies.tabular import TabularPolicy, tilt
-from srlm.rewards import REWARDS
 from srlm.rewards.noise import noisy
+from srlm.rewards.table import REWARDS
 from srlm.theory import contraction_factor, kappa_bound, linear_softmax_guarantee, sharpening_exponent, tail_integral
 from srlm.types import Prompts
 

@@ -23,8 +23,8 @@ from srlm.experiments.worlds import linear_world
 from srlm.loop import self_reward
 from srlm.policies.draws import sampled
 from srlm.policies.linear_softmax import least_squares
-from srlm.rewards import REWARDS
 from srlm.rewards.noise import noisy
+from srlm.rewards.table import REWARDS
 from srlm.theory import linear_softmax_guarantee
 from srlm.types import Prompts
 

@@ -21,7 +21,7 @@ from srlm.experiments.outcome import Report, Row, Verdict
 from srlm.loop import self_reward
 from srlm.policies.draws import enumerated
 from srlm.policies.tabular import TabularPolicy, tilt
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.theory import GreedyTrap, greedy_trap
 from srlm.types import Prompts
 

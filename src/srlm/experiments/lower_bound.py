@@ -21,7 +21,7 @@ from srlm.experiments.outcome import Report, Row, Verdict, columns, mean_and_err
 from srlm.loop import self_reward
 from srlm.policies.draws import sampled
 from srlm.policies.tabular import TabularPolicy, least_squares
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.theory import (
     HardInstance,
     single_step_lower_bound,

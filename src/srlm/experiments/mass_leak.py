@@ -24,11 +24,11 @@ from matplotlib.axes import Axes
 from srlm.experiments.outcome import Report, Row, Verdict, columns, mean_and_error
 from srlm.experiments.worlds import attractor_world, linear_world
 from srlm.loop import self_reward
-from srlm.objectives import log_partition, regression
+from srlm.objectives.regression import log_partition, regression
 from srlm.policies.draws import sampled
 from srlm.policies.gradient import gradient_steps
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy
-from srlm.rewards import REWARDS
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts, Rollouts
 
 PROMPTS, RESPONSES, DIMENSION, BETA, DEPTH = 12, 24, 10, 1.0, 8.0

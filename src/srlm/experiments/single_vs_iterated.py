@@ -25,8 +25,8 @@ from srlm.policies import linear_softmax, tabular
 from srlm.policies.draws import sampled
 from srlm.policies.linear_softmax import LinearSoftmaxPolicy
 from srlm.policies.tabular import TabularPolicy
-from srlm.rewards import REWARDS
 from srlm.rewards.noise import noisy
+from srlm.rewards.table import REWARDS
 from srlm.types import Prompts
 
 ROUNDS, MOST, SAMPLES = (1, 2, 4, 8, 16), 16, 8

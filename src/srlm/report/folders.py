@@ -237,7 +237,7 @@ def _answers(source: str, changed: int) -> dict[str, tuple[str, ...]]:
     """Answers by prompt; `changed` keeps the cache honest."""
     if not Path(source).is_file():  # never the network
         raise ValueError(f"{source} is not a file")
-    from srlm.prompts import load_prompts
+    from srlm.prompts.sources import load_prompts
 
     given = load_prompts(source)
     return {words(item): one for item, one in zip(given.prompts.items, given.answers or (), strict=True)}

@@ -17,7 +17,7 @@ import torch
 from srlm import __version__
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
-from srlm.prompts import PromptSet
+from srlm.prompts.select import PromptSet
 
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")

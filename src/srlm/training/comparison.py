@@ -20,8 +20,10 @@ from scipy import stats
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
-from srlm.policies.transformer import Diverged, processes
-from srlm.prompts import PromptSet, load_prompts
+from srlm.policies.transformer.processes import processes
+from srlm.policies.transformer.update import Diverged
+from srlm.prompts.select import PromptSet
+from srlm.prompts.sources import load_prompts
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder
 from srlm.training.trainer import SelfRewardTrainer

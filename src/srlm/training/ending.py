@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from srlm import guard
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
-from srlm.policies.transformer import TransformerPolicy
+from srlm.guard.decision import history
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
 from srlm.run.files import write_atomically
@@ -54,7 +54,7 @@ def leave(
     run = ledger.run
     records = run.records()
     chosen = len(records) - 1 if chosen is None else chosen
-    said = {"events": guard.history(records, config) if config.guard else [], "chosen": chosen}
+    said = {"events": history(records, config) if config.guard else [], "chosen": chosen}
 
     def save_model(folder: Path) -> None:
         policy.save_model(folder)

@@ -10,14 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from srlm import objectives, tasks
+from srlm import tasks
 from srlm.answers import Match
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.evaluation import check_answers
-from srlm.policies.transformer import TransformerPolicy
-from srlm.prompts import PromptSet, load_prompts
-from srlm.rewards import LABELLED, reward_function
+from srlm.objectives import imitation, policy_gradient, preferences, regression
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.prompts.select import PromptSet
+from srlm.prompts.sources import load_prompts
+from srlm.rewards.table import LABELLED, reward_function
 from srlm.types import Objective, Reward
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
@@ -77,22 +79,22 @@ def reward_of(
 def objective_function(config: SelfRewardConfig, tau: object = None) -> Objective:
     """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one."""
     if config.objective == "regression":
-        base = partial(objectives.regression, beta=config.total_beta, anchor=config.anchor, clip=config.clip)
+        base = partial(regression.regression, beta=config.total_beta, anchor=config.anchor, clip=config.clip)
     elif config.objective in ("dpo", "ipo"):
         smoothing = config.label_smoothing
         if isinstance(smoothing, str):
-            smoothing = objectives.consistency(tau if isinstance(tau, float) else None)
-        chosen = objectives.dpo if config.objective == "dpo" else objectives.ipo
+            smoothing = preferences.consistency(tau if isinstance(tau, float) else None)
+        chosen = preferences.dpo if config.objective == "dpo" else preferences.ipo
         base = partial(
             chosen, beta=config.total_beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing
         )
     else:
-        base = partial({"best_of_k": objectives.best_of_k, "grpo": objectives.grpo}[config.objective])
+        base = partial({"best_of_k": imitation.best_of_k, "grpo": policy_gradient.grpo}[config.objective])
     if not config.nll:
         return base
 
     def with_nll(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
-        held_up = objectives.nll(log_ratio, reward, weight, margin=config.margin)
+        held_up = imitation.nll(log_ratio, reward, weight, margin=config.margin)
         return base(log_ratio, reward, weight) + config.nll * held_up
 
     return with_nll

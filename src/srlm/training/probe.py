@@ -11,10 +11,10 @@ import torch
 from srlm.answers import Match
 from srlm.evaluation import accuracy, held_out_generator
 from srlm.measure import HeldOut, held_out_record
-from srlm.policies.transformer import TransformerPolicy
-from srlm.prompts import PromptSet
-from srlm.rewards import judges
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
+from srlm.rewards.table import judges
 from srlm.training.stages import Stages
 from srlm.types import Record
 

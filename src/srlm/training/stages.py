@@ -11,12 +11,14 @@ import pyarrow.compute
 import torch
 from torch import Tensor
 
-from srlm import objectives
 from srlm.config import SelfRewardConfig
-from srlm.policies.transformer import Optimisation, Responses, TransformerPolicy, fit
+from srlm.objectives import shaping
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress
-from srlm.prompts import one_kind
-from srlm.rewards import asks_model
+from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.update import Optimisation, fit
+from srlm.prompts.select import one_kind
+from srlm.rewards.table import asks_model
 from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Columns, Ledger
@@ -44,7 +46,7 @@ class Stages:
         self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
     ) -> tuple[TransformerPolicy, UpdateInfo]:
         config, round, finished = self.config, rollouts.round, rollouts.responses.finished
-        weight = objectives.truncated(reward, rollouts.weight, finished, config.truncated)[1]
+        weight = shaping.truncated(reward, rollouts.weight, finished, config.truncated)[1]
         rollouts = dataclasses.replace(rollouts, weight=weight)
 
         def work(checkpoint: StepCheckpoint, progress: Progress) -> tuple[Columns, Tensor]:
@@ -180,11 +182,11 @@ class Stages:
         """What the objective is to see of the bare reward."""
         config, responses = self.config, rollouts.responses
         if config.length_penalty:
-            reward = objectives.length_penalty(reward, responses.length, config.length_penalty, config.length_window)
+            reward = shaping.length_penalty(reward, responses.length, config.length_penalty, config.length_window)
         if config.kl_initial:
             initial = self.under_initial(policy, rollouts, table)
-            reward = objectives.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
-        return objectives.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
+            reward = shaping.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
+        return shaping.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
 
     def _again(self, policy: TransformerPolicy, rollouts: Rollouts, progress: Progress) -> pa.Array:
         return column(policy.score(rollouts.prompts, rollouts.responses, progress=progress)[0])

@@ -9,17 +9,19 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from srlm import guard
 from srlm.answers import answer_classes, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.evaluation import check_answers
+from srlm.guard.decision import decide
 from srlm.loop import self_reward
 from srlm.measure import peak_memory_gb, train_record
-from srlm.policies.transformer import Diverged, TransformerPolicy, processes
-from srlm.prompts import PromptSet
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.processes import processes
+from srlm.policies.transformer.update import Diverged
+from srlm.prompts.select import PromptSet
 from srlm.report import REPORT, report_or_reason
-from srlm.rewards import LABELLED
+from srlm.rewards.table import LABELLED
 from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.ledger import Ledger
@@ -128,7 +130,7 @@ class SelfRewardTrainer:
                     self._track(trackers, record, step.round)
                 if step.round:  # the round before is over, now that it has been looked at again
                     self.ledger.close(step.round - 1)
-                decision = guard.decide(self.run.records()[: step.round + 1], config)
+                decision = decide(self.run.records()[: step.round + 1], config)
                 self.display.row(record | {"stage": decision.stage})
                 if decision.stage == "collapsing":
                     self.display.say(f"round {step.round} · guard: {decision.reason}")

@@ -1,8 +1,13 @@
-"""A Hugging Face causal LM as a policy."""
+"""A Hugging Face causal LM as a policy. The only importer of transformers, peft and accelerate is this folder."""
 
-from srlm.policies.transformer.policy import TransformerPolicy
-from srlm.policies.transformer.processes import processes
-from srlm.policies.transformer.responses import Responses
-from srlm.policies.transformer.update import Diverged, Optimisation, fit
+from __future__ import annotations
 
-__all__ = ["Diverged", "Optimisation", "Responses", "TransformerPolicy", "fit", "processes"]
+from typing import TYPE_CHECKING
+
+from srlm.lazy import exports
+
+if TYPE_CHECKING:
+    from srlm.policies.transformer.policy import TransformerPolicy
+
+__getattr__ = exports(__name__, {"TransformerPolicy": "srlm.policies.transformer.policy"})
+__all__ = ["TransformerPolicy"]

@@ -1,66 +1,15 @@
-"""Records of a run -> go on, stop, or roll back: no run is to destroy a model quietly. No labels needed."""
+"""What tells of a damaged policy, and what of one that has learned all it will."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from srlm.config import SelfRewardConfig
 from srlm.estimators.intervals import wilson
+from srlm.guard.settings import GuardSettings
 from srlm.types import Record
 
-Stage = Literal["stabilising", "learning", "saturated", "collapsing"]
 
-
-@dataclass(frozen=True)
-class Decision:
-    """round: the best one so far (`best_round`). reason: in words, with the numbers."""
-
-    action: Literal["continue", "stop", "roll back"]
-    round: int
-    stage: Stage
-    reason: str
-
-
-def decide(records: Sequence[Record], config: SelfRewardConfig) -> Decision:
-    """What to do after the last of `records`, one for each round 0..t; thresholds are the config's guard_*.
-
-    collapsing: a signal of `alarms` is raised. After `patience` such rounds in a row, and in any case if the last round
-        is one, the run goes back to its best.
-    saturated: see `settled`. After `patience` such rounds in a row the run stops, if asked to by until="saturated".
-    stabilising: Stage I of the theory, in which kappa still depends on the start: log10_kappa_upper is above
-        guard_stable. learning: what comes after.
-    """
-    last = len(records) - 1
-    best = best_round(records, config)
-    found = alarms(records, config)
-    recent = range(max(1, last + 1 - config.patience), last + 1)
-    enough = len(recent) == config.patience
-    if found:
-        reason = "; ".join(found)
-        again = enough and all(alarms(records[: t + 1], config) for t in recent)
-        if config.guard and (again or last >= config.rounds):
-            return Decision("roll back", best, "collapsing", reason)
-        return Decision("continue", best, "collapsing", reason)
-    if settled(records, config):
-        stop = config.until == "saturated" and enough and all(settled(records[: t + 1], config) for t in recent)
-        reason = f"the best response gains, and the J_0 gap changes, by less than {config.guard_saturated:g} nats"
-        return Decision("stop" if stop else "continue", best, "saturated", reason)
-    kappa = _held_out(records[-1], "log10_kappa_upper")
-    reason = "" if kappa is None else f"kappa is at most 10^{kappa:.2f}"
-    stabilising = kappa is None or kappa > config.guard_stable
-    return Decision("continue", best, "stabilising" if stabilising else "learning", reason)
-
-
-def best_round(records: Sequence[Record], config: SelfRewardConfig) -> int:
-    """The last round without an alarm; where accuracy is measured, of those the one with the highest accuracy_sampled
-    (the later of equals). Chosen on these held-out labels, that round's accuracy is then somewhat flattering."""
-    healthy = [t for t in range(len(records)) if not alarms(records[: t + 1], config)]
-    return max(healthy, key=lambda t: (_value(records[t], "accuracy_sampled") or 0.0, t))
-
-
-def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
+def alarms(records: Sequence[Record], config: GuardSettings) -> list[str]:
     """Why the last of `records` is one of a damaged policy: one reason per signal.
 
     Thresholds lie outside of what 14 healthy runs of three rounds on SmolLM2 ever reached (docs/evidence.md; their
@@ -80,18 +29,18 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
             found.append(f"{name.replace('_', ' ')} is {value:.3g}{note}, {limit}")
 
     def below(name: str, limit: float) -> None:
-        value = _value(now, name)
+        value = figure(now, name)
         check(name, value, value is not None and value < limit, f"below {limit:g}")
 
     def rose(name: str, most: float) -> None:
-        value, first = _value(now, name), _value(start, name) or 0.0
+        value, first = figure(now, name), figure(start, name) or 0.0
         check(
             name, value, value is not None and value > first + most, f"more than {most:g} above round 0's {first:.3g}"
         )
 
     if len(records) == 1:
         return []
-    fidelity, number = _value(now, "mode_fidelity"), _value(now, "held_out_prompts")
+    fidelity, number = figure(now, "mode_fidelity"), figure(now, "held_out_prompts")
     if fidelity is not None:
         upper = wilson(round(fidelity * number), int(number))[1] if number else fidelity
         limit = config.guard_mode_fidelity
@@ -99,18 +48,18 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     for part in ("", "_held_out"):
         below(f"displacement{part}", config.guard_displacement)
         below(f"leak{part}", config.guard_leak)
-    agreed = max(_value(record, "self_consistency") or 0.0 for record in records)
-    consistency = _value(now, "self_consistency")
+    agreed = max(figure(record, "self_consistency") or 0.0 for record in records)
+    consistency = figure(now, "self_consistency")
     if consistency is not None and number:  # of few prompts chance alone makes it fall
         below_best = wilson(consistency * number, number)[1] < wilson(agreed * number, number)[0]
         less = below_best and consistency < agreed - config.guard_consistency
         check("self_consistency", consistency, less, f"down from {agreed:.3g}")
-    surprisal, forecast = _value(now, "mode_surprisal_held_out"), _value(now, "mode_surprisal_forecast")
+    surprisal, forecast = figure(now, "mode_surprisal_held_out"), figure(now, "mode_surprisal_forecast")
     if surprisal is not None and forecast is not None:
         exact = f"more than {config.guard_kappa:g} above the exact update's {forecast:.3g}"
-        rose_too = surprisal > (_value(records[-2], "mode_surprisal_held_out") or 0.0)  # slow learning is no damage
+        rose_too = surprisal > (figure(records[-2], "mode_surprisal_held_out") or 0.0)  # slow learning is no damage
         check("mode_surprisal_held_out", surprisal, rose_too and surprisal > forecast + config.guard_kappa, exact)
-    entropy, first = _value(now, "entropy"), _value(start, "entropy")
+    entropy, first = figure(now, "entropy"), figure(start, "entropy")
     if entropy is not None and first is not None:
         above = f"above {config.guard_entropy:g} times round 0's {first:.3g}"
         check("entropy", entropy, entropy > config.guard_entropy * first, above)
@@ -123,55 +72,45 @@ def alarms(records: Sequence[Record], config: SelfRewardConfig) -> list[str]:
     rose("repeated_ngrams", config.guard_repetition)
     rose("same_response", config.guard_same_response)
     below("kendall_tau", config.guard_kendall)
-    ratio, most = _value(now, "log_ratio_max_abs"), config.guard_log_ratio * config.max_new_tokens
+    ratio, most = figure(now, "log_ratio_max_abs"), config.guard_log_ratio * config.max_new_tokens
     check("log_ratio_max_abs", ratio, ratio is not None and ratio > most, f"above {most:g} nats")
-    below("distinct_2", config.guard_distinct_2 * (_value(start, "distinct_2") or 0.0) / config.num_samples)
-    _, best = max((_value(r, "accuracy_sampled") or 0.0, t) for t, r in enumerate(records))
-    accuracy, reach = _value(now, "accuracy_sampled"), _value(now, "accuracy_sampled_high")
-    top, least = _value(records[best], "accuracy_sampled"), _value(records[best], "accuracy_sampled_low")
+    below("distinct_2", config.guard_distinct_2 * (figure(start, "distinct_2") or 0.0) / config.num_samples)
+    _, best = max((figure(r, "accuracy_sampled") or 0.0, t) for t, r in enumerate(records))
+    accuracy, reach = figure(now, "accuracy_sampled"), figure(now, "accuracy_sampled_high")
+    top, least = figure(records[best], "accuracy_sampled"), figure(records[best], "accuracy_sampled_low")
     if accuracy is not None and reach is not None and top is not None and least is not None:
         fell = reach < least and accuracy < top - config.guard_accuracy_drop
         check("accuracy_sampled", accuracy, fell, f"down from {top:.3g} in round {best}")
-    auroc, highest = _value(now, "auroc"), _value(now, "auroc_high")
+    auroc, highest = figure(now, "auroc"), figure(now, "auroc_high")
     if auroc is not None and highest is not None:
         wrong = f"below {config.guard_auroc:g}: the self-reward prefers wrong responses"
         check("auroc", auroc, highest < config.guard_auroc, wrong, f" (at most {highest:.3g})")
     return found
 
 
-def settled(records: Sequence[Record], config: SelfRewardConfig) -> bool:
+def settled(records: Sequence[Record], config: GuardSettings) -> bool:
     """The last update changed little: displacement (on held-out prompts if there are any) and, where it is measured,
     the step of the J_0 gap are both within guard_saturated nats. In the 14 healthy runs it holds in round 3 alone."""
     if len(records) == 1:
         return False
-    gain = _held_out(records[-1], "displacement")
-    gaps = [_value(record, "j0_gap") for record in records[-2:]]
+    gain = held_out(records[-1], "displacement")
+    gaps = [figure(record, "j0_gap") for record in records[-2:]]
     step = 0.0 if gaps[0] is None or gaps[1] is None else gaps[1] - gaps[0]
     return gain is not None and abs(gain) < config.guard_saturated and abs(step) < config.guard_saturated
 
 
-def history(records: Sequence[Record], config: SelfRewardConfig) -> list[dict[str, object]]:
-    """What the guard had to say, round by round: [{round, action, reason}], an alarm that was let pass as "alarm"."""
-    decisions = [decide(records[: t + 1], config) for t in range(len(records))]
-    return [
-        {"round": t, "action": "alarm" if d.action == "continue" else d.action, "reason": d.reason}
-        for t, d in enumerate(decisions)
-        if d.action != "continue" or d.stage == "collapsing"
-    ]
-
-
-def _value(record: Record, name: str) -> float | None:
+def figure(record: Record, name: str) -> float | None:
     value = record.get(name)
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _held_out(record: Record, name: str) -> float | None:
-    value = _value(record, f"{name}_held_out")
-    return _value(record, name) if value is None else value
+def held_out(record: Record, name: str) -> float | None:
+    value = figure(record, f"{name}_held_out")
+    return figure(record, name) if value is None else value
 
 
 def _finished_length(record: Record, longest: int) -> float | None:
     """Mean tokens of the responses that were not cut off: those that were have `longest` each. Thus a model that learns
     to end is not one whose answers shrink."""
-    length, share = _value(record, "mean_length"), _value(record, "eos_rate")
+    length, share = figure(record, "mean_length"), figure(record, "eos_rate")
     return None if length is None or not share else max(1.0, (length - (1 - share) * longest) / share)

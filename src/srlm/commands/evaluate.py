@@ -1,0 +1,46 @@
+"""How often a model is right on labelled prompts: sampled and greedy accuracy with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from srlm.commands.options import Parser, Shared, taken
+from srlm.config import RunSettings
+from srlm.errors import UserError
+from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
+from srlm.prompts.settings import PromptSettings
+from srlm.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is asked of `srlm evaluate` beside settings of training."""
+
+    output: str | None = None
+    """Also write the result to this new JSON file."""
+
+
+def parser() -> Parser:
+    made = Parser("evaluate", __doc__ or "", "--prompts FILE [options]")
+    made.add("What", Shared, ("model", "prompts"))
+    made.add("What", PromptSettings, ("max_prompts", "match"))
+    made.add("What", Evaluate)
+    made.add("How", Sizes, ("num_samples", "max_new_tokens"))
+    made.add("How", DecodingSettings, ("stop", "raw_prompts"))
+    made.add("How", ModelSettings, ("dtype", "trust_remote_code"))
+    made.add("How", OptimisationSettings, ("token_budget",))
+    made.add("How", RunSettings, ("seed",))
+    made.add("How", Shared, ("quiet",))
+    return made
+
+
+def run(words: Sequence[str]) -> None:
+    first, rest = taken(words, "config")
+    chosen = parser().parsed(rest, first["config"])
+    if not chosen["prompts"]:
+        raise UserError("no prompts were given: name a file or dataset with --prompts")
+    from srlm.console import Display
+    from srlm.evaluation import evaluate
+
+    evaluate(**chosen | {"display": Display(chosen.pop("quiet"))})

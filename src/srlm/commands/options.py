@@ -1,0 +1,289 @@
+"""Options: settings and what a command asks beside them, each declared once as a field of a dataclass; jsonargparse
+reads them.
+
+Precedence: defaults (of a run that is resumed: its own), then the `--config` file, then the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeAlias
+
+import docstring_parser
+import jsonargparse
+import yaml
+
+from srlm.errors import UserError
+
+Reader: TypeAlias = Callable[[Any], Any]
+"""A word of the command line, or a value of a YAML file, -> what the setting holds."""
+NOTHING = ("None", "null")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """What several commands ask for that is no setting."""
+
+    model: str = "smollm2"
+    """Hub id, folder (a run's model/, say), .gguf file, or an alias: smollm2, gemma3-270m."""
+    prompts: str = ""
+    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its own, say
+    'reasoning-gym:basic_arithmetic?size=500'."""
+    quiet: bool = False
+    """Plain lines instead of a live display."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One field. kind: what each of its words is; number: how many words it takes, None for one."""
+
+    name: str
+    kind: type
+    words: tuple[str, ...]
+    number: int | str | None
+    optional: bool
+
+    @classmethod
+    def of(cls, field: dataclasses.Field[Any], hint: Any) -> Option:
+        kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (UnionType, typing.Union) else {hint}
+        optional = NoneType in kinds
+        kinds.discard(NoneType)
+        literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+        words = tuple(word for literal in literals for word in typing.get_args(literal))
+        (kind,) = kinds - set(literals) or {str}
+        number: int | str | None = None
+        if typing.get_origin(kind) is tuple:
+            kind, *more = typing.get_args(kind)
+            number = "*" if more == [...] else 1 + len(more)
+        return cls(field.name, kind, words, number, optional)
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+    def read(self, given: Any) -> Any:
+        """
+        Raises:
+            UserError: what was given is not of this kind.
+        """
+        if self.optional and (given is None or given in NOTHING):
+            return None
+        if isinstance(given, str) and given in self.words:
+            return given
+        return _READERS[self.kind](self.flag, given)
+
+    def settled(self, value: Any) -> Any:
+        """What was read, as its dataclass holds it; files can say null where the command line cannot."""
+        if value is None or value == [None]:
+            return None if self.optional else self.read(None)
+        if self.number is None:
+            return value
+        if isinstance(self.number, int) and len(value) != self.number:
+            raise UserError(f"{self.flag} is {value!r}, expected {self.number} values: correct it")
+        return tuple(value)
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Of one command: `command` and what it does. Whatever is wrong with the words it reads is one sentence.
+
+    first: the options that help shows unless told to show `every` one; all if empty.
+    """
+
+    def __init__(self, command: str, does: str, usage: str, *, first: Sequence[str] = (), every: bool = False) -> None:
+        more = f", or of all: srlm {command} --help-all" if first and not every else ""
+        super().__init__(
+            prog=f"srlm {command}",
+            usage=f"srlm {command} {usage}",
+            description=f"{does}\n\nOptions, the most used ones{more}." if more else does,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            print_config="--print-config",
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._first, self._every = first, every
+        self.options: dict[str, Option] = {}
+        self._headed: dict[str, Any] = {}
+        self.add_argument("-h", "--help", action="help", help="Show this text and stop.")
+        if first:
+            self.add_argument("--help-all", action="help", help="Show all options and stop.")
+        self.add_argument("--config", action="config", help="YAML file of option: value lines; the command line wins.")
+
+    def add(
+        self, heading: str, source: type, names: Sequence[str] = (), *, aliases: Mapping[str, str] = {}, **defaults: Any
+    ) -> None:
+        """Options for the fields of a dataclass that it declares itself, or for `names` of them. defaults: instead of
+        those of the dataclass; None stands for what a run was begun with."""
+        hints = typing.get_type_hints(source)
+        own = [f for f in dataclasses.fields(source) if f.name in source.__annotations__]
+        texts: Mapping[str, str] = _Texts(source)
+        for field in own:
+            if names and field.name not in names:
+                continue
+            option = Option.of(field, hints[field.name])
+            usual = field.default
+            default = defaults.get(field.name, usual)
+            if field.name in defaults and default is None:
+                option = dataclasses.replace(option, optional=True)
+            self.options[field.name] = option
+            shown = self._every or not self._first or field.name in self._first
+            text = _help(texts[field.name], default, usual) if shown else argparse.SUPPRESS
+            flags = [option.flag, *([aliases[field.name]] if field.name in aliases else [])]
+            group = self._group(heading)
+            if option.kind is bool:
+                group.add_argument(
+                    *flags, action=argparse.BooleanOptionalAction, type=option.read, default=bool(default), help=text
+                )
+                continue
+            group.add_argument(
+                *flags,
+                type=option.read,
+                nargs=option.number,
+                default=list(default) if isinstance(default, tuple) else default,
+                metavar=_METAVARS[option.kind],
+                help=text,
+            )
+
+    def positional(self, name: str, text: str) -> None:
+        self.options[name] = Option(name, str, (), "*", False)
+        self.add_argument(name, type=str, nargs="*", default=[], help=text)
+
+    def parsed(
+        self, words: Sequence[str], config: str | None = None, defaults: Mapping[str, Any] = {}
+    ) -> dict[str, Any]:
+        """
+        Raises:
+            UserError: an unknown option, a value of the wrong kind, or a file that cannot be read.
+        """
+        self.set_defaults({name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()})
+        start = None if config is None else self._of_file(config)
+        found = self.parse_args([_dashed(word) for word in words], namespace=start)
+        return {name: option.settled(found[name]) for name, option in self.options.items()}
+
+    def _of_file(self, file: str) -> jsonargparse.Namespace:
+        given = read_config(Path(file))
+        for name, option in self.options.items():  # a single value where several may stand
+            if option.number is not None and not isinstance(given.get(name), list | NoneType):
+                given[name] = [given[name]]
+        if unknown := [name for name in given if name not in self.options]:
+            raise UserError(f"config file {file} has an unknown option {unknown[0]!r}: correct its name or remove it")
+        start: jsonargparse.Namespace = self.parse_object(given)
+        return start
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        cause: BaseException | None = ex
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise UserError(str(cause)) from ex
+        hint = "--help-all" if self._first else "--help"
+        raise UserError(f"{' '.join(message.split())} ({self.prog} {hint} lists the options)") from ex
+
+    def _group(self, heading: str) -> Any:
+        if heading not in self._headed:
+            self._headed[heading] = self.add_argument_group(heading)
+        return self._headed[heading]
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        """A word such as --- or -0.5 is a value, if an option stands before it."""
+        parse: Callable[[str], Any] = super()._parse_optional
+        return parse(arg_string) if re.match(r"--?[A-Za-z]", arg_string) else None
+
+
+def taken(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+    """Options that have to be known before the others are read, and the other words.
+
+    Raises:
+        UserError: one of them stands without its value.
+    """
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        before.add_argument(f"--{name}")
+    try:
+        found, rest = before.parse_known_args(list(words))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} needs a value: give {error.argument_name} PATH") from error
+    return vars(found), rest
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Option -> value, of a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config file {file} cannot be read ({reason}): give a YAML file of option: value lines"
+        ) from error
+    if not isinstance(options, dict):
+        raise UserError(f"config file {file} holds {type(options).__name__}, expected option: value lines")
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
+
+
+def _dashed(word: str) -> str:
+    """--num_samples is --num-samples."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if re.match(r"--[a-z]", name) else word
+
+
+def _text(flag: str, given: Any) -> str:
+    if isinstance(given, str) or (isinstance(given, int | float) and not isinstance(given, bool)):
+        return str(given)
+    raise UserError(f"{flag} is {given!r}, expected text: correct it")
+
+
+def _whole(flag: str, given: Any) -> int:
+    try:
+        if isinstance(given, bool) or (isinstance(given, float) and not given.is_integer()):
+            raise ValueError
+        return int(given)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{flag} is {given!r}, expected a whole number: correct it") from None
+
+
+def _number(flag: str, given: Any) -> float:
+    try:
+        if isinstance(given, bool):
+            raise ValueError
+        return float(given)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{flag} is {given!r}, expected a number: correct it") from None
+
+
+def _truth(flag: str, given: Any) -> bool:
+    if isinstance(given, bool):
+        return given
+    raise UserError(f"{flag} is {given!r}, expected true or false: correct it")
+
+
+_READERS: dict[type, Callable[[str, Any], Any]] = {str: _text, int: _whole, float: _number, bool: _truth}
+_METAVARS = {str: "TEXT", int: "N", float: "X"}
+
+
+class _Texts(dict[str, str]):
+    """What the source says of each field, looked up when help is asked for."""
+
+    def __init__(self, source: type) -> None:
+        self._source = source
+
+    def __missing__(self, name: str) -> str:
+        for said in docstring_parser.parse_from_object(self._source).params:
+            self[said.arg_name] = " ".join((said.description or "").split())
+        return self[name]
+
+
+def _help(text: str, default: Any, usual: Any) -> str:
+    if default is None and usual not in (None, ()):
+        text = f"{text} (default: the run's, or {usual})"
+    elif default not in (None, "", ()) and not isinstance(default, bool):
+        text = f"{text} (default: {default:g})" if isinstance(default, float) else f"{text} (default: {default})"
+    return text.replace("%", "%%")

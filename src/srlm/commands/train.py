@@ -1,0 +1,143 @@
+"""Improve a causal LM on prompts without answers: T rounds of {sample, score itself, least-squares update}."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from srlm.commands.options import Parser, Shared, taken
+from srlm.config import PARTS, RunSettings, SelfRewardConfig
+from srlm.errors import UserError
+
+FIRST = (
+    *("model", "prompts", "held_out", "output", "rounds", "num_samples", "max_new_tokens", "reward", "answers", "beta"),
+    *("stop", "compare"),
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """What is asked of `srlm train` beside its settings."""
+
+    held_out: str | None = None
+    """Held-out prompts to measure on, with answers if there are any (same formats)."""
+    compare: str = ""
+    """Rewards, comma-separated, each with settings of its own if it needs them ('majority beta=0.05, log_likelihood,
+    log_likelihood objective=dpo beta=0.1'; quote a value with a comma or a space): train with each of them from one
+    start, and end with a table."""
+    seeds: int = 1
+    """For --compare: runs per arm, with seeds --seed, --seed + 1, ..."""
+
+
+def parser(words: Sequence[str]) -> Parser:
+    made = Parser(
+        "train", __doc__ or "", "--prompts FILE [options]", first=FIRST, every=not {"-h", "--help"} & set(words)
+    )
+    made.add_argument("--resume", metavar="DIR", default=argparse.SUPPRESS, help="Continue the unfinished run in DIR.")
+    made.add("Run", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
+    made.add("Run", Train, ("held_out",))
+    made.add("Run", RunSettings)
+    made.add("Run", Train, ("compare", "seeds"))
+    made.add("Run", Shared, ("quiet",))
+    for part in PARTS:
+        if part is not RunSettings:
+            made.add(part.__doc__ or "", part)
+    return made
+
+
+def run(words: Sequence[str]) -> None:
+    first, rest = taken(words, "resume", "config")
+    resume = first["resume"]
+    defaults = {} if resume is None else _begun_with(Path(resume))
+    chosen = parser(rest).parsed(rest, first["config"], defaults)
+    settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
+    model, prompts, held_out = chosen["model"], chosen["prompts"], chosen["held_out"]
+    if not prompts:
+        raise UserError("no prompts were given: name a file or dataset with --prompts")
+    if chosen["compare"] and resume is not None:
+        raise UserError(f"--resume {resume} does not go with --compare: give the first call's line again")
+    if chosen["seeds"] != 1 and not chosen["compare"]:
+        raise UserError(f"--seeds is {chosen['seeds']} without --compare: name one run's seed with --seed, or arms")
+    from srlm.console import Display
+
+    display = Display(chosen["quiet"])
+    if chosen["compare"]:
+        from srlm.training.comparison import compare
+
+        arms = arms_of(chosen["compare"], settings)
+        compare(model, settings, prompts, held_out, arms, seeds=chosen["seeds"], display=display)
+        return
+    from srlm.training.trainer import SelfRewardTrainer
+
+    SelfRewardTrainer(model, settings, prompts, held_out, resume=resume is not None, display=display).train()
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """The options a run began with, so that `--resume DIR` alone is enough."""
+    from srlm.run.manifest import read_manifest, run_config
+
+    manifest = read_manifest(folder)
+    config, prompts, held_out = run_config(manifest, folder)
+    return vars(config) | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
+
+
+def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
+    """'majority beta=0.05, random, beta=2' -> name of each arm: its settings; without a reward, that of all stands.
+    What holds a comma or a space is quoted: "majority answers='regex:a,b'", "length_window='2 9'".
+
+    Raises:
+        UserError: an arm that cannot be read.
+    """
+    arms: dict[str, dict[str, Any]] = {}
+    for words in _words(text):
+        if not words:
+            raise UserError(f"--compare {text!r} has an empty arm, expected rewards between the commas: correct it")
+        name = " ".join(words)
+        if name in arms:
+            raise UserError(f"--compare names {name!r} twice, expected different arms: leave one out")
+        own_reward = [word for word in words if "=" not in word]
+        given = [word.split("=", 1) for word in words if "=" in word]
+        own = {key.replace("-", "_"): value for key, value in given}
+        if len(own) < len(given) or (own_reward and "reward" in own):
+            raise UserError(f"the arm {name!r} sets something twice, expected each setting once: leave one out")
+        try:
+            arms[name] = _read({"reward": " ".join(own_reward) or settings.reward} | own, settings)
+        except UserError as error:
+            raise UserError(f"the arm {name!r}: {error}") from error
+    return arms
+
+
+def _read(given: Mapping[str, str], settings: SelfRewardConfig) -> dict[str, Any]:
+    """Settings from their words; a name that is none is for `compare` to refuse."""
+    known = parser(()).options
+    read: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            read[name] = value
+        elif known[name].number is None:
+            read[name] = known[name].read(value)
+        else:
+            read[name] = known[name].settled([known[name].read(word) for word in value.split()])
+    replace(settings, **{name: value for name, value in read.items() if hasattr(settings, name)})  # is it in range?
+    return read
+
+
+def _words(text: str) -> list[list[str]]:
+    """The words of each arm."""
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=",")
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    try:
+        tokens = list(lexer)
+    except ValueError as error:
+        raise UserError(f"--compare {text!r} has a quote that is not closed: close it") from error
+    arms: list[list[str]] = [[]]
+    for token in tokens:
+        if set(token) == {","}:
+            arms += [[] for _ in token]
+        else:
+            arms[-1].append(token)
+    return arms

@@ -1,0 +1,69 @@
+"""Settings of the objective, and of what a reward becomes before it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from srlm.errors import expect
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Objective"""
+
+    objective: str = "regression"
+    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best) or grpo."""
+    beta: float = 1.0
+    """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
+    clip: float = 8.0
+    """B: of a response whose reward lies further under its group's best it is only asked to fall by B / beta or more;
+    0 asks for exactly what Eq. 3 does."""
+    anchor: float = 1.0
+    """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
+    pairs: str = "all"
+    """Of dpo and ipo: all pairs of a group, or best_worst."""
+    margin: float = 0.0
+    """Of dpo, ipo and nll: responses make a pair if their rewards differ by more than this; ties never do."""
+    label_smoothing: float | Literal["consistency"] = 0.0
+    """Of dpo and ipo: how often a preference is taken to be wrong; consistency is CREAM's (1 - tau) / 2 with Kendall's
+    tau of this round's policy against the last one."""
+    nll: float = 0.0
+    """Weight of an added -log pi of each group's best response."""
+
+    def __post_init__(self) -> None:
+        known = ("regression", "dpo", "ipo", "best_of_k", "grpo")
+        expect(self, "objective", self.objective in known, "regression, dpo, ipo, best_of_k or grpo")
+        expect(self, "beta", math.isfinite(self.beta) and self.beta > 0, "a finite number above 0")
+        for name in ("clip", "anchor", "margin", "nll"):
+            value = getattr(self, name)
+            expect(self, name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
+        expect(self, "pairs", self.pairs in ("all", "best_worst"), "all or best_worst")
+        smoothing = self.label_smoothing
+        fits = smoothing == "consistency" if isinstance(smoothing, str) else 0 <= smoothing <= 1
+        expect(self, "label_smoothing", fits, "a number from 0 to 1, or consistency")
+
+
+@dataclass(frozen=True)
+class ShapingSettings:
+    """Shaping of the reward"""
+
+    length_penalty: float = 0.0
+    """Nats of reward that a token costs; with a length window, that each token outside it costs."""
+    length_window: tuple[int, int] | None = None
+    """Fewest and most tokens that cost nothing."""
+    kl_initial: float = 0.0
+    """beta0: weight of a KL term to the untouched model, beside that to the last round's (beta)."""
+    truncated: str = "keep"
+    """Responses cut off at max_new_tokens: keep, penalise (no better than their group's worst) or drop."""
+
+    def __post_init__(self) -> None:
+        for name in ("length_penalty", "kl_initial"):
+            value = getattr(self, name)
+            expect(self, name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
+        window = self.length_window
+        expect(self, "length_window", window is None or 0 <= window[0] <= window[1], "0 <= fewest <= most")
+        needed = window is None or self.length_penalty > 0
+        expect(self, "length_window", needed, "a --length-penalty above 0 beside it")
+        expect(self, "truncated", self.truncated in ("keep", "penalise", "drop"), "keep, penalise or drop")

@@ -1,0 +1,76 @@
+"""Settings of the model, of how it responds, and of how it is trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from srlm.errors import expect
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """Prompts and responses as text"""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end a response exactly like EOS."""
+    raw_prompts: bool = False
+    """Take `prompt` strings as they are; otherwise a tokenizer with a chat template reads each as one user turn."""
+    temperature: float = 1.0
+    """Sampling only (exploration): scores are always those of the full distribution at temperature 1."""
+    top_p: float = 1.0
+    """Sampling only (exploration), like temperature."""
+
+    def __post_init__(self) -> None:
+        expect(self, "stop", all(self.stop), "non-empty strings")
+        exploring = math.isfinite(self.temperature) and self.temperature > 0
+        expect(self, "temperature", exploring, "a finite number above 0")
+        expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Optimisation"""
+
+    learning_rate: float = 1.5e-4
+    """Peak step size of AdamW; falls linearly to zero within each round."""
+    gain_learning_rate: float = 0.1
+    """Peak step size of the logarithm of the final norm's gain, which sharpens every next-token distribution alike; 0
+    leaves the gain as it is."""
+    epochs: int = 3
+    """Passes over a round's rollouts."""
+    prompts_per_step: int = 4
+    """Prompts (with all their responses) per optimiser step, over all processes."""
+    token_budget: int = 2048
+    """Padded tokens per micro-batch of one process: memory, never what is learned."""
+    checkpoint_steps: int = 10
+    """Optimiser steps between checkpoints inside a round."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "prompts_per_step", "token_budget", "checkpoint_steps"):
+            expect(self, name, getattr(self, name) >= 1, "at least 1")
+        rate, gain = self.learning_rate, self.gain_learning_rate
+        expect(self, "learning_rate", math.isfinite(rate) and rate > 0, "a finite number above 0")
+        expect(self, "gain_learning_rate", math.isfinite(gain) and gain >= 0, "a finite number of 0 or more")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Model"""
+
+    lora_rank: int = 16
+    """Rank of the LoRA adapter; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """LoRA scale times rank; twice the rank by default."""
+    dtype: str = "auto"
+    """bf16, fp32, or auto (bf16 where the hardware multiplies it natively)."""
+    trust_remote_code: bool = False
+    """Run code that a model repository brings along."""
+
+    def __post_init__(self) -> None:
+        alpha = self.lora_alpha
+        expect(self, "lora_rank", self.lora_rank >= 0, "0 (all weights) or more")
+        expect(self, "lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
+        expect(self, "dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")

@@ -1,0 +1,66 @@
+"""One row of a source -> a prompt and its answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from srlm.errors import UserError
+from srlm.types import PromptItem
+
+
+def prompt(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> PromptItem:
+    name = next((column for column in columns if row.get(column) is not None), None)
+    if name is None:
+        found = f"columns found: {', '.join(map(repr, row)) or 'none'}"
+        raise UserError(f"{where} has no {' or '.join(map(repr, columns))} ({found}); rename one or name the right one")
+    value = row[name]
+    if isinstance(value, str) and name != "messages":
+        return _words(f"the prompt on {where}", value)
+    if not isinstance(value, list):
+        expected = 'a list of {"role", "content"} turns' if name == "messages" else "a string"
+        raise UserError(f"{name!r} on {where} is {kind(value)}, expected {expected}; correct it")
+    turns = tuple(_turn(f"turn {number} on {where}", turn) for number, turn in enumerate(value, 1))
+    if not turns or turns[-1]["role"] == "assistant":
+        given = f"the conversation on {where} {'ends with an assistant turn' if turns else 'is empty'}"
+        raise UserError(f"{given}, but a prompt must end with a user (or system) turn; correct its end")
+    return turns
+
+
+def _turn(where: str, turn: Any) -> dict[str, str]:
+    match turn:
+        case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
+            return {"role": role, "content": _words(where, content)}
+        case _:
+            expected = 'expected {"role": "user" (or system, assistant), "content": "..."}'
+            raise UserError(f"{where} is not a turn of a conversation, {expected}; correct it")
+
+
+def _words(what: str, text: str) -> str:
+    if not text.strip():
+        raise UserError(f"{what} is empty, expected some text; fill it in or remove the row")
+    if text.encode(errors="ignore").decode() != text:
+        raise UserError(f"{what} has half of a surrogate pair, expected Unicode text; correct the escape")
+    return text
+
+
+def answers(where: str, value: Any) -> tuple[str, ...]:
+    given = value if isinstance(value, list) else [value]
+    return tuple(_answer(f"an answer on {where}", one) for one in given if one not in (None, ""))
+
+
+def _answer(what: str, value: Any) -> str:
+    if isinstance(value, str):
+        return _words(what, value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
+        raise UserError(f"{what} is {kind(value)}, expected a string or a finite number; correct it")
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def kind(value: Any) -> str:
+    """In the words of JSON."""
+    name = type(value).__name__
+    words = {"dict": "an object", "list": "a list", "str": "a string", "int": "a number", "NoneType": "null"}
+    return words.get(name, f"a {name}")

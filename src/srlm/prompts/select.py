@@ -1,0 +1,86 @@
+"""Sets of prompts, and random parts of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from srlm.errors import UserError
+from srlm.types import PromptItem, Prompts
+
+_TAKE, _SPLIT = 1, 2  # separate random streams, so that a subset says nothing about the split of the same seed
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts with where they came from, and the acceptable answers that only an evaluation may see.
+
+    answers: per prompt, None where the source has none.
+    fingerprint: sha256 of the prompts in order; the answers do not enter it.
+    """
+
+    prompts: Prompts
+    answers: tuple[tuple[str, ...], ...] | None
+    source: str
+    fingerprint: str
+
+    def take(self, number: int | None, seed: int) -> PromptSet:
+        """A random subset in file order, part of every larger one of the same seed; all when there are no more."""
+        if number is not None and number < 1:
+            raise UserError(f"{number} prompts of {self.source} were asked for; ask for 1 or more")
+        if number is None or number >= len(self.prompts):
+            return self
+        return self._pick(self._shuffled(seed, _TAKE)[:number])
+
+    def split(self, held_out: int, seed: int) -> tuple[PromptSet, PromptSet]:
+        """(train, held out), each in file order. Training loses its copies of a held-out prompt, so that none leaks."""
+        key = [_canonical(item) for item in self.prompts.items]
+        order = self._shuffled(seed, _SPLIT)
+        seen = {key[i] for i in order[: max(held_out, 0)]}
+        train = [i for i in order if key[i] not in seen]
+        if not seen or not train:
+            given = f"{held_out} of {len(key)} prompts ({len(set(key))} distinct) of {self.source} cannot be held out"
+            raise UserError(f"{given}; hold out 1 or more and leave 1 or more to train on")
+        return self._pick(train), self._pick(order[:held_out])
+
+    def without(self, other: PromptSet) -> PromptSet:
+        """The prompts that do not stand in `other`."""
+        seen = set(map(_canonical, other.prompts.items))
+        rest = [i for i, item in enumerate(self.prompts.items) if _canonical(item) not in seen]
+        if not rest:
+            given = f"all {len(self.prompts)} prompts of {self.source} are among those of {other.source}"
+            raise UserError(f"{given}; take one part from elsewhere")
+        return self._pick(rest)
+
+    def without_answers(self) -> Prompts:
+        """What training may see."""
+        return self.prompts
+
+    def _shuffled(self, seed: int, stream: int) -> list[int]:
+        return [int(i) for i in np.random.default_rng([seed, stream]).permutation(len(self.prompts))]
+
+    def _pick(self, rows: Iterable[int]) -> PromptSet:
+        rows = sorted(rows)
+        answers = None if self.answers is None else tuple(self.answers[i] for i in rows)
+        return prompt_set([self.prompts.items[i] for i in rows], answers, self.source)
+
+
+def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:
+    """As a column can hold them, strings or conversations: where both occur, a string is one user turn."""
+    if all(isinstance(item, str) for item in items):
+        return list(items)
+    return [({"role": "user", "content": item},) if isinstance(item, str) else item for item in items]
+
+
+def prompt_set(items: Sequence[Any], answers: tuple[tuple[str, ...], ...] | None, source: str) -> PromptSet:
+    content = "\n".join(map(_canonical, items))
+    return PromptSet(Prompts.uniform(items), answers, source, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _canonical(item: Any) -> str:
+    return json.dumps(item, sort_keys=True)

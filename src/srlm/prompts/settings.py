@@ -1,0 +1,30 @@
+"""Settings of what is trained on and measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srlm.errors import expect
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """Training and held-out prompts"""
+
+    max_prompts: int | None = None
+    """Train on a random subset of this many prompts."""
+    max_held_out: int | None = None
+    """Measure on a random subset of this many held-out prompts."""
+    held_out_share: float = 0.1
+    """Without a held-out file: share of the prompts (at most 64) set aside to measure fidelity on."""
+    held_out_samples: int = 8
+    """Responses per held-out prompt."""
+    match: str = "auto"
+    """When is a response right? contains, exact, number, regex or module:function (evaluation only); auto asks a task's
+    own verifier, or is contains."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompts", "max_held_out"):
+            expect(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        expect(self, "held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
+        expect(self, "held_out_samples", self.held_out_samples >= 2, "at least 2")

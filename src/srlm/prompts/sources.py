@@ -1,0 +1,159 @@
+"""Files, datasets and tasks -> prompts. Whatever is wrong with an input is said here: one sentence, with the line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os.path
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from srlm import tasks
+from srlm.errors import UserError
+from srlm.prompts import columns
+from srlm.prompts.columns import kind
+from srlm.prompts.select import PromptSet, prompt_set
+from srlm.types import PromptItem
+
+Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def load_prompts(
+    source: str | Path, *, split: str = "train", prompt_column: str = "prompt", answer_column: str = "answer"
+) -> PromptSet:
+    """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets`, a Hub id, or a task
+    (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks).
+
+    A prompt is a string or a conversation. Without a column "prompt" the column "messages" is read, unless another
+    `prompt_column` is named. `split` matters to datasets only.
+    """
+    names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
+    items: list[PromptItem] = []
+    answers: list[tuple[str, ...]] = []
+    lacking: str | None = None
+    for where, row in _rows(str(source), split, (*names, answer_column)):
+        if not isinstance(row, (str, Mapping)):
+            raise UserError(f'{where} is {kind(row)}, expected an object such as {{"prompt": "..."}}; correct it')
+        fields = {prompt_column: row} if isinstance(row, str) else cast(Mapping[str, Any], row)
+        items.append(columns.prompt(where, fields, names))
+        answers.append(columns.answers(where, fields.get(answer_column)))
+        lacking = lacking or (None if answers[-1] else where)
+    if not items:
+        raise UserError(f"{source} is empty, expected at least one prompt; add prompts or give another source")
+    if lacking and any(answers):
+        raise UserError(f"{lacking} has no {answer_column!r} though other rows do; give all rows one, or none")
+    return prompt_set(items, None if lacking else tuple(answers), str(source))
+
+
+def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
+    if tasks.is_task(source):
+        return tasks.rows(source)
+    path = Path(source).expanduser()
+    suffix = path.suffix.lower()
+    expected = f"expected {', '.join(_TEXT_READERS)} or .parquet"
+    if os.path.isfile(path):
+        if suffix not in (*_TEXT_READERS, ".parquet"):
+            raise UserError(f"{source} has the extension {suffix!r}, {expected}; convert or rename it")
+        return _parquet(path, wanted) if suffix == ".parquet" else _TEXT_READERS[suffix](path)
+    if not os.path.isdir(path) and (suffix in (*_TEXT_READERS, ".parquet") or not _HUB_ID.fullmatch(source)):
+        raise UserError(f"there is no file {source}, {expected}, a saved dataset or a Hub id; check the path")
+    return _dataset(source, path, split, wanted)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode().removeprefix("\ufeff")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"line {line} of {path} is not UTF-8; save the file as UTF-8") from None
+
+
+def _parsed(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
+        where = f"line {first_line + getattr(error, 'lineno', 1) - 1} of {path}"
+        expected = "one object a line" if path.suffix.lower() == ".jsonl" else "one list (one object a line is .jsonl)"
+        raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}), expected {expected}") from None
+
+
+def _lines(path: Path) -> Rows:
+    for number, line in enumerate(_text(path).split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
+        if line.strip():
+            row = line.strip() if path.suffix.lower() == ".txt" else _parsed(line, path, number)
+            yield f"line {number} of {path}", row
+
+
+def _json(path: Path) -> Rows:
+    text = _text(path)
+    rows: Any = _parsed(text, path, 1) if text.strip() else []
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds {kind(rows)}, expected a list of objects or strings; write one list")
+    return _numbered(str(path), rows)
+
+
+def _csv(path: Path) -> Rows:
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        header = next(reader, list[str]())
+        line = reader.line_num + 1
+        for fields in reader:
+            where, line = f"line {line} of {path}", reader.line_num + 1
+            if fields and len(fields) != len(header):
+                expected = f"expected {len(header)} as in the header"
+                raise UserError(f"{where} has {len(fields)} fields, {expected}; quote a field that holds a comma")
+            if fields:
+                yield where, dict(zip(header, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num} of {path} is not valid CSV ({error}); correct its quotes") from None
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            return _numbered(str(path), file.read(_needed(file.schema_arrow.names, wanted)).to_pylist())
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
+
+
+def _dataset(source: str, path: Path, split: str, wanted: Sequence[str]) -> Rows:
+    import datasets
+
+    saved = os.path.isdir(path)
+    try:
+        data: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, split=split)
+    except Exception as error:  # network, name, split, builder, folder: the user's choices are the same
+        where = "a folder that save_to_disk wrote" if saved else "a file here, nor could the Hub give it as a dataset"
+        advice = "give such a folder or a file" if saved else f"check the name, the split {split!r} and the network"
+        raise UserError(f"{source} is not {where} ({_first_line(error)}); {advice}") from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise UserError(f"{source} has no split {split!r}; choose one of {', '.join(map(str, data))}")
+        data = data[split]
+    return _numbered(source, data.with_format(None).select_columns(_needed(data.column_names, wanted)))
+
+
+def _needed(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The wanted columns; when there are none, all, for the error that lists what was found."""
+    return [name for name in names if name in wanted] or list(names)
+
+
+def _numbered(name: str, rows: Iterable[Any]) -> Rows:
+    return ((f"row {number} of {name}", row) for number, row in enumerate(rows, 1))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+_TEXT_READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".txt": _lines}

@@ -1,0 +1,158 @@
+"""Names -> self-rewards. A reward is one file of this folder and one entry here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from srlm.errors import UserError
+from srlm.imports import user_function
+from srlm.rewards.implicit import implicit
+from srlm.rewards.inverted import inverted
+from srlm.rewards.judge import Note, judge, silent
+from srlm.rewards.judge_pairwise import judge_pairwise
+from srlm.rewards.log_likelihood import log_likelihood
+from srlm.rewards.majority import majority
+from srlm.rewards.mean_log_likelihood import mean_log_likelihood
+from srlm.rewards.negative_entropy import negative_entropy
+from srlm.rewards.oracle import oracle
+from srlm.rewards.random import random
+from srlm.rewards.self_certainty import self_certainty
+from srlm.types import Reward, Rollouts
+
+REWARDS: dict[str, Callable[..., Tensor]] = {
+    "log_likelihood": log_likelihood,
+    "mean_log_likelihood": mean_log_likelihood,
+    "self_certainty": self_certainty,
+    "negative_entropy": negative_entropy,
+    "majority": majority,
+    "implicit": implicit,
+    "judge": judge,
+    "judge_pairwise": judge_pairwise,
+    "random": random,
+    "inverted": inverted,
+    "oracle": oracle,
+}
+"""Name -> function of (policy, rollouts); the first line of its module describes it. Three of them take keywords that
+`reward_function` binds: `classes` (majority), `right` (oracle), `note` (judge, judge_pairwise)."""
+
+LABELLED = "oracle"
+"""The one reward that looks at answers."""
+_FREE = {"log_likelihood", "mean_log_likelihood", "negative_entropy", "majority", "random", "inverted", LABELLED}
+_JUDGES = {"judge", "judge_pairwise"}
+_TERM = re.compile(
+    r"\s*(?P<sign>[+-]?(?:\s*[+-])?)\s*"
+    r"(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
+    r"(?P<name>[^\W\d][\w.]*(?::\w+)?)\s*"
+)
+
+
+def reward_function(
+    spec: str,
+    *,
+    classes: Callable[[Any], Hashable | None] | None = None,
+    right: Callable[[int, str], bool] | None = None,
+    note: Note = silent,
+) -> Reward:
+    """The reward that `spec` names: an entry of REWARDS, a function `module:function` of (policy, rollouts), or a sum
+    such as "0.5*judge+0.5*mean_log_likelihood", whose weights may be negative or left out (1).
+
+    classes: response -> answer class, for `majority`. right: (number of the prompt, text) -> is it right?, for
+    `oracle`, which is no part of a sum. note: takes the numbers that a reward has for the records.
+
+    Raises:
+        UserError: no such reward, a function that cannot be imported, or one of the above is needed and missing.
+    """
+    terms = _terms(spec)
+    if spec != LABELLED and any(name == LABELLED for _, name in terms):
+        raise UserError(
+            f"the reward {spec!r} would hide {LABELLED}, which uses labels: ask for it by exactly that name, or not"
+        )
+    rewards = [(weight, _reward(name, classes, right, note)) for weight, name in terms]
+    if len(terms) == 1 and terms[0][0] == 1:
+        return rewards[0][1]
+
+    def mixture(policy: Any, rollouts: Rollouts) -> Tensor:
+        total = 0 * rollouts.log_prob
+        for weight, reward in rewards:
+            total = total + weight * reward(policy, rollouts)
+        return total
+
+    return mixture
+
+
+def asks_model(spec: str) -> bool:
+    """Does the reward take more than the rollouts already hold, so that it costs time?"""
+    return any(name not in _FREE for _, name in _terms(spec))
+
+
+def judges(spec: str) -> bool:
+    """Is the model asked to grade its responses, which costs several times what sampling them did?"""
+    return any(name in _JUDGES for _, name in _terms(spec))
+
+
+def _terms(spec: str) -> list[tuple[float, str]]:
+    terms: list[tuple[float, str]] = []
+    at = 0
+    while at < len(spec) or not terms:
+        found = _TERM.match(spec, at)
+        if found is None or (terms and not found["sign"]):
+            raise _unknown(spec)
+        weight = float(found["number"] or 1) * (-1) ** found["sign"].count("-")
+        if not math.isfinite(weight):
+            raise _unknown(spec)
+        terms.append((weight, found["name"]))
+        at = found.end()
+    return terms
+
+
+def _reward(
+    name: str,
+    classes: Callable[[Any], Hashable | None] | None,
+    right: Callable[[int, str], bool] | None,
+    note: Note,
+) -> Reward:
+    if ":" in name:
+        return _own_reward(*name.split(":"))
+    if name not in REWARDS:
+        raise _unknown(name)
+    if name == "majority":
+        if classes is None:
+            raise UserError("the reward majority needs answer classes, none were given: name them with --answers")
+        return partial(majority, classes=classes)
+    if name == LABELLED:
+        if right is None:
+            raise UserError(f"the reward {name} needs prompts with answers, none were given: add an `answer` column")
+        return partial(oracle, right=right)
+    if name in _JUDGES:
+        return partial(REWARDS[name], note=note)
+    return REWARDS[name]
+
+
+def _unknown(given: str) -> UserError:
+    return UserError(
+        f"there is no reward {given!r}, expected one of {', '.join(REWARDS)}, module:function, or a sum such as "
+        "0.5*judge+0.5*mean_log_likelihood: choose one"
+    )
+
+
+def _own_reward(module: str, function: str) -> Reward:
+    chosen = user_function(module, function, "reward", "(policy, rollouts)")
+
+    def reward(policy: Any, rollouts: Rollouts) -> Tensor:
+        values = chosen(policy, rollouts)
+        shape = list(rollouts.log_prob.shape)
+        if not isinstance(values, Tensor) or list(values.shape) != shape or not bool(values.isfinite().all()):
+            found = f"a tensor {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            raise UserError(
+                f"the reward {module}:{function} returned {found}, expected a tensor {shape} of finite numbers: "
+                "return one for every response"
+            )
+        return values.to(rollouts.log_prob)
+
+    return reward

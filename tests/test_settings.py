@@ -1,0 +1,169 @@
+"""Every setting changes something that can be seen: one that nothing reads is a promise nobody keeps."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import command, train_words, whole, write_held_out, write_prompts
+from test_guard import CONFIG, HEALTHY, START
+
+from srlm import SelfRewardConfig
+from srlm.config import PARTS
+from srlm.guard.decision import decide
+from srlm.guard.settings import GuardSettings
+from srlm.guard.signals import alarms
+from srlm.sizes import Sizes
+
+DPO = {"objective": "dpo"}
+# name -> the value that differs from the default or from `support.SETTINGS`, and what else is set for both
+CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
+    "output": ("elsewhere", {}),
+    "rounds": (2, {}),
+    "num_samples": (3, {}),
+    "max_new_tokens": (5, {}),
+    "reward": ("random", {}),
+    "answers": ("builtins:bool", {}),
+    "beta": (2.0, {}),
+    "clip": (0.0, {}),
+    "anchor": (0.0, {}),
+    "objective": ("ipo", {}),
+    "pairs": ("best_worst", DPO),
+    "margin": (5.0, DPO),
+    "label_smoothing": (0.3, DPO),
+    "nll": (1.0, DPO),
+    "length_penalty": (1.0, {}),
+    "length_window": ((0, 3), {"length_penalty": 1.0}),
+    "kl_initial": (0.5, {}),
+    "truncated": ("drop", {}),
+    "learning_rate": (1e-2, {}),
+    "gain_learning_rate": (0.0, {}),
+    "epochs": (1, {}),
+    "prompts_per_step": (3, {}),
+    "token_budget": (64, {}),
+    "checkpoint_steps": (100, {}),
+    "gradient_checkpointing": (True, {}),
+    "lora_rank": (2, {}),
+    "lora_alpha": (3.0, {}),
+    "dtype": ("bf16", {}),
+    "temperature": (2.0, {}),
+    "top_p": (0.5, {}),
+    "stop": (("e", "t"), {}),
+    "raw_prompts": (True, {}),
+    "max_prompts": (3, {}),
+    "max_held_out": (2, {}),
+    "held_out_share": (0.5, {"held_out": None, "held_out_share": 0.34}),
+    "held_out_samples": (2, {}),
+    "match": ("exact", {}),
+    "report_to": (("tensorboard",), {}),
+    "push_to_hub": ("someone/model", {}),
+    "trust_remote_code": (True, {}),
+    "seed": (4, {}),
+}
+
+
+def test_no_setting_is_left_out():
+    names = {field.name for field in fields(SelfRewardConfig)}
+    guards = {field.name for field in fields(GuardSettings)} - {field.name for field in fields(Sizes)}
+    assert set(CHANGED) | set(GUARDED) == names and set(GUARDED) == guards
+    parts = [name for part in PARTS for name in part.__annotations__]
+    assert sorted(parts) == sorted(names)  # each in one part
+
+
+@pytest.fixture(scope="module")
+def observed(tiny, tmp_path_factory):
+    """What a run leaves, says, asks of the model and writes."""
+    data = tmp_path_factory.mktemp("data")
+    given = {"model": tiny, "prompts": write_prompts(data), "held_out": write_held_out(data), "rounds": 1}
+    known: dict[str, dict[str, Any]] = {}
+
+    def observe(options: dict[str, Any]) -> dict[str, Any]:
+        key = repr(sorted(options.items()))
+        if key in known:
+            return known[key]
+        folder = tmp_path_factory.mktemp("runs")
+        every = given | {"output": "run"} | options
+        every["output"] = run = folder / every["output"]
+        if every["held_out"] is None:
+            del every["held_out"]
+        seen: dict[str, Any] = {"attention": 0, "written": [], "code": []}
+        attend, name = torch.nn.functional.scaled_dot_product_attention, os.replace
+        from srlm.policies.transformer.load import hub
+
+        load = hub.AutoConfig.from_pretrained
+
+        def attended(*arguments, **more):
+            seen["attention"] += 1
+            return attend(*arguments, **more)
+
+        def named(source, target):
+            seen["written"].append(str(Path(target).relative_to(folder)))
+            name(source, target)
+
+        def loaded(*arguments, **more):
+            seen["code"].append(more["trust_remote_code"])
+            return load(*arguments, **more)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attended)
+            patch.setattr(os, "replace", named)
+            patch.setattr(hub.AutoConfig, "from_pretrained", loaded)
+            patch.setenv("HF_HUB_OFFLINE", "1")
+            outcome = command(*train_words(**every))
+        assert outcome.code == 0, outcome
+        known[key] = seen | whole(run, every["rounds"]) | {"pushed": "not pushed" in outcome.out}
+        return known[key]
+
+    return observe
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_setting_changes_a_run(observed, name):
+    value, others = CHANGED[name]
+    assert observed(others) != observed(others | {name: value})
+
+
+def test_a_run_is_observed_the_same_twice(observed):
+    """Or else the test above could not fail."""
+    assert observed({}) == observed({"seed": 3}) == observed({"quiet": True})
+
+
+# Thresholds of the guard, on records that stand at its door
+
+FELL = {"accuracy_sampled": 0.3, "accuracy_sampled_low": 0.25, "accuracy_sampled_high": 0.35}
+HIGH = {"accuracy_sampled": 0.5, "accuracy_sampled_low": 0.45, "accuracy_sampled_high": 0.55}
+DAMAGED = {"displacement": -5.0}
+GUARDED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {  # value, and changes to the first and last record
+    "guard": (False, {}, DAMAGED),
+    "until": ("saturated", {"j0_gap": 1.0}, {"displacement_held_out": 0.0, "displacement": 0.0, "j0_gap": 1.0}),
+    "patience": (2, {}, DAMAGED),
+    "guard_mode_fidelity": (1.1, {}, {}),
+    "guard_displacement": (99.0, {}, {}),
+    "guard_leak": (99.0, {}, {}),
+    "guard_accuracy_drop": (0.9, HIGH, FELL),
+    "guard_auroc": (1.1, {}, {"auroc": 0.9, "auroc_high": 0.95}),
+    "guard_consistency": (0.9, {"self_consistency": 0.6}, {"self_consistency": 0.1}),
+    "guard_kappa": (-9.0, {"mode_surprisal_held_out": 1.0}, {"mode_surprisal_held_out": 1.3}),
+    "guard_entropy": (0.0, {}, {}),
+    "guard_length": (0.0, {}, {}),
+    "guard_truncation": (-1.0, {}, {}),
+    "guard_repetition": (-1.0, {}, {"repeated_ngrams": 0.0}),
+    "guard_same_response": (-1.0, {}, {"same_response": 0.02}),
+    "guard_kendall": (2.0, {}, {}),
+    "guard_log_ratio": (0.0, {}, {}),
+    "guard_distinct_2": (99.0, {}, {}),
+    "guard_stable": (99.0, {}, {}),
+    "guard_saturated": (99.0, {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_a_threshold_changes_what_the_guard_says(name):
+    value, first, last = GUARDED[name]
+    records = [START | first, HEALTHY | last]
+    said = [(alarms(records, config), decide(records, config)) for config in (CONFIG, replace(CONFIG, **{name: value}))]
+    assert said[0] != said[1]
