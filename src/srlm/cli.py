@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from types import ModuleType
 
@@ -18,6 +20,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPER
 def main(arguments: list[str] | None = None) -> None:
     """`srlm COMMAND ...`; exit code 2 for what the user can mend, 130 when interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
+    unraisable, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         _run(words)
     except UserError as error:
@@ -33,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         _stop(130, f"interrupted; to go on, {_again(words)}" if words[:1] == ["train"] else "interrupted")
+    finally:
+        sys.unraisablehook = unraisable
 
 
 def _run(words: list[str]) -> None:
@@ -55,6 +60,18 @@ def _run(words: list[str]) -> None:
 
 def _command(name: str) -> ModuleType:
     return importlib.import_module(f"srlm.commands.{name}")
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """An interrupt that falls into a destructor, of which an import runs thousands, is dropped by Python: it comes back
+    a moment later."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        # Here and now it would fall into this very function; as a signal it wakes whatever waits.
+        again = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _again(words: list[str]) -> str:
