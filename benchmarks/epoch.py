@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from srlm.regression import regression
 
 from benchmarks.timing import now
 from benchmarks.workload import Data
+from srlm.objectives.regression import regression
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.update import Optimisation, fit
 from srlm.types import Rollouts
@@ -39,7 +39,7 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
     for name, parameter in policy.trainable().items():
         if ".lora_B." in name:
             parameter.data.zero_()
-    was, policy.shared = policy.shared, shared and policy.shared
+    was, policy.scorer.shared = policy.shared, shared and policy.shared
     k = data.responses.length.shape[1]
     try:
         start = now()
@@ -63,4 +63,4 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
         )
         return Parts(scored - start, ended - scored, now() - ended)
     finally:
-        policy.shared = was
+        policy.scorer.shared = was

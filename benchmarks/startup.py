@@ -1,6 +1,6 @@
 """How long srlm takes before it does anything: `import srlm`, `srlm --help`, `srlm train --help`, beside bare Python.
 
-    python -m benchmarks.startup [--rounds 15]
+python -m benchmarks.startup [--rounds 15]
 """
 
 from __future__ import annotations

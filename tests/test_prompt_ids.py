@@ -111,3 +111,13 @@ def test_a_diagnosis_of_a_run_asks_what_the_run_asked(options, tmp_path):
         assert samples["response"] == held_out["response"]
         assert samples["log_prob"] == pytest.approx(held_out["log_prob"], abs=1e-4)
     assert said[0] == said[1]
+
+
+def test_a_diagnosis_that_reads_prompts_otherwise_does(options, tmp_path):
+    run = tmp_path / "run"
+    assert command(*train_words(**options, output=run)).code == 0
+    question = ["--run", run, "--round", 0, "--samples", 3, "--search-budget", 16]
+    for name, more in (("as-run", []), ("raw", ["--raw-prompts"])):
+        assert command("diagnose", *question, *more, "--output", tmp_path / name).code == 0
+    kappa = [json.loads((tmp_path / n / "diagnose.json").read_text())["sequence"] for n in ("as-run", "raw")]
+    assert kappa[0] != kappa[1]

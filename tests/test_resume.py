@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,8 @@ from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.run.files import SCRATCH
+
+MIDDLE = "round-001/rollouts/00-tokens.parquet"  # the first thing that round 1 writes
 
 
 class Story:
@@ -101,8 +104,12 @@ def test_story_is_complete(story):
     names = [name for name, _ in story.moments]
     for t in range(SETTINGS["rounds"]):
         assert names.count(f"round-{t:03d}/update.safetensors") == len(losses(story.run, t)) == 6
-        assert {f"round-{t:03d}/{f}" for f in ("rollouts.parquet", "stages.json", "held_out.parquet")} <= set(names)
+        parts = ("00-tokens", "01-log_prob", "02-reward", "03-update")
+        files = [f"rollouts/{part}.parquet" for part in parts] + ["held_out/04-log_prob_next.parquet"]
+        files += ["rollouts.parquet", "stages.json", "held_out.parquet", "greedy.parquet"]
+        assert {f"round-{t:03d}/{file}" for file in files} <= set(names)
     assert {"manifest.json", "records.jsonl", "round-002/adapter", "model", "adapter"} <= set(names)
+    assert {"prompts/rollouts.parquet", "prompts/held_out.parquet"} <= set(names)
     assert all([*moment.rglob(f"{SCRATCH}-*")] for _, moment in story.moments)
 
 
@@ -116,11 +123,11 @@ def test_resumed_equals_uninterrupted_with_all_weights_trained(full_story, tmp_p
 
 def goes_on_from(story, folder, number):
     """From the first write of every kind in the middle of the run, and from random moments."""
-    middle = next(i for i, (name, _) in enumerate(story.moments) if name == "round-001/rollouts.parquet")
+    middle = next(i for i, (name, _) in enumerate(story.moments) if name == MIDDLE)
     kinds = {}
     for i, (name, _) in enumerate(story.moments):
         if i >= middle:
-            kinds.setdefault(Path(name).name, i)
+            kinds.setdefault(re.sub(r"^round-\d+/", "", name), i)
     chosen = sorted({*kinds.values(), *random.sample(range(1, len(story.moments)), number)})
     for i in chosen:
         name, moment = story.moments[i]
@@ -209,7 +216,7 @@ def test_an_update_goes_on_from_its_last_step(story, tmp_path):
 
 
 def test_a_finished_update_is_not_done_again(story, tmp_path):
-    moment = next(m for name, m in story.moments if name == "round-001/rollouts.parquet" and (m / "round-001").exists())
+    moment = next(m for name, m in story.moments if name == MIDDLE)
     folder = shutil.copytree(moment, tmp_path / "run")
     assert "round 0 · update" not in resumed(story, folder)
 

@@ -12,6 +12,8 @@ from pyarrow import parquet
 from support import tree
 
 from srlm.run.columns import column, grid, numbered, padded, ragged, rows
+from srlm.run.files import SCRATCH
+from srlm.run.folder import RunFolder
 from srlm.run.tables import ROW_GROUP, Table
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 6))
@@ -44,7 +46,8 @@ def columns(name, number=2500):
 
 @pytest.fixture
 def grown(tmp_path):
-    table = Table(tmp_path / "rollouts.parquet")
+    (tmp_path / "round-000").mkdir()
+    table = Table(tmp_path / "round-000" / "rollouts.parquet")
     assert table.names() == []
     for name in ("z", "a", "m"):
         table.add(name, columns(name))
@@ -84,8 +87,7 @@ def test_a_closed_table_is_one_file_in_row_groups(grown):
 def test_a_late_column_joins_a_closed_table(grown):
     grown.close()
     grown.add("late", columns("late"))
-    assert grown.names() == ["z", "a", "m", "late"]
-    assert set(grown.head().column_names) == {"z", "a", "m", "late"}
+    assert grown.names() == ["z", "a", "m", "late"] == grown.head().column_names
     grown.close()
     assert parquet.read_table(grown.file).to_pydict() == {n: list(range(2500)) for n in ("z", "a", "m", "late")}
 
@@ -94,8 +96,30 @@ def test_a_table_of_an_earlier_version_is_one_row_group(tmp_path):
     parquet.write_table(pa.table(columns("old")), tmp_path / "rollouts.parquet")
     table = Table(tmp_path / "rollouts.parquet")
     table.add("new", columns("new"))
+    assert table.head().to_pydict() == {n: list(range(ROW_GROUP)) for n in ("old", "new")}
     table.close()
     assert parquet.read_table(table.file).to_pydict() == {n: list(range(2500)) for n in ("old", "new")}
+
+
+def test_of_a_column_in_two_files_the_newer_counts(grown):
+    grown.close()
+    grown.add("a", {"a": pa.array(range(2500, 0, -1), pa.int32())})
+    assert grown.read(["a"])["a"][0].as_py() == 2500 and grown.head()["a"][0].as_py() == 2500
+    assert sorted(grown.names()) == ["a", "m", "z"]
+    grown.close()
+    assert parquet.read_table(grown.file)["a"][0].as_py() == 2500
+
+
+def test_what_a_kill_left_half_written_is_no_table(grown):
+    wanted = grown.read().to_pydict()
+    for file in (grown.parts / f"{SCRATCH}-03-late.parquet", grown.file.with_name(f"{SCRATCH}-rollouts.parquet")):
+        file.write_bytes(b"PAR1 half")
+    assert grown.read().to_pydict() == wanted
+    other = Table(grown.file.with_name("other.parquet"))
+    other.take("start", grown, ())
+    assert other.read().to_pydict() == wanted
+    run = RunFolder(grown.file.parent.parent, {})
+    assert [table.file.stem for table in run.tables(int(grown.file.parent.name[-3:]))] == ["other", "rollouts"]
 
 
 @pytest.mark.parametrize("moment", ["before the file has its name", "before the parts are gone", "some parts are gone"])

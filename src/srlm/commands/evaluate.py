@@ -43,4 +43,5 @@ def run(words: Sequence[str]) -> None:
     from srlm.console import Display
     from srlm.evaluation import evaluate
 
-    evaluate(**chosen | {"display": Display(chosen.pop("quiet"))})
+    display = Display(chosen.pop("quiet"))
+    evaluate(**chosen, display=display)

@@ -76,7 +76,11 @@ class Option:
             return None
         if isinstance(given, str) and given in self.words:
             return given
-        return _READERS[self.kind](self.flag, given)
+        try:
+            return _READERS[self.kind](given)
+        except (TypeError, ValueError, OverflowError):
+            expected = ", or ".join([_EXPECTED[self.kind], *self.words])
+            raise UserError(f"{self.flag} is {given!r}, expected {expected}: correct it") from None
 
     def settled(self, value: Any) -> Any:
         """What was read, as its dataclass holds it; files can say null where the command line cannot."""
@@ -235,37 +239,32 @@ def _dashed(word: str) -> str:
     return f"{name.replace('_', '-')}{equals}{value}" if re.match(r"--[a-z]", name) else word
 
 
-def _text(flag: str, given: Any) -> str:
-    if isinstance(given, str) or (isinstance(given, int | float) and not isinstance(given, bool)):
-        return str(given)
-    raise UserError(f"{flag} is {given!r}, expected text: correct it")
+def _text(given: Any) -> str:
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise TypeError
+    return str(given)
 
 
-def _whole(flag: str, given: Any) -> int:
-    try:
-        if isinstance(given, bool) or (isinstance(given, float) and not given.is_integer()):
-            raise ValueError
-        return int(given)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{flag} is {given!r}, expected a whole number: correct it") from None
+def _whole(given: Any) -> int:
+    if isinstance(given, bool) or (isinstance(given, float) and not given.is_integer()):
+        raise TypeError
+    return int(given)
 
 
-def _number(flag: str, given: Any) -> float:
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        return float(given)
-    except (TypeError, ValueError, OverflowError):
-        raise UserError(f"{flag} is {given!r}, expected a number: correct it") from None
-
-
-def _truth(flag: str, given: Any) -> bool:
+def _number(given: Any) -> float:
     if isinstance(given, bool):
-        return given
-    raise UserError(f"{flag} is {given!r}, expected true or false: correct it")
+        raise TypeError
+    return float(given)
 
 
-_READERS: dict[type, Callable[[str, Any], Any]] = {str: _text, int: _whole, float: _number, bool: _truth}
+def _truth(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise TypeError
+    return given
+
+
+_READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: _number, bool: _truth}
+_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 _METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 

@@ -95,11 +95,12 @@ def subject(
     chosen = kept if round is None else round
     if chosen not in there:
         raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
-    config = dataclasses.replace(config, **changes)
+    as_run, config = config, dataclasses.replace(config, **changes)
+    own_prompts = prompts is None and config.raw_prompts == as_run.raw_prompts
 
     def load() -> TransformerPolicy:
         policy = load_policy(manifest["model"], config)
-        if prompts is None and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
+        if own_prompts and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
             policy.encode.keep(labelled.prompts.items, rows(ids["tokens"]))
         if chosen:
             policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)

@@ -15,7 +15,7 @@ class GuardSettings(Sizes):
     """Guard"""
 
     guard: bool = True
-    """Stop when a round did damage, and leave the best round in model/ (guard.py); off for controls."""
+    """Stop when a round did damage, and leave the best round in model/; off for controls."""
     until: Literal["rounds", "saturated"] = "rounds"
     """When is a healthy run over? After all its rounds, or once it is saturated; rounds is then the most."""
     patience: int = 1

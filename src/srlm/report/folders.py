@@ -166,8 +166,8 @@ def _samples(table: Table, part: str, round: int) -> list[Sample]:
 def _read_samples(files: tuple[tuple[Path, int], ...], part: str, round: int) -> list[Sample]:
     """Read once while a run is watched; the times of the files keep the cache honest."""
     columns: dict[str, list[Any]] = {}
-    for file, _ in files:
-        columns = _columns(file) | columns
+    for file, _ in files:  # of a column in two files the newer counts
+        columns |= _columns(file)
     if not {"prompt_index", "response"} <= columns.keys():
         return []
     count = len(columns["response"])
@@ -307,7 +307,7 @@ def _json(file: Path) -> dict[str, Any]:
 def _columns(file: Path) -> dict[str, list[Any]]:
     """Columns that can be read; text that is not UTF-8 with a mark where it is not."""
     try:
-        table = parquet.read_table(file)
+        table = parquet.read_table(file, partitioning=None)
     except Exception:  # half-written, or not what its name says: Arrow has many words for it
         return {}
     columns: dict[str, list[Any]] = {}

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from srlm.errors import UserError
 from srlm.run.files import SCRATCH, dump, remove, write_atomically
-from srlm.run.tables import Table, write_columns
+from srlm.run.tables import Table, whole_files, write_columns
 from srlm.types import Record
 
 LOCK = ".lock"
@@ -133,9 +133,8 @@ class RunFolder:
     def tables(self, round: int) -> list[Table]:
         """Those that have columns already."""
         folder = self.round(round)
-        names = {file.stem for file in folder.glob("*.parquet")} | {
-            file.parent.name for file in folder.glob("*/*.parquet")
-        }
+        begun = [part for part in folder.iterdir() if part.is_dir() and whole_files(part)]
+        names = {file.stem for file in whole_files(folder)} | {part.name for part in begun}
         return [self.table(round, name) for name in sorted(names)]
 
     @property

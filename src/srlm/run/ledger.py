@@ -19,13 +19,12 @@ from torch import Tensor
 
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder, StepCheckpoint
+from srlm.run.tables import whole_files
 from srlm.types import Record
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
 Columns: TypeAlias = Mapping[str, pa.Array]
 Result = TypeVar("Result")
-LENDABLE = ("sample ", "score ")  # stages that depend on the model, the prompts and the seed alone
-OWN_COLUMNS = ("reward", "log_prob_next")  # what a run makes of its responses
 
 
 class Processes(Protocol):
@@ -78,57 +77,47 @@ class Ledger:
         self.write(lambda: self._note_stage(round, name, facts))
         return result
 
-    def columns(
-        self,
-        round: int,
-        table: str,
-        names: Sequence[str],
-        work: Callable[[Progress], Columns],
-        *,
-        stage: str | None = None,
-        tokens: int | Callable[[Columns], int] = 0,
-    ) -> pa.Table:
-        """The columns `names` of a table, which `work` computes, with others if it likes, where they are not there.
-
-        stage: name under which seconds and tokens of the work are noted, if they are.
-        """
+    def columns(self, round: int, table: str, names: Sequence[str], work: Callable[[], Columns]) -> pa.Table:
+        """The columns `names` of a table, which `work` computes, with others if it likes, where they are not there."""
         kept = self.run.table(round, table)
         if set(names) <= set(kept.names()):
             return kept.read(names)
-        columns = work(_silent) if stage is None else self.stage(round, stage, work, tokens)
+        columns = work()
         self.write(lambda: kept.add(names[0], columns))
         return pa.table(dict(columns)).select(names)
 
     def update(
         self,
         round: int,
+        table: str,
         work: Callable[[StepCheckpoint, Progress], tuple[Columns, Tensor]],
         *,
         folder: str,
         save: Callable[[Path], object],
         load: Callable[[Path], object],
+        names: Sequence[str],
         tokens: int,
     ) -> tuple[pa.Table, Sequence[float]]:
         """pi_{round+1}: taken up by `load` where it is kept, else made by `work` and kept by `save` in the next round's
-        `folder`. What `work` returns, columns of the rollouts and the loss of each step, comes from disk in either
+        `folder`. What `work` returns, columns `names` of a table and the loss of each step, comes from disk in either
         case: an update just made and one made before a kill give the same numbers.
         """
         after, checkpoint = self.run.round(round + 1) / folder, self.run.checkpoint(round)
-        rollouts = self.run.table(round, "rollouts")
+        kept = self.run.table(round, table)
         if after.exists():
             load(after)
             self.write(checkpoint.remove)  # of a run that was killed before it could
         else:
-            columns, losses = self.stage(round, "update", partial(work, checkpoint), lambda _: tokens)
+            columns, losses = self.stage(round, "update", partial(work, checkpoint), tokens)
 
             def commit() -> None:
-                rollouts.add("update", columns)
+                kept.add("update", columns)
                 self._note_stage(round, "loss", losses.tolist())
                 write_atomically(after, save)
                 checkpoint.remove()
 
             self.write(commit)
-        return rollouts.read(["log_prob_next"]), self.run.stages(round)["loss"]
+        return kept.read(names), self.run.stages(round)["loss"]
 
     def close(self, round: int) -> None:
         """The round is over: make one file of each of its tables."""
@@ -165,30 +154,29 @@ class Ledger:
         assert kept is not None
         return kept
 
-    def borrow(self, others: Sequence[Path]) -> None:
-        """Before round 0 is over, take over what pi_0 said in another run of the same model, prompts and seed, and how
-        likely it found it; not what was made of that. Of `others` the first that is through with round 0, if any is.
-        What is here already stays, so that an interrupted call is finished by another."""
+    def record(self, round: int) -> Record:
+        """What was measured of a round."""
+        return self.run.records()[round]
+
+    def borrow(self, others: Sequence[Path], lendable: Callable[[str], bool], own: Sequence[str]) -> None:
+        """Before round 0 is over, take over what pi_0 said in another run of the same model, prompts and seed. Of
+        `others` the first that is through with round 0, if any is. What is here already stays, so that an interrupted
+        call is finished by another.
+
+        lendable: does a stage depend on model, prompts and seed alone? own: columns that a run makes of its responses.
+        """
         lender = next((run for run in (RunFolder(path, {}) for path in others) if run.records()), None)
         if lender is None or self.run.records():
             return
-        theirs = {
-            name: facts
-            for name, facts in lender.stages(0).items()
-            if name.startswith(LENDABLE) and not name.endswith(" again")
-        }
-        for file in sorted(lender.prompts.glob("*.parquet")):
+        for file in whole_files(lender.prompts):
             if (ids := lender.prompt_ids(file.stem)) is not None and self.run.prompt_ids(file.stem) is None:
                 self.run.save_prompt_ids(file.stem, ids)
+        theirs = {name: facts for name, facts in lender.stages(0).items() if lendable(name)}
         self.run.save_stages(0, theirs | self.run.stages(0))
         for lent in lender.tables(0):
-            own = self.run.table(0, lent.file.stem)
-            if not own.files():
-                own.take("start", lent, OWN_COLUMNS)
+            mine = self.run.table(0, lent.file.stem)
+            if not mine.files():
+                mine.take("start", lent, own)
 
     def _note_stage(self, round: int, name: str, facts: Any) -> None:
         self.run.save_stages(round, self.run.stages(round) | {name: facts})
-
-
-def _silent(done: int, total: int) -> None:
-    pass

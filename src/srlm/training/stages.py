@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import pyarrow as pa
-import pyarrow.compute
 import torch
 from torch import Tensor
 
@@ -24,6 +23,8 @@ from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Columns, Ledger
 from srlm.training.parts import objective_function
 from srlm.types import Prompts, Reward, Rollouts, UpdateInfo
+
+OWN_COLUMNS = ("reward", "log_prob_next")  # what a run makes of its responses; what else it knows it may lend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Stages:
                 policy,
                 rollouts,
                 reward,
-                objective=objective_function(config, self.ledger.run.records()[round].get("kendall_tau")),
+                objective=objective_function(config, self.ledger.record(round).get("kendall_tau")),
                 optimisation=Optimisation(
                     config.learning_rate,
                     config.epochs,
@@ -70,10 +71,12 @@ class Stages:
 
         columns, losses = self.ledger.update(
             round,
+            "rollouts",
             work,
             folder=config.weights_folder,
             save=policy.save_weights,
             load=policy.load_weights,
+            names=("log_prob_next",),
             tokens=_count(rollouts) * config.epochs,
         )
         following = grid(columns["log_prob_next"], len(rollouts.prompts)).float()
@@ -90,8 +93,10 @@ class Stages:
         table: str,
         draw: Callable[..., Responses],
     ) -> Responses:
-        def work(progress: Progress) -> Columns:
-            responses = draw(progress=progress)
+        def work() -> Columns:
+            responses = self.ledger.stage(
+                round, f"sample {table}", lambda progress: draw(progress=progress), lambda made: int(made.length.sum())
+            )
             items = pa.array(one_kind(prompts.items))
             index = numbered(*responses.length.shape)
             return {
@@ -102,9 +107,7 @@ class Stages:
                 "finished": column(responses.finished),
             }
 
-        columns = self.ledger.columns(
-            round, table, ("tokens", "finished"), work, stage=f"sample {table}", tokens=_count_tokens
-        )
+        columns = self.ledger.columns(round, table, ("tokens", "finished"), work)
         tokens, length = padded(columns["tokens"], len(prompts), policy.decoding.max_new_tokens)
         return Responses(tokens, length, grid(columns["finished"], len(prompts)))
 
@@ -124,10 +127,11 @@ class Stages:
         draw = partial(policy.sample, prompts, num_samples, generator)
         responses = self.responses(policy, prompts, round, table, draw)
 
-        def work(progress: Progress) -> Columns:
+        def work() -> Columns:
             each = torch.zeros(responses.tokens.shape) if by_token else None
-            log_prob, entropy = policy.score(
-                prompts, responses, with_entropy=True, token_log_prob=each, progress=progress
+            score = partial(policy.score, prompts, responses, with_entropy=True, token_log_prob=each)
+            log_prob, entropy = self.ledger.stage(
+                round, f"score {table}", lambda progress: score(progress=progress), int(responses.length.sum())
             )
             columns = {"log_prob": column(log_prob), "entropy": column(entropy)}
             if each is not None:
@@ -136,45 +140,41 @@ class Stages:
                 columns["token_end"] = pa.array(ends, pa.list_(pa.int32()))
             return columns
 
-        count = int(responses.length.sum())
-        columns = self.ledger.columns(round, table, ("log_prob", "entropy"), work, stage=f"score {table}", tokens=count)
+        columns = self.ledger.columns(round, table, ("log_prob", "entropy"), work)
         log_prob, entropy = (grid(values, len(prompts)).float() for values in columns.columns)
         return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / num_samples), entropy)
 
     def rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
         """[P, K] the reward as the objective is to see it."""
 
-        def bare(progress: Progress) -> Tensor:
+        def bare(*_: object) -> Tensor:
             return self.rewards[table](policy, rollouts).float()
 
-        def work(progress: Progress) -> Columns:
+        def work() -> Tensor:
             if asks_model(self.config.reward):
                 reward = self.ledger.stage(rollouts.round, f"reward {table}", bare, _count(rollouts))
             else:
-                reward = bare(progress)
-            return {"reward": column(self._shaped(reward, policy, rollouts, table))}
+                reward = bare()
+            return self._shaped(reward, policy, rollouts, table)
 
         return self._column(rollouts, table, "reward", work)
 
     def under_initial(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
         """[P, K] log pi_0 of a table's responses."""
 
-        def work(progress: Progress) -> Columns:
+        def work() -> Tensor:
             if rollouts.round == 0:
-                return {"log_prob_initial": column(rollouts.log_prob)}
+                return rollouts.log_prob
             with policy.initial():
-                return {"log_prob_initial": self._again(policy, rollouts, progress)}
+                return self._again(policy, rollouts, rollouts.round, f"score {table} under pi_0")
 
-        stage = f"score {table} under pi_0" if rollouts.round else None
-        return self._column(rollouts, table, "log_prob_initial", work, stage)
+        return self._column(rollouts, table, "log_prob_initial", work)
 
     def followed(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
         """[P, K] the log-probs that the policy of the round after gives a table's responses, at that round's cost."""
 
-        def work(_: Progress) -> Columns:
-            again = partial(self._again, policy, rollouts)
-            stage = f"score {table} again"
-            return {"log_prob_next": self.ledger.stage(rollouts.round + 1, stage, again, _count(rollouts))}
+        def work() -> Tensor:
+            return self._again(policy, rollouts, rollouts.round + 1, f"score {table} again")
 
         return self._column(rollouts, table, "log_prob_next", work)
 
@@ -188,19 +188,18 @@ class Stages:
             reward = shaping.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
         return shaping.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
 
-    def _again(self, policy: TransformerPolicy, rollouts: Rollouts, progress: Progress) -> pa.Array:
-        return column(policy.score(rollouts.prompts, rollouts.responses, progress=progress)[0])
+    def _again(self, policy: TransformerPolicy, rollouts: Rollouts, round: int, stage: str) -> Tensor:
+        score = partial(policy.score, rollouts.prompts, rollouts.responses)
+        return self.ledger.stage(round, stage, lambda progress: score(progress=progress), _count(rollouts))[0]
 
-    def _column(
-        self,
-        rollouts: Rollouts,
-        table: str,
-        name: str,
-        work: Callable[[Progress], Columns],
-        stage: str | None = None,
-    ) -> Tensor:
-        columns = self.ledger.columns(rollouts.round, table, (name,), work, stage=stage, tokens=_count(rollouts))
+    def _column(self, rollouts: Rollouts, table: str, name: str, work: Callable[[], Tensor]) -> Tensor:
+        columns = self.ledger.columns(rollouts.round, table, (name,), lambda: {name: column(work())})
         return grid(columns[name], len(rollouts.prompts)).float()
+
+
+def is_lendable(stage: str) -> bool:
+    """Does a stage of round 0 depend on model, prompts and seed alone?"""
+    return stage.startswith(("sample ", "score ")) and not stage.endswith(" again")
 
 
 def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:
@@ -211,7 +210,3 @@ def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:
 
 def _count(rollouts: Rollouts) -> int:
     return int(rollouts.responses.length.sum())
-
-
-def _count_tokens(columns: Columns) -> int:
-    return int(pyarrow.compute.sum(columns["tokens"].value_lengths()).as_py())

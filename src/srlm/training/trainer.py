@@ -30,7 +30,7 @@ from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
 from srlm.training.parts import load_policy, prompt_sets, reward_of
 from srlm.training.probe import Probe
-from srlm.training.stages import Stages, prompt_columns
+from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, prompt_columns
 from srlm.types import Prompts, Record, Step
 
 
@@ -177,7 +177,7 @@ class SelfRewardTrainer:
                     self.run.save_manifest(state="running")
                 else:
                     self.run.begin(started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-                self.ledger.borrow(self.start)
+                self.ledger.borrow(self.start, is_lendable, OWN_COLUMNS)
             self.processes.wait_for_everyone()
             yield
         finally:

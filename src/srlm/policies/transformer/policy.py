@@ -69,8 +69,7 @@ class TransformerPolicy:
         self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos)
         self._texts = Texts(tokenizer, stop, eos)
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
-        self.shared = reads_trees(self.model)
-        self.scorer = Scorer(self.model, self.processes, self.shared, prompts_per_step, token_budget)
+        self.scorer = Scorer(self.model, self.processes, reads_trees(self.model), prompts_per_step, token_budget)
         self.weights = Weights(self.model, peft_model, name)
         self.gain = Gain.of(self.model) if gain else None
         self._initial_gain = self.gain.size() if self.gain is not None else 1.0
@@ -97,6 +96,11 @@ class TransformerPolicy:
         if gradient_checkpointing:
             recompute_activations(model)
         return cls(model, tokenizer, peft_model=peft_model, gain=gain, name=name, **options)
+
+    @property
+    def shared(self) -> bool:
+        """Does the model read trees?"""
+        return self.scorer.shared
 
     # Prompts
 
