@@ -1,0 +1,58 @@
+"""Regular expressions of a user's: read with care, and never waited for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import regex
+
+from srlm.errors import UserError
+
+PATIENCE = 1.0  # seconds for one text: a pattern that takes longer tries ways without end
+
+
+class Pattern:
+    """what, user: in words, for whoever has to correct it."""
+
+    def __init__(self, pattern: str, what: str, user: str) -> None:
+        self._what = f"the {what} {pattern!r}"
+        try:
+            self._compiled = regex.compile(pattern)
+        except (regex.error, OverflowError, RecursionError, ValueError) as error:
+            raise UserError(
+                f"{self._what} is not a regular expression ({error}), as the {user} expects; correct it or choose "
+                "another"
+            ) from None
+
+    @property
+    def groups(self) -> int:
+        count: int = self._compiled.groups
+        return count
+
+    def search(self, text: str) -> bool:
+        """
+        Raises:
+            UserError: the pattern takes too long.
+        """
+        return self._patiently(lambda: self._compiled.search(text, timeout=PATIENCE)) is not None
+
+    def last(self, text: str, group: int) -> str | None:
+        """The last match, or a group of it.
+
+        Raises:
+            UserError: the pattern takes too long.
+        """
+
+        last = self._patiently(lambda: deque(self._compiled.finditer(text, timeout=PATIENCE), maxlen=1))
+        return last[0][group] if last else None
+
+    def _patiently(self, find: Callable[[], Any]) -> Any:
+        try:
+            return find()
+        except TimeoutError:
+            raise UserError(
+                f"{self._what} took more than {PATIENCE:g} s on one response, expected far less: simplify it, nested "
+                "repetitions such as (a+)+ above all"
+            ) from None
