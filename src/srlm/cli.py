@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import warnings
 from types import ModuleType
 
 from srlm.errors import UserError
+from srlm.plain import one_line
 
 COMMANDS = ("train", "evaluate", "diagnose", "plan", "verify", "report")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     # A hub that cannot be reached, and progress bars of loading, are not what the user came for.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -48,10 +53,9 @@ def _run(words: list[str]) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     if not words or words[0] in ("-h", "--help"):
-        print("usage: srlm {" + ",".join(COMMANDS) + "} ...   (srlm COMMAND --help lists its options)")
-        print("\nsrlm: self-rewarding language models, with guarantees\n")
-        for name in COMMANDS:
-            print(f"  {name:<10}{_command(name).__doc__}")
+        usage = "usage: srlm {" + ",".join(COMMANDS) + "} ...   (srlm COMMAND --help lists its options)"
+        lines = [usage, "", "srlm: self-rewarding language models, with guarantees", ""]
+        print("\n".join([*lines, *(f"  {name:<10}{_command(name).__doc__}" for name in COMMANDS)]))
         raise SystemExit(0 if words else 2)
     if words[0] not in COMMANDS:
         raise UserError(f"there is no command {words[0]!r}: use {', '.join(COMMANDS)}")
@@ -80,7 +84,7 @@ def _again(words: list[str]) -> str:
 
 
 def _stop(code: int, sentence: str) -> None:
-    print(f"srlm: {sentence}", file=sys.stderr)
+    print(f"srlm: {one_line(sentence)}", file=sys.stderr)
     raise SystemExit(code) from None
 
 

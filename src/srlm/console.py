@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from srlm.plain import visible
+
 if TYPE_CHECKING:  # what imports torch is not needed to print
     from srlm.types import Record
 
@@ -53,7 +55,7 @@ class Display:
         return self
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:

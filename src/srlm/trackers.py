@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm.errors import UserError
-from srlm.report.text import visible
+from srlm.plain import visible
 from srlm.types import Record
 
 PACKAGES = ("tensorboard", "wandb", "trackio", "mlflow")  # a tracker is called what its package is

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from srlm.errors import UserError
 
 Reader: TypeAlias = Callable[[Any], Any]
 """A word of the command line, or a value of a YAML file, -> what the setting holds."""
-NOTHING = ("None", "null")
+NOTHING = "None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One field. kind: what each of its words is; number: how many words it takes, None for one."""
+    """One field. kind: what each of its words is; several: it takes words without end, or as many as `number`."""
 
     name: str
     kind: type
     words: tuple[str, ...]
-    number: int | str | None
+    several: bool
+    number: int | None
     optional: bool
 
     @classmethod
@@ -57,11 +59,11 @@ class Option:
         literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
         words = tuple(word for literal in literals for word in typing.get_args(literal))
         (kind,) = kinds - set(literals) or {str}
-        number: int | str | None = None
-        if typing.get_origin(kind) is tuple:
+        several, number = typing.get_origin(kind) is tuple, None
+        if several:
             kind, *more = typing.get_args(kind)
-            number = "*" if more == [...] else 1 + len(more)
-        return cls(field.name, kind, words, number, optional)
+            number = None if more == [...] else 1 + len(more)
+        return cls(field.name, kind, words, several, number, optional)
 
     @property
     def flag(self) -> str:
@@ -72,7 +74,7 @@ class Option:
         Raises:
             UserError: what was given is not of this kind.
         """
-        if self.optional and (given is None or given in NOTHING):
+        if self.optional and given in (None, NOTHING):
             return None
         if isinstance(given, str) and given in self.words:
             return given
@@ -84,13 +86,15 @@ class Option:
 
     def settled(self, value: Any) -> Any:
         """What was read, as its dataclass holds it; files can say null where the command line cannot."""
-        if value is None or value == [None]:
-            return None if self.optional else self.read(None)
-        if self.number is None:
-            return value
-        if isinstance(self.number, int) and len(value) != self.number:
-            raise UserError(f"{self.flag} is {value!r}, expected {self.number} values: correct it")
-        return tuple(value)
+        if not self.several:
+            return self.read(None) if value is None else value
+        values = [] if value is None else list(value)
+        if self.optional and values in ([], [None]):
+            return None
+        if None in values or (self.number is not None and len(values) != self.number):
+            expected = f"{self.number} values" if self.number is not None else f"{_EXPECTED[self.kind]} in every place"
+            raise UserError(f"{self.flag} is {values!r}, expected {expected}: correct it")
+        return tuple(values)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -106,17 +110,22 @@ class Parser(jsonargparse.ArgumentParser):
             usage=f"srlm {command} {usage}",
             description=f"{does}\n\nOptions, the most used ones{more}." if more else does,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            print_config="--print-config",
+            print_config=None,
             allow_abbrev=False,
             add_help=False,
         )
         self._first, self._every = first, every
         self.options: dict[str, Option] = {}
+        self._places: set[str] = set()
         self._headed: dict[str, Any] = {}
         self.add_argument("-h", "--help", action="help", help="Show this text and stop.")
         if first:
             self.add_argument("--help-all", action="help", help="Show all options and stop.")
-        self.add_argument("--config", action="config", help="YAML file of option: value lines; the command line wins.")
+        self.before("--config", "FILE", "YAML file of option: value lines; the command line wins.")
+
+    def before(self, flag: str, metavar: str, text: str) -> None:
+        """For help: an option that `taken` has read already."""
+        self.add_argument(flag, metavar=metavar, default=argparse.SUPPRESS, help=text)
 
     def add(
         self, heading: str, source: type, names: Sequence[str] = (), *, aliases: Mapping[str, str] = {}, **defaults: Any
@@ -147,14 +156,15 @@ class Parser(jsonargparse.ArgumentParser):
             group.add_argument(
                 *flags,
                 type=option.read,
-                nargs=option.number,
+                nargs="*" if option.several else None,
                 default=list(default) if isinstance(default, tuple) else default,
                 metavar=_METAVARS[option.kind],
                 help=text,
             )
 
     def positional(self, name: str, text: str) -> None:
-        self.options[name] = Option(name, str, (), "*", False)
+        self.options[name] = Option(name, str, (), several=True, number=None, optional=False)
+        self._places.add(name)
         self.add_argument(name, type=str, nargs="*", default=[], help=text)
 
     def parsed(
@@ -166,16 +176,51 @@ class Parser(jsonargparse.ArgumentParser):
         """
         self.set_defaults({name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()})
         start = None if config is None else self._of_file(config)
-        found = self.parse_args([_dashed(word) for word in words], namespace=start)
+        found = self.parse_args(self._plain(words), namespace=start)
         return {name: option.settled(found[name]) for name, option in self.options.items()}
 
+    def written(self, chosen: Mapping[str, Any]) -> str:
+        """What was parsed, as a YAML file that says the same."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+        found: Any = jsonargparse.dict_to_namespace(values)
+        text: str = self.dump(found, skip_unset=False)
+        return text
+
+    def _plain(self, words: Sequence[str]) -> list[str]:
+        """Words as argparse does not misread them: --num_samples is --num-samples, --stop=a b is --stop a b."""
+        read: list[str] = []
+        inside = ""
+        for word in words:
+            flag, equals, value = word.partition("=")
+            if re.match(r"--[A-Za-z]", word):
+                flag = inside = flag.replace("_", "-")
+            else:
+                flag, equals, value = "", "", word
+            if inside == "--stop":  # a shell hands \\n over as two characters
+                value = _ESCAPE.sub(lambda found: _ESCAPES[found[1]], value)
+            value = _DASHES + value if value == "--" and equals else value
+            if not flag:
+                read.append(value)
+            elif equals and flag in self._several() and not value.startswith("--"):
+                read += [flag, value]
+            else:
+                read.append(flag + equals + value)
+        return read
+
+    def _several(self) -> set[str]:
+        return {option.flag for option in self.options.values() if option.several}
+
     def _of_file(self, file: str) -> jsonargparse.Namespace:
-        given = read_config(Path(file))
-        for name, option in self.options.items():  # a single value where several may stand
-            if option.number is not None and not isinstance(given.get(name), list | NoneType):
-                given[name] = [given[name]]
-        if unknown := [name for name in given if name not in self.options]:
-            raise UserError(f"config file {file} has an unknown option {unknown[0]!r}: correct its name or remove it")
+        given: dict[str, Any] = {}
+        for key, value in read_config(Path(file)).items():
+            name = str(key).replace("-", "_")
+            if name not in self.options or name in self._places:
+                raise UserError(f"config file {file} has an unknown option {key!r}: correct its name or remove it")
+            if self.options[name].several and not isinstance(value, list | NoneType):
+                value = [value]
+            elif not self.options[name].several and isinstance(value, list) and len(value) == 1:
+                value = value[0]
+            given[name] = value
         start: jsonargparse.Namespace = self.parse_object(given)
         return start
 
@@ -194,28 +239,37 @@ class Parser(jsonargparse.ArgumentParser):
         return self._headed[heading]
 
     def _parse_optional(self, arg_string: str) -> Any:
-        """A word such as --- or -0.5 is a value, if an option stands before it."""
-        parse: Callable[[str], Any] = super()._parse_optional
-        return parse(arg_string) if re.match(r"--?[A-Za-z]", arg_string) else None
+        """Options are those that were added, to the letter; a word such as ---, -inf or -0.5 is a value."""
+        if arg_string.partition("=")[0] in self._option_string_actions:
+            return super()._parse_optional(arg_string)  # type: ignore[no-untyped-call]
+        if re.match(r"--[A-Za-z]", arg_string):
+            self.error(f"unrecognized arguments: {arg_string}")
+        return None
 
 
-def taken(words: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+def taken(words: Sequence[str], *names: str, flags: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """Options that have to be known before the others are read, and the other words.
 
     Raises:
-        UserError: one of them stands without its value.
+        UserError: one of them stands without its value, or twice.
     """
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
-        before.add_argument(f"--{name}")
+        before.add_argument(f"--{name}", action="append", default=[])
+    for flag in flags:
+        before.add_argument(f"--{flag}", action="store_true")
     try:
         found, rest = before.parse_known_args(list(words))
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name} needs a value: give {error.argument_name} PATH") from error
-    return vars(found), rest
+    values = vars(found)
+    for name in names:
+        if len(values[name]) > 1:
+            raise UserError(f"--{name} is given {len(values[name])} times, expected once: leave all but one out")
+    return values | {name: values[name][0] if values[name] else None for name in names}, rest
 
 
-def read_config(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[Any, Any]:
     """Option -> value, of a YAML file.
 
     Raises:
@@ -223,26 +277,25 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"config file {file} cannot be read ({reason}): give a YAML file of option: value lines"
         ) from error
     if not isinstance(options, dict):
         raise UserError(f"config file {file} holds {type(options).__name__}, expected option: value lines")
-    return {str(name).replace("-", "_"): value for name, value in options.items()}
+    return options
 
 
-def _dashed(word: str) -> str:
-    """--num_samples is --num-samples."""
-    name, equals, value = word.partition("=")
-    return f"{name.replace('_', '-')}{equals}{value}" if re.match(r"--[a-z]", name) else word
+_DASHES = "\ue000"  # argparse drops a value that is --
+_ESCAPE = re.compile(r"\\([nt\\])")
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 def _text(given: Any) -> str:
-    if isinstance(given, bool) or not isinstance(given, str | int | float):
+    if isinstance(given, bool) or not isinstance(given, str | int | float | datetime.date):
         raise TypeError
-    return str(given)
+    return str(given).removeprefix(_DASHES)
 
 
 def _whole(given: Any) -> int:

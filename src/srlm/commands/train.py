@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -37,7 +36,8 @@ def parser(words: Sequence[str]) -> Parser:
     made = Parser(
         "train", __doc__ or "", "--prompts FILE [options]", first=FIRST, every=not {"-h", "--help"} & set(words)
     )
-    made.add_argument("--resume", metavar="DIR", default=argparse.SUPPRESS, help="Continue the unfinished run in DIR.")
+    made.before("--print-config", "", "Print all options as a YAML file and stop.")
+    made.before("--resume", "DIR", "Continue the unfinished run in DIR.")
     made.add("Run", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
     made.add("Run", Train, ("held_out",))
     made.add("Run", RunSettings)
@@ -50,11 +50,15 @@ def parser(words: Sequence[str]) -> Parser:
 
 
 def run(words: Sequence[str]) -> None:
-    first, rest = taken(words, "resume", "config")
+    first, rest = taken(words, "resume", "config", flags=("print-config",))
     resume = first["resume"]
     defaults = {} if resume is None else _begun_with(Path(resume))
-    chosen = parser(rest).parsed(rest, first["config"], defaults)
+    reader = parser(rest)
+    chosen = reader.parsed(rest, first["config"], defaults)
     settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
+    if first["print_config"]:
+        print(reader.written(chosen), end="")
+        return
     model, prompts, held_out = chosen["model"], chosen["prompts"], chosen["held_out"]
     if not prompts:
         raise UserError("no prompts were given: name a file or dataset with --prompts")
@@ -113,16 +117,17 @@ def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
 
 def _read(given: Mapping[str, str], settings: SelfRewardConfig) -> dict[str, Any]:
     """Settings from their words; a name that is none is for `compare` to refuse."""
-    known = parser(()).options
+    names = {field.name for field in fields(SelfRewardConfig)}
+    known = {name: option for name, option in parser(()).options.items() if name in names}
     read: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
             read[name] = value
-        elif known[name].number is None:
-            read[name] = known[name].read(value)
-        else:
+        elif known[name].several:
             read[name] = known[name].settled([known[name].read(word) for word in value.split()])
-    replace(settings, **{name: value for name, value in read.items() if hasattr(settings, name)})  # is it in range?
+        else:
+            read[name] = known[name].read(value)
+    replace(settings, **{name: value for name, value in read.items() if name in names})  # is it in range?
     return read
 
 

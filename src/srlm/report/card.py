@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from srlm import __version__
+from srlm.plain import visible
 from srlm.report.folders import Folder, Record
-from srlm.report.text import number, visible
+from srlm.report.text import number
 from srlm.report.verdict import verdict
 
 # alias -> (Hub id, license)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from srlm.plain import visible
 from srlm.report.folders import HELD_OUT, TRAINING, Folder, Sample
-from srlm.report.text import number, visible
+from srlm.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,10 @@ import jinja2
 from markupsafe import Markup
 
 from srlm import __version__
+from srlm.plain import visible
 from srlm.report.charts import charts, forecast_rows, plotly
 from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, TRAINING, Folder, Sample, words
-from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
+from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened
 from srlm.report.verdict import differences, verdict
 
 MARK = "<!doctype html><!-- srlm report -->"  # what a report may overwrite starts with it

@@ -218,8 +218,9 @@ class SelfRewardTrainer:
             if config.temperature == 1 and config.top_p == 1
             else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g} (scores at 1)"
         )
+        stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
         return (
             f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
-            f"{model.device} · {len(self.prompts)} prompts × {config.num_samples}, {held}{exploring}\n"
+            f"{model.device} · {len(self.prompts)} prompts × {config.num_samples}, {held}{exploring}{stops}\n"
             "reference, reward model and sampler of round t: π_t itself"
         )

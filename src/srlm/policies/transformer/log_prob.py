@@ -18,6 +18,7 @@ from srlm.policies.transformer.packing import Packed, layout, pack
 
 # fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
 CHUNK_ELEMENTS = 2**24
+PROBED_WINDOW = 8  # tokens
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
 """log pi(.|history) [E, V] -> [E]"""
@@ -199,34 +200,48 @@ def response_log_prob(
 
 
 def reads_trees(model: PreTrainedModel) -> bool:
-    """Does a prefix tree give this model's own log-probs? False for models that mix tokens outside attention.
+    """Does a prefix tree give this model's own log-probs? False for models that mix tokens outside attention, and for
+    those whose config names a window through which they do not look.
 
     Raises:
         UserError: not even plain rows do, so the model's head is of a kind this code does not know.
     """
     config = cast(Any, model.config).get_text_config()
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
-    ids = [(7919 * i + 13) % config.vocab_size for i in range(64)]
-    # A long sibling between prompt and response, so that a distance counted in slots is far off.
-    prompt, responses = ids[:12], [ids[24:64], ids[12:18], ids[12:14] + ids[18:22], ids[20:24]]
-    with torch.no_grad():
-        own = []
-        for response in responses:
-            row = torch.tensor([[*prompt, *response]], device=model.device)
-            logits = cast(Any, model)(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-            own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
-        reference = torch.stack(own)
-        tolerance = torch.tensor([len(y) * (1e-3 if model.dtype == torch.float32 else 0.15) for y in responses])
-        # A mask cannot express other kinds (chunks, convolutions, recurrence), nor a short probe find them all out.
-        for shared in (True, False) if kinds <= {"full_attention", "sliding_attention", "global"} else (False,):
-            packed = pack(layout(prompt, responses, shared), shared).to(model.device)
-            try:
-                mine, _ = response_log_prob(model, packed)
-            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # a 4-D mask it cannot take
-                continue
-            if bool(((mine - reference).abs().cpu() <= tolerance).all()):
-                return shared
+    # A mask cannot express other kinds (chunks, convolutions, recurrence), nor a short probe find them all out.
+    if kinds <= {"full_attention", "sliding_attention", "global"} and _reproduces(model, shared=True):
+        window = getattr(config, "sliding_window", None)
+        if not isinstance(window, int):
+            return True
+        config.sliding_window = PROBED_WINDOW  # short enough for the probe to see
+        try:
+            if _reproduces(model, shared=True):
+                return True
+        finally:
+            config.sliding_window = window
+    if _reproduces(model, shared=False):
+        return False
     raise UserError(
         f"model class {type(model).__name__} computes its logits in a way srlm does not reproduce: "
         "use a causal LM whose head is a linear map, optionally scaled or soft-capped"
     )
+
+
+@torch.no_grad()
+def _reproduces(model: PreTrainedModel, *, shared: bool) -> bool:
+    """Are log-probs of a tree, or of plain rows, those of the model's own forward?"""
+    size = cast(Any, model.config).get_text_config().vocab_size
+    ids = [(7919 * i + 13) % size for i in range(64)]
+    # A long sibling between prompt and response, so that a distance counted in slots is far off.
+    prompt, responses = ids[:12], [ids[24:64], ids[12:18], ids[12:14] + ids[18:22], ids[20:24]]
+    own = []
+    for response in responses:
+        row = torch.tensor([[*prompt, *response]], device=model.device)
+        logits = cast(Any, model)(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
+    tolerance = torch.tensor([len(y) * (1e-3 if model.dtype == torch.float32 else 0.15) for y in responses])
+    try:
+        mine, _ = response_log_prob(model, pack(layout(prompt, responses, shared), shared).to(model.device))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # a 4-D mask it cannot take
+        return False
+    return bool(((mine - torch.stack(own)).abs().cpu() <= tolerance).all())

@@ -59,14 +59,15 @@ class TransformerPolicy:
         gain: bool = True,
         name: str = "",
     ) -> None:
-        eos = eos_ids(model, tokenizer)
+        eos = eos_ids(model, tokenizer, template=not raw_prompts)
         if not eos and not stop:
             raise UserError(f"the tokenizer of {name} has no EOS token: pass --stop with strings that end a response")
         self.processes = processes()
         self.model = model.to(self.processes.device)
         self.tokenizer = cast(Any, tokenizer)
         self.name = name
-        self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos)
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos, vocabulary=vocabulary)
         self._texts = Texts(tokenizer, stop, eos)
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
         self.scorer = Scorer(self.model, self.processes, reads_trees(self.model), prompts_per_step, token_budget)
@@ -106,13 +107,29 @@ class TransformerPolicy:
 
     def check_prompts(self, prompts: Prompts) -> None:
         """Refuse, before any work, a prompt that does not fit the context together with its response."""
-        self.encode.check(prompts, self.decoding.max_new_tokens, self.context)
+        self.encode.check(prompts, self.decoding.max_new_tokens, self.context, self._why)
 
     @property
     def context(self) -> float:
-        """Most tokens that the model reads; infinite if it does not say."""
+        """Most tokens that the model reads; infinite if it does not say. Where positions change for all tokens once a
+        sequence is long (longrope), what comes before: else one long response would change those that share its batch.
+        """
         config = cast(Any, self.model.config).get_text_config()
-        return cast(float, getattr(config, "max_position_embeddings", None) or math.inf)
+        whole = getattr(config, "max_position_embeddings", None) or math.inf
+        return min(whole, self._switch or whole)
+
+    @property
+    def _switch(self) -> int | None:
+        config = cast(Any, self.model.config).get_text_config()
+        rope = getattr(config, "rope_parameters", None) or {}
+        if not isinstance(rope, dict) or rope.get("rope_type") != "longrope":
+            return None
+        given = rope.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        return cast("int | None", given)
+
+    @property
+    def _why(self) -> str:
+        return f" (from {self._switch} tokens on its longrope changes the positions of all)" if self._switch else ""
 
     def fits(self, item: PromptItem, spare: int) -> bool:
         """Does a prompt leave room for `spare` tokens more?"""
@@ -276,5 +293,11 @@ class TransformerPolicy:
         self.weights.load(folder)
 
     def save_model(self, folder: Path) -> None:
-        """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights, tokenizer, chat template."""
+        """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights, tokenizer, chat template; read again to
+        see that they are those.
+
+        Raises:
+            UserError: they are not.
+        """
         self.weights.save_model(folder, self.tokenizer)
+        self.weights.check_saved(folder, self.encode.some(2) or [[0, 1, 2, 3]])

@@ -69,6 +69,13 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside.scatter(-1, words, outside), -torch.inf)
 
 
+def _unbranched(model: PreTrainedModel) -> UserError:
+    return UserError(
+        f"model class {type(model).__name__} keeps its state in a way srlm cannot branch into samples: "
+        "use a causal LM with a transformers Cache"
+    )
+
+
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], uniform: Tensor | None, num_samples: int, how: Decoding
@@ -97,10 +104,7 @@ def decode(
     # Some recurrent models call their cache otherwise, and read no padding mask once it is filled.
     names = [name for name in ("past_key_values", "cache_params") if hasattr(output.get(name), "reorder_cache")]
     if not names:
-        raise UserError(
-            f"model class {type(model).__name__} keeps its state in a way srlm cannot branch into samples: "
-            "use a causal LM with a transformers Cache"
-        )
+        raise _unbranched(model)
     (name,) = names
     cache = output[name]
     cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(num_samples))
@@ -140,13 +144,18 @@ def decode(
         if step + 1 == how.max_new_tokens:
             break
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
-        output = decoder(
-            input_ids=word[:, None],
-            attention_mask=mask if padded and name == "past_key_values" else None,
-            position_ids=(position + step)[:, None],
-            use_cache=True,
-            **{name: cache},
-        )
+        try:
+            output = decoder(
+                input_ids=word[:, None],
+                attention_mask=mask if padded and name == "past_key_values" else None,
+                position_ids=(position + step)[:, None],
+                use_cache=True,
+                **{name: cache},
+            )
+        except RuntimeError as error:
+            if "size of tensor" not in str(error):
+                raise
+            raise _unbranched(model) from error  # part of the state was not repeated for the samples
         logits = head.logits(output.last_hidden_state[:, -1])
     shape = (len(prompts), num_samples)
     return tokens.view(*shape, -1), length.view(shape), finished.view(shape)

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from srlm.patience import at_most
+from srlm.policies.transformer.encode import TEMPLATE_SECONDS
 from srlm.policies.transformer.responses import Responses
 
 
@@ -44,9 +46,26 @@ class Texts:
         return [[self.text(ids) for ids in responses.ids(p)] for p in range(len(responses.length))]
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a response: the tokenizer's, and those with which the model ends its own."""
-    generation = model.generation_config
-    ids = getattr(generation, "eos_token_id", None) if generation is not None else None
-    found = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
+def eos_ids(model: PreTrainedModel, tokenizer: Any, *, template: bool) -> frozenset[int]:
+    """Ids that end a response: the tokenizer's, those with which the model ends its own, and, where prompts go through
+    the chat template, the one with which that ends a turn, which base models have besides."""
+    found: set[Any] = {tokenizer.eos_token_id}
+    for config in (model.generation_config, model.config):
+        ids = getattr(config, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [ids])
+    if template and tokenizer.chat_template is not None:
+        found.add(_end_of_turn(tokenizer))
     return frozenset(i for i in found if isinstance(i, int))
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The special token behind what an assistant says, if there is one."""
+    said = "Quite so"
+    turns = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": said}]
+    try:
+        with at_most(TEMPLATE_SECONDS):
+            whole = tokenizer.apply_chat_template(turns, tokenize=False)
+        ids = tokenizer(whole[whole.rindex(said) + len(said) :], add_special_tokens=False)["input_ids"]
+    except Exception:  # prompts will tell what is wrong with a template
+        return None
+    return int(ids[0]) if ids and ids[0] in tokenizer.added_tokens_decoder else None

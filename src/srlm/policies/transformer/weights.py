@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +13,9 @@ from peft import PeftModel, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
+
+from srlm.errors import UserError
+from srlm.policies.transformer.load.hub import DTYPE_NAMES, load_model
 
 
 class Weights:
@@ -101,6 +104,30 @@ class Weights:
             return
         saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
         self._put(dict(saved.named_parameters()))
+
+    @torch.no_grad()
+    def check_saved(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
+        """Read what `save_model` wrote, and hold its next-token log-probs along some token ids against the model's own.
+
+        Raises:
+            UserError: they differ by more than rounding does.
+        """
+        saved, _ = load_model(str(folder), dtype=DTYPE_NAMES[self.model.dtype])
+        saved = cast(PreTrainedModel, saved.to(self.model.device))
+        with self.merged():
+            for ids in rows:
+                row = torch.tensor([list(ids)], device=self.model.device)
+                mine, theirs = (
+                    torch.log_softmax(cast(Any, model)(input_ids=row, use_cache=False).logits.float(), -1)
+                    for model in (self.model, saved)
+                )
+                far = float((mine - theirs).abs().max())
+                if not far <= (1e-4 if self.model.dtype == torch.float32 else 0.05):
+                    raise UserError(
+                        f"the model that was written to {folder} differs from the one that was trained by {far:.3g} "
+                        "nats when it is read again, expected none: report this with the name of the model; what the "
+                        "rounds made is kept in their folders"
+                    )
 
     def save_model(self, folder: Path, tokenizer: Any) -> None:
         """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),

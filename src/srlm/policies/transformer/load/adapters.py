@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
@@ -28,6 +29,12 @@ def with_lora(
         r=rank,
         lora_alpha=cast(int, alpha or 2 * rank),
         target_modules="all-linear",
+        # A router is a linear layer that returns more than one thing; an adapter would not know what to add to.
+        exclude_modules=[
+            key
+            for key, module in model.named_modules()
+            if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+        ],
         modules_to_save=[norm.name] if norm is not None else None,
     )
     # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.

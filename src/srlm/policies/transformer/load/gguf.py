@@ -9,12 +9,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.checks import first_line
+from srlm.policies.transformer.load.checks import first_line, forget_quantisation, refuse_misfit
 
 
 def cache_folder() -> Path:
@@ -55,20 +56,38 @@ def _joined(path: Path, *more: Path) -> Iterator[Path]:
 
 
 def _dequantised(path: Path, target: Path) -> Path:
+    said = _metadata(path)
+    if (parts := said.get("split.count", 1)) > 1:
+        raise UserError(
+            f"GGUF file {path} is one of {parts} parts of a split model: merge them first (llama-gguf-split --merge), "
+            "or give a safetensors folder of the same model"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        _scale_rope(path, config, said)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails wherever the reader happens to be
         raise UserError(
             f"cannot convert GGUF file {path}: {first_line(error)}; use an architecture that transformers can read "
             "from GGUF, or a safetensors folder of the same model"
         ) from error
-    # Left in place, these marks make transformers refuse to save, or reload, the dequantised weights.
-    for mark in ("quantization_method", "hf_quantizer"):
-        setattr(model, mark, None)
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    refuse_misfit(str(path), model, report["missing_keys"], report["unexpected_keys"])
+    left = sum(said["tensors"].values()) - sum(value.numel() for value in model.parameters())
+    if left > 0:  # tensors whose names the reader does not know are passed over in silence
+        raise UserError(
+            f"GGUF file {path} holds {left} numbers more than a {type(model).__name__} has, so some of its weights, "
+            "biases perhaps, would be dropped: give a safetensors folder of the same model"
+        )
+    forget_quantisation(model)
+    if isinstance(turn_end := said.get("tokenizer.ggml.eot_token_id"), int):
+        ends = model.generation_config.eos_token_id
+        known = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
+        model.generation_config.eos_token_id = sorted({*known, turn_end})
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,3 +105,50 @@ def _dequantised(path: Path, target: Path) -> Path:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What a GGUF file says of itself in numbers and words, without the architecture's name; and `tensors`, its
+    weights with the number of their elements.
+
+    Raises:
+        UserError: it is no GGUF file.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {key: value.contents() for key, value in reader.fields.items() if len(value.data) == 1}
+        architecture = fields.get("general.architecture", "")
+        plain = {key.removeprefix(f"{architecture}."): value for key, value in fields.items()}
+        return plain | {"tensors": {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}}
+    except Exception as error:  # whatever a damaged header leads to
+        raise UserError(
+            f"cannot read GGUF file {path}: {first_line(error) or type(error).__name__}; download or write it again"
+        ) from error
+
+
+def _scale_rope(path: Path, config: Any, said: dict[str, Any]) -> None:
+    """Positions as the file scales them, which transformers does not read.
+
+    Raises:
+        UserError: they are scaled in a way that is not known here.
+    """
+    kind, factor = said.get("rope.scaling.type", "none"), float(said.get("rope.scaling.factor", 1.0))
+    scaled = any(name.startswith(("rope_freqs", "rope_factors")) for name in said["tensors"])
+    text = config.get_text_config()
+    rope: Any = getattr(text, "rope_parameters", None)
+    if scaled or (factor != 1.0 and (kind not in ("linear", "yarn", "none") or not isinstance(rope, dict))):
+        raise UserError(
+            f"GGUF file {path} scales its positions ({'rope_freqs' if scaled else kind}) in a way that is dropped when "
+            "it is converted: give a safetensors folder of the same model"
+        )
+    if factor == 1.0 or kind == "none":
+        return
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "yarn" and "rope.scaling.original_context_length" in said:
+        scaling["original_max_position_embeddings"] = said["rope.scaling.original_context_length"]
+    if "full_attention" in rope:  # layers that slide keep theirs
+        rope["full_attention"] = rope["full_attention"] | scaling
+    else:
+        text.rope_parameters = rope | scaling

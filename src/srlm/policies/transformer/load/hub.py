@@ -10,7 +10,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.checks import first_line, refuse_missing
+from srlm.policies.transformer.load.checks import (
+    first_line,
+    forget_quantisation,
+    plain_weights,
+    refuse_broken,
+    refuse_misfit,
+    refuse_unlike_causal,
+)
 from srlm.policies.transformer.load.gguf import convert_gguf
 
 # alias -> (the GGUF file or its parts in order, each as (package, file inside it); command that installs them)
@@ -25,6 +32,7 @@ ALIASES = {
     ),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -57,10 +65,19 @@ def resolve_model(name: str) -> str:
             raise UserError(f"model file {name} does not exist: give the path of a .gguf file")
         return str(convert_gguf(path))
     if path.is_dir() and not (path / "config.json").exists():
-        raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it")
+        inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").exists()]
+        hint = f"; give {path / inside[-1]}" if inside else ""
+        raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it{hint}")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
         raise UserError(f"model folder {name} does not exist: give a folder, a .gguf file, a Hub id or an alias")
     return name
+
+
+def _attention(config: Any) -> str | None:
+    """FlashAttention cannot take the packed mask, whatever the config asks for; a model without SDPA falls back to its
+    eager attention."""
+    asked = str(getattr(config, "_attn_implementation", None) or getattr(config, "attn_implementation", None) or "")
+    return "sdpa" if "flash" in asked else None
 
 
 def load_model(
@@ -76,13 +93,16 @@ def load_model(
     expected = "expected a Hub id, a folder with config.json and *.safetensors, a .gguf file, or an alias"
     try:
         config = AutoConfig.from_pretrained(source, **common)
-        # FlashAttention cannot take the packed mask, and a model without SDPA falls back to its eager attention.
+        refuse_unlike_causal(name, config)
+        dequantise = plain_weights(name, config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
             output_loading_info=True,
+            attn_implementation=_attention(config),
+            **dequantise,
             **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
@@ -92,6 +112,9 @@ def load_model(
         if "trust_remote_code" in str(error):
             raise UserError(f"model {name} brings its own code: pass --trust-remote-code if you trust it") from error
         raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {first_line(error)}") from error
-    refuse_missing(name, model, report["missing_keys"])
+    refuse_misfit(name, model, report["missing_keys"], report["unexpected_keys"])
+    if dequantise:
+        forget_quantisation(model)
     model.eval()
+    refuse_broken(name, model)
     return model, tokenizer

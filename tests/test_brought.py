@@ -1,0 +1,297 @@
+"""Models as people have them: what runs is what the file holds, what is saved is what was trained, or one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import gguf
+import pytest
+import safetensors.torch as st
+import torch
+from conftest import CHAT, make_model, make_tokenizer
+from reference import build
+from support import command, refused, train_words, words, write_rows
+from test_load import cache, write_gguf  # noqa: F401
+from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, LlamaForSequenceClassification
+
+from srlm.errors import UserError
+from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.load.hub import load_model
+from srlm.policies.transformer.log_prob import reads_trees
+from srlm.types import Prompts
+
+
+def saved(folder: Path, model: torch.nn.Module, chat: str | None = CHAT, **tokenizer) -> Path:
+    model.save_pretrained(folder)
+    made = make_tokenizer()
+    made.chat_template = chat
+    for name, value in tokenizer.items():
+        setattr(made, name, value)
+    made.save_pretrained(folder)
+    return folder
+
+
+def config_of(folder: Path, **changes) -> Path:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return folder
+
+
+def load(folder: Path, **options) -> TransformerPolicy:
+    return TransformerPolicy.load(str(folder), **({"dtype": "fp32", "lora_rank": 0, "max_new_tokens": 6} | options))
+
+
+# The model that runs is the model in the file
+
+
+def test_weights_that_the_model_does_not_use(tmp_path):
+    fewer = config_of(saved(tmp_path / "fewer", make_model()), num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"holds 9 weights that a LlamaForCausalLM .* \(model.layers.1"):
+        load_model(str(fewer))
+    head = LlamaForSequenceClassification(make_model().config)
+    with pytest.raises(UserError, match=r"score\.weight"):
+        load_model(str(saved(tmp_path / "head", head)))
+    biased = saved(tmp_path / "biased", build("llama", attention_bias=True, vocab_size=259))
+    with pytest.raises(UserError, match="bias"):
+        load_model(str(config_of(biased, attention_bias=False)))
+
+
+def test_buffers_of_old_checkpoints_are_no_weights(tmp_path):
+    folder = saved(tmp_path / "old", make_model())
+    file = folder / "model.safetensors"
+    tensors = st.load_file(file) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    st.save_file(tensors, file, metadata={"format": "pt"})
+    load_model(str(folder))
+
+
+def test_encoder_decoders_are_refused_by_name(tmp_path):
+    config = BartConfig(
+        vocab_size=259, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"encoder–decoder \(bart\), of which only the decoder"):
+        load_model(str(config_of(saved(tmp_path / "bart", BartForCausalLM(config)), is_encoder_decoder=True)))
+
+
+def test_a_model_that_looks_ahead_is_no_causal_one(tmp_path):
+    folder = config_of(saved(tmp_path / "both", build("gemma3_text", vocab_size=259)), use_bidirectional_attention=True)
+    with pytest.raises(UserError, match="lets a token change what stands before it"):
+        load_model(str(folder), dtype="fp32")
+
+
+def test_weights_that_are_no_numbers(tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = torch.nan
+    with pytest.raises(UserError, match=r"not finite numbers \(model.layers.1.mlp.up_proj.weight\)"):
+        load_model(str(saved(tmp_path / "nan", model)))
+
+
+def test_a_parent_folder_names_the_checkpoint_in_it(tmp_path):
+    saved(tmp_path / "out" / "checkpoint-500", make_model())
+    with pytest.raises(UserError, match=r"give .*checkpoint-500"):
+        load_model(str(tmp_path / "out"))
+
+
+def test_attention_of_another_machine(tmp_path):
+    folder = config_of(saved(tmp_path / "flash", make_model()), attn_implementation="flash_attention_2")
+    model, _ = load_model(str(folder))
+    assert model.config._attn_implementation == "sdpa"
+
+
+ROPE = {"rope_theta": 10000.0}
+
+
+@pytest.mark.usefixtures("cache")
+class TestGGUF:
+    def test_a_part_of_a_split_file(self, tmp_path):
+        file = write_gguf(tmp_path / "a-00001-of-00002.gguf", more=lambda w: w.add_uint16("split.count", 2))
+        with pytest.raises(UserError, match="one of 2 parts of a split model: merge them first"):
+            load_model(str(file))
+
+    def test_tensors_that_are_missing_or_unknown(self, tmp_path):
+        file = write_gguf(tmp_path / "a.gguf", keep=lambda name: "blk.1.ffn_up" not in name)
+        with pytest.raises(UserError, match=r"lacks 1 of the weights .*model.layers.1.mlp.up_proj"):
+            load_model(str(file))
+
+        def bias(writer):
+            writer.add_tensor("blk.0.attn_q.bias", torch.ones(32).numpy())
+
+        with pytest.raises(UserError, match="holds 32 numbers more than a LlamaForCausalLM has"):
+            load_model(str(write_gguf(tmp_path / "b.gguf", more=bias)))
+
+    @pytest.mark.parametrize(
+        ("kind", "more"), [("linear", {}), ("yarn", {"original_max_position_embeddings": 64})], ids=["linear", "yarn"]
+    )
+    def test_scaled_positions_are_kept(self, tmp_path, kind, more):
+        scaling = {"rope_parameters": ROPE | {"rope_type": kind, "factor": 4.0} | more}
+
+        def write(writer):
+            writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            writer.add_rope_scaling_factor(4.0)
+            if more:
+                writer.add_rope_scaling_orig_ctx_len(64)
+
+        model, _ = load_model(str(write_gguf(tmp_path / "a.gguf", more=write, **scaling)), dtype="fp32")
+        row = torch.arange(3, 200)[None]
+        assert torch.allclose(model(row).logits, make_model(vocab=260, **scaling)(row).logits, atol=1e-3)
+        assert not torch.allclose(model(row).logits, make_model(vocab=260)(row).logits, atol=1e-1)
+
+    def test_positions_scaled_in_another_way_are_refused(self, tmp_path):
+        file = write_gguf(tmp_path / "a.gguf", more=lambda w: w.add_tensor("rope_freqs.weight", torch.ones(4).numpy()))
+        with pytest.raises(UserError, match=r"scales its positions \(rope_freqs\) in a way that is dropped"):
+            load_model(str(file))
+
+    def test_the_end_of_a_turn_is_an_end(self, tmp_path):
+        file = write_gguf(tmp_path / "a.gguf", more=lambda w: w.add_eot_token_id(0))
+        assert load(file).decoding.eos == {0, 2}
+
+
+# Prompts and templates
+
+
+def test_the_end_of_turn_of_a_base_models_template_ends_a_response(tmp_path):
+    folder = saved(tmp_path / "base", make_model(), eos_token="<|endoftext|>")
+    for name in ("config.json", "generation_config.json"):
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 0}))
+    assert load(folder).decoding.eos == {0, 2}
+    assert load(folder, raw_prompts=True).decoding.eos == {0}
+
+
+def test_a_prompt_that_brings_its_own_bos_has_one(tmp_path):
+    folder = saved(tmp_path / "bos", make_model(), chat=None)
+    policy = load(folder)
+    policy.tokenizer._tokenizer.post_processor = None
+    from tokenizers.processors import TemplateProcessing
+
+    policy.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    assert policy.encode("Hi")[0] == 1 and policy.encode("<|im_start|>Hi") == policy.encode("Hi")
+
+
+TEMPLATES = {
+    "raises": ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+    "is broken": ("{% for m in messages %}{{ m['content'] }", "unexpected"),
+    "knows no such name": ("{{ messages[0].nothing.at_all }}", "no attribute"),
+    "never ends": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x",
+        "it took more than 0.3 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_that_fails_is_a_sentence(tmp_path, monkeypatch, name):
+    template, said = TEMPLATES[name]
+    monkeypatch.setattr("srlm.policies.transformer.encode.TEMPLATE_SECONDS", 0.3)
+    monkeypatch.setattr("srlm.policies.transformer.text.TEMPLATE_SECONDS", 0.3)
+    folder = saved(tmp_path / "model", make_model(), chat=template)
+    file = write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    sentence = refused("train", *words(model=folder, prompts=file, output=tmp_path / "run", held_out_share=0))
+    assert "does not take prompt 1 with the turns user" in sentence and said in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_tokens_beyond_the_embeddings(tmp_path):
+    folder = tmp_path / "model"
+    make_model().save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.save_pretrained(folder)
+    file = write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "What does [PAD] mean?"}])
+    said = refused("train", *words(model=folder, prompts=file, output=tmp_path / "run", held_out_share=0))
+    assert "prompt 2 holds the token '[PAD]' with id 259, but" in said and "embeds 259 ids only" in said
+
+
+# Positions and windows
+
+
+def test_positions_that_switch_are_refused_before_they_do(tmp_path):
+    rope = {
+        **ROPE, "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [8.0] * 4,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    model = build("phi3", vocab_size=259, rope_parameters=rope, original_max_position_embeddings=64)
+    policy = load(saved(tmp_path / "phi3", model, chat=None), max_new_tokens=40)
+    policy.check_prompts(Prompts.uniform(["a" * 24]))
+    with pytest.raises(UserError, match=r"exceeds the context of 64 .*from 64 tokens on its longrope"):
+        policy.check_prompts(Prompts.uniform(["a" * 25]))
+
+
+def test_a_window_through_which_the_model_does_not_look():
+    plain, mistral = build("llama"), build("mistral", sliding_window=40)
+    assert reads_trees(plain) and reads_trees(mistral)
+    plain.config.sliding_window = 60  # longer than a plain probe
+    assert not reads_trees(plain)
+    assert plain.config.sliding_window == 60
+
+
+# The model that is saved is the model that was trained
+
+
+def fp8(folder: Path) -> Path:
+    """As Qwen3-FP8 and DeepSeek are stored: blocks of 128 with a scale each."""
+    model = build(
+        "qwen3", scale=2.0, vocab_size=259, hidden_size=128, intermediate_size=128, head_dim=32, num_key_value_heads=4
+    )
+    saved(folder, model)
+    tensors = {}
+    for name, value in st.load_file(folder / "model.safetensors").items():
+        if name.endswith("proj.weight"):
+            blocks = value.view(value.shape[0] // 128, 128, value.shape[1] // 128, 128)
+            scale = blocks.abs().amax((1, 3)) / 448
+            tensors[name] = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).view(value.shape)
+            tensors[f"{name}_scale_inv"] = scale
+        else:
+            tensors[name] = value
+    st.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    how = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128], "fmt": "e4m3"}
+    return config_of(folder, quantization_config=how)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_quantised_weights_are_trained_and_saved_as_plain_ones(tmp_path, prompts_file, lora_rank):
+    given = {"model": fp8(tmp_path / "fp8"), "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
+    assert command(*train_words(**given, lora_rank=lora_rank, learning_rate=1e-3)).code == 0
+    assert "quantization_config" not in json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+
+
+def test_other_quantised_weights_are_refused(tmp_path):
+    folder = config_of(saved(tmp_path / "m", make_model()), quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UserError, match="quantised with gptq, which training cannot write back"):
+        load_model(str(folder))
+
+
+def test_a_model_that_is_not_saved_as_it_was_trained_is_not_called_saved(tiny, prompts_file, tmp_path, monkeypatch):
+    from srlm.policies.transformer.weights import Weights
+
+    save = Weights.save_model
+
+    def forgets_the_adapter(self, folder, tokenizer):
+        save(self, folder, tokenizer)
+        shutil.copy(tiny / "model.safetensors", folder / "model.safetensors")
+
+    monkeypatch.setattr(Weights, "save_model", forgets_the_adapter)
+    run = tmp_path / "run"
+    said = refused(*train_words(model=tiny, prompts=prompts_file, output=run, rounds=1))
+    assert "differs from the one that was trained by" in said
+    assert not (run / "model").exists() and (run / "round-001" / "adapter").exists()
+    monkeypatch.undo()
+    assert command("train", "--resume", run).code == 0 and (run / "model").exists()
+
+
+def test_a_router_gets_no_adapter(tmp_path, prompts_file):
+    model = build("phimoe", vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
+    given = {"model": saved(tmp_path / "m", model), "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
+    assert command(*train_words(**given)).code == 0
+
+
+def test_a_cache_that_cannot_branch(tmp_path, prompts_file):
+    model = build("minimax", vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
+    given = {"model": saved(tmp_path / "m", model), "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
+    assert "keeps its state in a way srlm cannot branch" in refused(*train_words(**given, lora_rank=0))
