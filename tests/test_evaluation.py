@@ -152,7 +152,7 @@ def refused_at_once(tmp_path, prompts, **options):
 
 def test_prompts_without_answers(tmp_path):
     said = refused_at_once(tmp_path, write_prompts(tmp_path))
-    assert "has no answers" in said and "`answer` column" in said
+    assert "has no answers" in said and "--answer-column" in said
     half = write_rows(tmp_path / "half.jsonl", [{"prompt": "a", "answer": "b"}, {"prompt": "c"}])
     assert "line 2 of" in refused_at_once(tmp_path, half)
 

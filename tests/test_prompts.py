@@ -136,7 +136,7 @@ GOOD = jsonl({"prompt": "p"}) + "\n"
         ("a.csv", "prompt,answer\n", "a.csv is empty"),
         ("a.txt", "\n \n", "a.txt is empty"),
         ("a.json", "[]", "a.json is empty"),
-        ("a.xlsx", "", r"extension '.xlsx', expected .jsonl, .json, .csv, .txt or .parquet; convert"),
+        ("a.xlsx", "", r"extension '.xlsx', expected .jsonl, .ndjson, .json, .csv, .tsv, .txt or .parquet; convert"),
         ("a", "", "a has the extension '', expected .jsonl"),
         ("a.jsonl", GOOD.encode() + '{"prompt": "é"}'.encode("latin-1"), "line 2 of .*a.jsonl is not UTF-8; save"),
         ("a.txt", "é".encode("utf-16"), "line 1 of .*a.txt is not UTF-8"),
@@ -326,3 +326,53 @@ def test_cities() -> None:
         assert not city & {word for answer in answers for word in normalise(answer).split()}, prompt
     most = max(Counter(answers[0] for answers in held_out.answers).values())
     assert most <= 3  # saying the same of every city is no way to be right
+
+
+# Files as other tools leave them
+
+LEFT = {
+    "old-mac.jsonl": ('{"prompt": "p"}\r{"prompt": "q"}\r', ["p", "q"]),
+    "old-mac.txt": ("one\rtwo\r", ["one", "two"]),
+    "windows.jsonl": ('{"prompt": "p"}\r\n{"prompt": "q"}\r\n', ["p", "q"]),
+    "spaces.csv": ("prompt, answer\np, a\n", ["p"]),
+    "tabs.tsv": ("prompt\tanswer\np, q\ta\n", ["p, q"]),
+    "lines.ndjson": ('{"prompt": "p"}\n', ["p"]),
+    "long.csv": (f'prompt,answer\n"{"word " * 40000}",a\n', [("word " * 40000)]),
+    "parts.jsonl": (
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]}',
+        [({"role": "user", "content": "hi"},)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_files_as_other_tools_leave_them(tmp_path, name):
+    content, items = LEFT[name]
+    (tmp_path / name).write_bytes(content.encode())
+    found = load_prompts(tmp_path / name)
+    assert list(found.prompts.items) == items
+    if name in ("spaces.csv", "tabs.tsv"):
+        assert found.answers == (("a",),)
+
+
+MISTAKEN = {
+    "twice.csv": ("prompt,prompt\np,q\n", "has the column 'prompt' twice"),
+    "twice.jsonl": ('{"prompt": "p", "prompt": "q"}\n', "'prompt' stands twice"),
+    "unseen.jsonl": ('{"prompt": "\u200b\u200b"}\n', "is empty"),
+    "image.jsonl": ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n', "is not a turn"),
+    "gsm8k.jsonl": ('{"question": "q", "answer": "a"}\n', "name the right one with --prompt-column"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKEN)
+def test_what_would_be_misread_is_refused(tmp_path, name):
+    content, said = MISTAKEN[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=said):
+        load_prompts(tmp_path / name)
+
+
+def test_columns_can_be_named(tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "2+2?", "solution": "4"}\n')
+    found = load_prompts(tmp_path / "gsm8k.jsonl", prompt_column="question", answer_column="solution")
+    assert (found.prompts.items, found.answers) == (("2+2?",), (("4",),))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import command, train_words, whole, write_held_out, write_prompts
+from support import WORDS, command, train_words, whole, write_rows
 from test_guard import CONFIG, HEALTHY, START
 
 from srlm import SelfRewardConfig
@@ -59,6 +59,8 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "held_out_share": (0.5, {"held_out": None, "held_out_share": 0.34}),
     "held_out_samples": (2, {}),
     "match": ("exact", {}),
+    "prompt_column": ("other", {}),
+    "answer_column": ("reply", {}),
     "report_to": (("tensorboard",), {}),
     "push_to_hub": ("someone/model", {}),
     "trust_remote_code": (True, {}),
@@ -78,7 +80,10 @@ def test_no_setting_is_left_out():
 def observed(tiny, tmp_path_factory):
     """What a run leaves, says, asks of the model and writes."""
     data = tmp_path_factory.mktemp("data")
-    given = {"model": tiny, "prompts": write_prompts(data), "held_out": write_held_out(data), "rounds": 1}
+    train = [{"prompt": f"Say {word}", "other": f"Tell {word}"} for word in WORDS]
+    held = [row | {"answer": "[a-mA-M]", "reply": "[^a-mA-M]"} for row in train[:3]]
+    files = {"prompts": write_rows(data / "p.jsonl", train), "held_out": write_rows(data / "h.jsonl", held)}
+    given = {"model": tiny, "rounds": 1} | files
     known: dict[str, dict[str, Any]] = {}
 
     def observe(options: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from srlm.measure import accuracy_record, calibration_record
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
 from srlm.prompts.select import PromptSet
-from srlm.prompts.sources import load_prompts
+from srlm.prompts.sources import prompts_of
 from srlm.run.files import check_new_file, write_atomically
 from srlm.types import Record
 
@@ -60,6 +60,8 @@ def evaluate(
     num_samples: int = 8,
     max_new_tokens: int = 64,
     max_prompts: int | None = None,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
     match: str = "auto",
     stop: Sequence[str] = (),
     raw_prompts: bool = False,
@@ -76,15 +78,24 @@ def evaluate(
         UserError: prompts without answers; `output` exists or cannot be written.
     """
     display = display or Display()
-    SelfRewardConfig(  # refuses the values that training refuses
-        max_new_tokens=max_new_tokens, stop=tuple(stop), dtype=dtype, token_budget=token_budget, seed=seed
+    config = SelfRewardConfig(  # refuses the values that training refuses
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop),
+        dtype=dtype,
+        token_budget=token_budget,
+        seed=seed,
+        prompt_column=prompt_column,
+        answer_column=answer_column,
     )
     if output is not None:
         check_new_file(Path(output))
-    labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    labelled = prompts_of(prompts, config)
     labelled = labelled.take(max_prompts, seed)
     if labelled.answers is None:
-        raise UserError(f"{labelled.source} has no answers, which evaluation needs: add an `answer` column")
+        raise UserError(
+            f"{labelled.source} has no answers, which evaluation needs: name their column with --answer-column, or add "
+            "one"
+        )
     if num_samples < 1:
         raise UserError(f"--num-samples is {num_samples}, expected at least 1: correct it")
     rule = match_rule(match)

@@ -24,7 +24,7 @@ class Evaluate:
 def parser() -> Parser:
     made = Parser("evaluate", __doc__ or "", "--prompts FILE [options]")
     made.add("What", Shared, ("model", "prompts"))
-    made.add("What", PromptSettings, ("max_prompts", "match"))
+    made.add("What", PromptSettings, ("max_prompts", "prompt_column", "answer_column", "match"))
     made.add("What", Evaluate)
     made.add("How", Sizes, ("num_samples", "max_new_tokens"))
     made.add("How", DecodingSettings, ("stop", "raw_prompts"))

@@ -52,9 +52,10 @@ def parser(words: Sequence[str]) -> Parser:
 def run(words: Sequence[str]) -> None:
     first, rest = taken(words, "resume", "config", flags=("print-config",))
     resume = first["resume"]
-    defaults = {} if resume is None else _begun_with(Path(resume))
     reader = parser(rest)
-    chosen = reader.parsed(rest, first["config"], defaults)
+    chosen = reader.parsed(rest, first["config"], {} if resume is None else _begun_with(Path(resume)))
+    if resume is not None:
+        _refuse_code(Path(resume), chosen)
     settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
     if first["print_config"]:
         print(reader.written(chosen), end="")
@@ -81,12 +82,19 @@ def run(words: Sequence[str]) -> None:
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:
-    """The options a run began with, so that `--resume DIR` alone is enough."""
-    from srlm.run.manifest import read_manifest, run_config
+    """The options a run began with, so that `--resume DIR` alone is enough; but those that run code."""
+    from srlm.run.manifest import code_of, read_manifest, run_config
 
     manifest = read_manifest(folder)
     config, prompts, held_out = run_config(manifest, folder)
-    return vars(config) | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
+    plain = {name: value for name, value in vars(config).items() if name not in code_of(config)}
+    return plain | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
+
+
+def _refuse_code(folder: Path, chosen: Mapping[str, Any]) -> None:
+    from srlm.run.manifest import read_manifest, refuse_code, run_config
+
+    refuse_code(folder, run_config(read_manifest(folder), folder)[0], chosen)
 
 
 def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:

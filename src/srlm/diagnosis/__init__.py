@@ -38,6 +38,8 @@ def diagnose(
     match: str | None = None,
     clip: float | None = None,
     max_prompts: int | None = None,
+    prompt_column: str | None = None,
+    answer_column: str | None = None,
     stop: Sequence[str] | None = None,
     raw_prompts: bool | None = None,
     dtype: str | None = None,
@@ -74,6 +76,8 @@ def diagnose(
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "match": match,
+        "prompt_column": prompt_column,
+        "answer_column": answer_column,
         "clip": clip,
         "stop": None if stop is None else tuple(stop),
         "raw_prompts": raw_prompts,

@@ -20,11 +20,11 @@ from srlm.errors import UserError
 from srlm.evaluation import held_out_generator
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
-from srlm.prompts.sources import load_prompts
+from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import REWARDS
 from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
-from srlm.run.manifest import read_manifest, run_config
+from srlm.run.manifest import read_manifest, refuse_code, run_config
 from srlm.search import Found
 from srlm.training.parts import load_policy, prompt_sets
 from srlm.types import Prompts, Rollouts
@@ -77,17 +77,19 @@ def subject(
         if prompts is None:
             raise UserError("no prompts were given: name a file or dataset with --prompts")
         config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
-        labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+        labelled = prompts_of(prompts, config)
         name = model or "smollm2"
         return name, partial(load_policy, name, config), labelled, config
     if model is not None:
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
     config, source, held_source = run_config(manifest, Path(run))
+    unused = {"reward": config.reward, "answers": config.answers}  # a diagnosis asks neither
+    refuse_code(Path(run), config, unused | changes)
     if prompts is None:
         labelled = _prompts_of_run(manifest, Path(run), source, held_source, config)
     else:
-        labelled = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+        labelled = prompts_of(prompts, dataclasses.replace(config, **changes))
     weights = "adapter" if config.lora_rank else "weights"
     folders = [path.parent.name for path in Path(run).glob(f"round-[0-9]*/{weights}")]
     there = [0, *sorted(int(name.removeprefix("round-")) for name in folders)]
@@ -114,7 +116,7 @@ def _prompts_of_run(
 ) -> PromptSet:
     """The held-out prompts; those it was trained on where there are none."""
     if held_source is not None:  # the others may be gone
-        labelled = load_prompts(held_source).take(config.max_held_out, config.seed)
+        labelled = prompts_of(held_source, config).take(config.max_held_out, config.seed)
     else:
         train, held = prompt_sets(source, None, config)
         labelled = held or train

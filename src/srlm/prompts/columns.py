@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -15,7 +16,10 @@ def prompt(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> Prompt
     name = next((column for column in columns if row.get(column) is not None), None)
     if name is None:
         found = f"columns found: {', '.join(map(repr, row)) or 'none'}"
-        raise UserError(f"{where} has no {' or '.join(map(repr, columns))} ({found}); rename one or name the right one")
+        raise UserError(
+            f"{where} has no {' or '.join(map(repr, columns))} ({found}); rename one, or name the right one with "
+            "--prompt-column"
+        )
     value = row[name]
     if isinstance(value, str) and name != "messages":
         return _words(f"the prompt on {where}", value)
@@ -33,13 +37,24 @@ def _turn(where: str, turn: Any) -> dict[str, str]:
     match turn:
         case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:
             return {"role": role, "content": _words(where, content)}
+        case {
+            "role": "system" | "user" | "assistant" as role,
+            "content": [{"type": "text", "text": str()}, *_] as parts,
+        }:
+            if all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+                return {"role": role, "content": _words(where, "".join(str(part.get("text")) for part in parts))}
+            raise UserError(f"{where} holds something else than text, expected text alone; leave it out")
         case _:
             expected = 'expected {"role": "user" (or system, assistant), "content": "..."}'
             raise UserError(f"{where} is not a turn of a conversation, {expected}; correct it")
 
 
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+
+
 def _words(what: str, text: str) -> str:
-    if not text.strip():
+    if all(unicodedata.category(c) in ("Cf", "Zs", "Cc") for c in text):
         raise UserError(f"{what} is empty, expected some text; fill it in or remove the row")
     if text.encode(errors="ignore").decode() != text:
         raise UserError(f"{what} has half of a surrogate pair, expected Unicode text; correct the escape")

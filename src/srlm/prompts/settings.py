@@ -19,6 +19,10 @@ class PromptSettings:
     """Without a held-out file: share of the prompts (at most 64) set aside to measure fidelity on."""
     held_out_samples: int = 8
     """Responses per held-out prompt."""
+    prompt_column: str = "prompt"
+    """Column of the prompts; without one called prompt, messages is read."""
+    answer_column: str = "answer"
+    """Column of the answers."""
     match: str = "auto"
     """When is a response right? contains, exact, number, regex or module:function (evaluation only); auto asks a task's
     own verifier, or is contains."""

@@ -16,6 +16,7 @@ from srlm.errors import UserError
 from srlm.prompts import columns
 from srlm.prompts.columns import kind
 from srlm.prompts.select import PromptSet, prompt_set
+from srlm.prompts.settings import PromptSettings
 from srlm.types import PromptItem
 
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
@@ -50,6 +51,13 @@ def load_prompts(
     return prompt_set(items, None if lacking else tuple(answers), str(source))
 
 
+def prompts_of(source: str | Path | PromptSet, settings: PromptSettings) -> PromptSet:
+    """A set that is there, or what `load_prompts` makes of a source."""
+    if isinstance(source, PromptSet):
+        return source
+    return load_prompts(source, prompt_column=settings.prompt_column, answer_column=settings.answer_column)
+
+
 def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
     if tasks.is_task(source):
         return tasks.rows(source)
@@ -67,7 +75,8 @@ def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode().removeprefix("\ufeff")
+        text = path.read_bytes().decode().removeprefix("\ufeff")
+        return text.replace("\r", "\n") if "\n" not in text else text  # as old Macs, and some exports, end lines
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
     except UnicodeDecodeError as error:
@@ -76,11 +85,20 @@ def _text(path: Path) -> str:
 
 
 def _parsed(text: str, path: Path, first_line: int) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(found := dict(pairs)) < len(pairs):
+            raise ValueError(f"{next(key for key, _ in pairs if [k for k, _ in pairs].count(key) > 1)!r} stands twice")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
         where = f"line {first_line + getattr(error, 'lineno', 1) - 1} of {path}"
-        expected = "one object a line" if path.suffix.lower() == ".jsonl" else "one list (one object a line is .jsonl)"
+        expected = (
+            "one object a line"
+            if path.suffix.lower() in (".jsonl", ".ndjson")
+            else "one list (one object a line is .jsonl)"
+        )
         raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}), expected {expected}") from None
 
 
@@ -100,9 +118,13 @@ def _json(path: Path) -> Rows:
 
 
 def _csv(path: Path) -> Rows:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    csv.field_size_limit(2**31 - 1)  # a prompt may be long
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True, skipinitialspace=True, delimiter=delimiter)
     try:
-        header = next(reader, list[str]())
+        header = [name.strip() for name in next(reader, list[str]())]
+        if twice := [name for name in header if name and header.count(name) > 1]:
+            raise UserError(f"the header of {path} has the column {twice[0]!r} twice; rename one")
         line = reader.line_num + 1
         for fields in reader:
             where, line = f"line {line} of {path}", reader.line_num + 1
@@ -122,7 +144,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             return _numbered(str(path), file.read(_needed(file.schema_arrow.names, wanted)).to_pylist())
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
 
 
@@ -156,4 +178,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-_TEXT_READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _lines, ".json": _json, ".csv": _csv, ".txt": _lines}
+_TEXT_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _lines,
+    ".ndjson": _lines,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".txt": _lines,
+}

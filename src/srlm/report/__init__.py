@@ -10,7 +10,7 @@ from srlm.errors import UserError
 from srlm.report.charts import charts, draw
 from srlm.report.folders import Folder, read_folder
 from srlm.report.page import MARK, page
-from srlm.run.files import SCRATCH
+from srlm.run.files import write_atomically
 
 __all__ = ["REPORT", "report", "report_or_reason", "save_figures"]
 REPORT = "report.html"
@@ -105,10 +105,7 @@ def _check(file: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    scratch = file.with_name(f"{SCRATCH}-{file.name}")
     try:
-        scratch.write_text(text, encoding="utf-8", errors="replace")
-        scratch.rename(file)
+        write_atomically(file, lambda path: path.write_text(text, encoding="utf-8", errors="replace"))
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise UserError(f"output {file} cannot be written ({error.strerror}): choose another --output") from error

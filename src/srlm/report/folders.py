@@ -215,7 +215,8 @@ def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sampl
     from srlm.answers import match_rule
 
     try:
-        known = _answers(str(given), Path(str(given)).stat().st_mtime_ns)
+        columns = [_at(manifest, "config", f"{name}_column") for name in ("prompt", "answer")]
+        known = _answers(str(given), Path(str(given)).stat().st_mtime_ns, *(str(c) if c else None for c in columns))
         answers = {i: known[prompt] for i, prompt in sorted(prompts.items())}
         fingerprint = hashlib.sha256(repr(tuple(answers.values())).encode()).hexdigest()
         if fingerprint != _at(manifest, "data", "held_out_answers", "fingerprint"):
@@ -233,13 +234,13 @@ def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sampl
 
 
 @functools.lru_cache(maxsize=8)
-def _answers(source: str, changed: int) -> dict[str, tuple[str, ...]]:
+def _answers(source: str, changed: int, prompt: str | None, answer: str | None) -> dict[str, tuple[str, ...]]:
     """Answers by prompt; `changed` keeps the cache honest."""
     if not Path(source).is_file():  # never the network
         raise ValueError(f"{source} is not a file")
     from srlm.prompts.sources import load_prompts
 
-    given = load_prompts(source)
+    given = load_prompts(source, prompt_column=prompt or "prompt", answer_column=answer or "answer")
     return {words(item): one for item, one in zip(given.prompts.items, given.answers or (), strict=True)}
 
 

@@ -15,8 +15,10 @@ model/, adapter/             the result
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -91,7 +93,13 @@ class RunFolder:
         Raises:
             UserError: another process does.
         """
-        lock = (self.path / LOCK).open("w")
+        try:  # without emptying what is there, and not through a link that somebody has planted
+            number = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UserError(f"{self.path / LOCK} is a link, expected a file of srlm's own: remove it") from error
+        lock = os.fdopen(number, "r+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

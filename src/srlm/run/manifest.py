@@ -7,8 +7,10 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
+NEWER = ("prompt_column", "answer_column")  # settings whose default is what runs without them did
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -76,7 +79,7 @@ def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
 
 def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
     """What the run in `folder` was begun with: its configuration, prompts and, if they were given, held-out prompts.
-    Thresholds of the guard that the run did not know yet are at their defaults.
+    Thresholds of the guard, and settings of NEWER, that the run did not know yet are at their defaults.
 
     Raises:
         UserError: another version wrote the manifest, which had other settings of training.
@@ -84,7 +87,7 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
     try:
         config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
         for field in dataclasses.fields(SelfRewardConfig):
-            if field.name not in config and not field.name.startswith("guard_"):
+            if field.name not in config and not field.name.startswith(("guard_", *NEWER)):
                 raise KeyError(field.name)
         config["output"] = str(folder)
         data = manifest["data"]
@@ -95,6 +98,35 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
             f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
             "the run"
         ) from error
+
+
+def code_of(config: SelfRewardConfig) -> dict[str, Any]:
+    """Settings that make whoever obeys them run code: code of a model's, or a function of somebody's."""
+    named = {
+        "reward": re.search(r"\w:\w", config.reward),
+        "answers": ":" in config.answers and not config.answers.startswith("regex:"),
+        "match": ":" in config.match,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    return {name: getattr(config, name) for name, runs in named.items() if runs}
+
+
+def refuse_code(folder: Path, config: SelfRewardConfig, given: Mapping[str, Any]) -> None:
+    """A folder may come from a stranger: it is not to say whose code runs here.
+
+    Args:
+        given: what the user asked for now.
+
+    Raises:
+        UserError: the run in `folder` needs code that was not asked for.
+    """
+    for name, value in code_of(config).items():
+        if given.get(name) != value:
+            option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            raise UserError(
+                f"the run {folder} was begun with {option}, which runs code that the folder names: give {option} again "
+                "if you trust it"
+            )
 
 
 def taken_up(run: Path, now: dict[str, Any]) -> dict[str, Any]:

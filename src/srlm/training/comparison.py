@@ -23,7 +23,7 @@ from srlm.errors import UserError
 from srlm.policies.transformer.processes import processes
 from srlm.policies.transformer.update import Diverged
 from srlm.prompts.select import PromptSet
-from srlm.prompts.sources import load_prompts
+from srlm.prompts.sources import prompts_of
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder
 from srlm.training.trainer import SelfRewardTrainer
@@ -105,8 +105,8 @@ def compare(
     display = display if main and display else Display(silent=not main)
     _check(config, arms, seeds)
     folders = {name: file_name(name) for name in arms}
-    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
-    held = held_out if held_out is None or isinstance(held_out, PromptSet) else load_prompts(held_out)
+    train = prompts_of(prompts, config)
+    held = None if held_out is None else prompts_of(held_out, config)
     earlier = _earlier(output)
 
     trainers: list[tuple[int, str, SelfRewardTrainer]] = []

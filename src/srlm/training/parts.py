@@ -18,7 +18,7 @@ from srlm.evaluation import check_answers
 from srlm.objectives import imitation, policy_gradient, preferences, regression
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
-from srlm.prompts.sources import load_prompts
+from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import LABELLED, reward_function
 from srlm.types import Objective, Reward
 
@@ -49,9 +49,9 @@ def prompt_sets(
     prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
 ) -> tuple[PromptSet, PromptSet | None]:
     """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
-    train = prompts if isinstance(prompts, PromptSet) else load_prompts(prompts)
+    train = prompts_of(prompts, config)
     if held_out is not None:
-        given = held_out if isinstance(held_out, PromptSet) else load_prompts(held_out)
+        given = prompts_of(held_out, config)
         if tasks.is_task(train.source) and tasks.is_task(given.source):
             train = train.without(given)  # what is drawn at random may be drawn twice
         held: PromptSet | None = given
