@@ -16,6 +16,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import peft
 import safetensors.torch
 import torch
 import tqdm
@@ -214,6 +215,20 @@ def interruptible(words: list[str], **options: Any) -> subprocess.Popen[str]:
 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(words, text=True, preexec_fn=take_interrupts, **pipes, **options)
+
+
+def save_adapter(base: Path, folder: Path) -> Any:
+    """A LoRA adapter of a model, not zero; the model with it merged."""
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    joined = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, value in joined.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 0.3)
+    joined.peft_config["default"].base_model_name_or_path = str(base)
+    joined.save_pretrained(folder, save_embedding_layers=False)
+    return joined.merge_and_unload()
 
 
 # Data

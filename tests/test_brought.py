@@ -12,7 +12,7 @@ import safetensors.torch as st
 import torch
 from conftest import CHAT, make_model, make_tokenizer
 from reference import build
-from support import command, refused, train_words, words, write_rows
+from support import command, refused, save_adapter, train_words, words, write_rows
 from test_load import cache, write_gguf  # noqa: F401
 from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, LlamaForSequenceClassification
 
@@ -295,3 +295,46 @@ def test_a_cache_that_cannot_branch(tmp_path, prompts_file):
     model = build("minimax", vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
     given = {"model": saved(tmp_path / "m", model), "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
     assert "keeps its state in a way srlm cannot branch" in refused(*train_words(**given, lora_rank=0))
+
+
+# Adapters in folders
+
+
+ROW = torch.arange(3, 60)[None]
+
+
+def logits(folder: Path, **options) -> torch.Tensor:
+    with torch.no_grad():
+        return load_model(str(folder), dtype="fp32", **options)[0](input_ids=ROW).logits
+
+
+def test_an_adapter_folder_is_its_base_with_it(tiny, tmp_path, prompts_file):
+    merged = save_adapter(tiny, tmp_path / "adapter")
+    wanted = merged(input_ids=ROW).logits
+    assert torch.allclose(logits(tmp_path / "adapter"), wanted, atol=1e-4)
+    given = {"model": tmp_path / "adapter", "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
+    outcome = command(*train_words(**given))
+    assert outcome.code == 0 and f"is merged into {tiny}: what is trained starts from there" in outcome.out
+    assert "holds nothing but a LoRA adapter" in refused(
+        *train_words(**given | {"output": tmp_path / "no"}, adapter="ignore")
+    )
+
+
+def test_a_model_beside_an_adapter_has_to_be_explained(tiny, tmp_path):
+    both = shutil.copytree(tiny, tmp_path / "both")
+    merged = save_adapter(tiny, both)
+    with pytest.raises(UserError, match="say --adapter ignore if the weights are merged already, or --adapter merge"):
+        load_model(str(both))
+    assert torch.allclose(logits(both, adapter="ignore"), logits(tiny), atol=1e-6)
+    assert torch.allclose(logits(both, adapter="merge"), merged(input_ids=ROW).logits, atol=1e-4)
+
+
+def test_an_adapter_of_another_model(tiny, tmp_path):
+    save_adapter(tiny, tmp_path / "adapter")
+    other = saved(tmp_path / "other", make_model(layers=1))
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(saved(other, build("gpt2", vocab_size=259)))})
+    )
+    with pytest.raises(UserError, match="does not fit its base model"):
+        load_model(str(tmp_path / "adapter"))

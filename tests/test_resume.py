@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from support import (
     SETTINGS,
     WORDS,
@@ -435,5 +436,43 @@ def test_interrupted_by_hand(story, tmp_path):
         patch.setattr(os, "fsync", interrupt)
         outcome = command(*story.command(output=run))
     assert outcome.code == 130 and "--resume" in sentence(outcome.err)
+    go_on(run)
+    assert whole(run) == story.whole
+
+
+# Bit rot
+
+
+def flip(file):
+    """One bit in the middle, where the numbers are; of a table, in those that a resumed run reads."""
+    content = bytearray(file.read_bytes())
+    at = len(content) // 2
+    if file.suffix == ".parquet":
+        group = parquet.read_metadata(file).row_group(0)
+        chunk = next(c for c in map(group.column, range(group.num_columns)) if c.physical_type in ("FLOAT", "INT32"))
+        chunk = next((c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "log_prob"), chunk)
+        at = chunk.data_page_offset + chunk.total_compressed_size // 2
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("moment", "file"),
+    [
+        ("round-001/update.safetensors", "round-001/adapter/adapter_model.safetensors"),
+        ("round-001/rollouts/01-log_prob.parquet", "round-001/rollouts/00-tokens.parquet"),
+        ("round-001/update.safetensors", "round-000/rollouts.parquet"),
+        ("round-001/update.safetensors", "prompts/rollouts.parquet"),
+        ("round-001/update.safetensors", "round-001/update.safetensors"),
+    ],
+)
+def test_a_flipped_bit_is_noticed(story, tmp_path, moment, file):
+    """A run that goes on from other numbers than it had would end with another model, and code 0."""
+    moments = [m for name, m in story.moments if name == moment]
+    run = shutil.copytree(moments[-1], tmp_path / "run")
+    flip(run / file)
+    said = refused("train", "--resume", run)
+    assert f"{run / file} is damaged" in said and "restore it from a copy" in said
+    flip(run / file)
     go_on(run)
     assert whole(run) == story.whole

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import WORDS, command, train_words, whole, write_rows
+from support import WORDS, command, save_adapter, train_words, whole, write_rows
 from test_guard import CONFIG, HEALTHY, START
 
 from srlm import SelfRewardConfig
@@ -49,6 +50,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "gradient_checkpointing": (True, {}),
     "lora_rank": (2, {}),
     "lora_alpha": (3.0, {}),
+    "adapter": ("merge", {"adapter": "ignore", "model": "both"}),
     "dtype": ("bf16", {}),
     "temperature": (2.0, {}),
     "top_p": (0.5, {}),
@@ -84,6 +86,8 @@ def observed(tiny, tmp_path_factory):
     held = [row | {"answer": "[a-mA-M]", "reply": "[^a-mA-M]"} for row in train[:3]]
     files = {"prompts": write_rows(data / "p.jsonl", train), "held_out": write_rows(data / "h.jsonl", held)}
     given = {"model": tiny, "rounds": 1} | files
+    both = shutil.copytree(tiny, data / "both")
+    save_adapter(tiny, both)
     known: dict[str, dict[str, Any]] = {}
 
     def observe(options: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +97,8 @@ def observed(tiny, tmp_path_factory):
         folder = tmp_path_factory.mktemp("runs")
         every = given | {"output": "run"} | options
         every["output"] = run = folder / every["output"]
+        if every["model"] == "both":
+            every["model"] = both
         if every["held_out"] is None:
             del every["held_out"]
         seen: dict[str, Any] = {"attention": 0, "written": [], "code": []}

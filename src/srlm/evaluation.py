@@ -68,6 +68,7 @@ def evaluate(
     dtype: str = "auto",
     token_budget: int = 2048,
     trust_remote_code: bool = False,
+    adapter: str = "auto",
     seed: int = 0,
     output: str | None = None,
     display: Display | None = None,
@@ -86,6 +87,7 @@ def evaluate(
         seed=seed,
         prompt_column=prompt_column,
         answer_column=answer_column,
+        adapter=adapter,
     )
     if output is not None:
         check_new_file(Path(output))
@@ -104,6 +106,7 @@ def evaluate(
         model,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
+        adapter=adapter,
         lora_rank=0,
         max_new_tokens=max_new_tokens,
         stop=stop,

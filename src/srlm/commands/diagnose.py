@@ -46,7 +46,7 @@ def parser() -> Parser:
     made.add("How", Sizes, ("max_new_tokens",), max_new_tokens=None)
     made.add("How", ObjectiveSettings, ("clip",), clip=None)
     made.add("How", DecodingSettings, ("stop", "raw_prompts"), stop=None)
-    made.add("How", ModelSettings, ("dtype", "trust_remote_code"), dtype=None)
+    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"), adapter=None, dtype=None)
     made.add("How", OptimisationSettings, ("token_budget",), token_budget=None)
     made.add("How", RunSettings, ("seed",))
     made.add("How", Shared, ("quiet",))

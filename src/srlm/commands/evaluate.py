@@ -28,7 +28,7 @@ def parser() -> Parser:
     made.add("What", Evaluate)
     made.add("How", Sizes, ("num_samples", "max_new_tokens"))
     made.add("How", DecodingSettings, ("stop", "raw_prompts"))
-    made.add("How", ModelSettings, ("dtype", "trust_remote_code"))
+    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"))
     made.add("How", OptimisationSettings, ("token_budget",))
     made.add("How", RunSettings, ("seed",))
     made.add("How", Shared, ("quiet",))

@@ -45,6 +45,7 @@ def diagnose(
     dtype: str | None = None,
     token_budget: int | None = None,
     trust_remote_code: bool | None = None,
+    adapter: str | None = None,
     seed: int = 0,
     display: Display | None = None,
 ) -> Diagnosis:
@@ -84,6 +85,7 @@ def diagnose(
         "dtype": dtype,
         "token_budget": token_budget,
         "trust_remote_code": trust_remote_code,
+        "adapter": adapter,
     }
     # A search is over the full distribution, so samples are too.
     changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}

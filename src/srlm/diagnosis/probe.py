@@ -23,6 +23,7 @@ from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import REWARDS
 from srlm.run.columns import rows
+from srlm.run.files import verify
 from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
 from srlm.search import Found
@@ -105,7 +106,9 @@ def subject(
         if own_prompts and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
             policy.encode.keep(labelled.prompts.items, rows(ids["tokens"]))
         if chosen:
-            policy.load_weights(Path(run) / f"round-{chosen:03d}" / weights)
+            kept = Path(run) / f"round-{chosen:03d}" / weights
+            verify(kept)
+            policy.load_weights(kept)
         return policy
 
     return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config

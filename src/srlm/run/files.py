@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -71,3 +72,42 @@ def remove(path: Path) -> None:
 
 def dump(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def with_checksums(folder: Path, save: Callable[[Path], object], scratch: Path) -> None:
+    """`save` to the scratch folder, and keep beside `folder` what was written: a flipped bit must not pass for it."""
+    save(scratch)
+    write_atomically(_sums(folder), lambda path: path.write_text(dump(_checksums(scratch))))
+
+
+def verify(folder: Path) -> None:
+    """
+    Raises:
+        UserError: what is in a folder is not what was kept of it by `with_checksums`, if anything was.
+    """
+    if not _sums(folder).exists():
+        return
+    said, found = json.loads(_sums(folder).read_text()), _checksums(folder)
+    for name in sorted(said | found):
+        if said.get(name) != found.get(name):
+            raise damaged(folder / name, "its checksum differs" if name in found else "it is missing")
+
+
+def _sums(folder: Path) -> Path:
+    return folder.with_suffix(".sha256")
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            found[str(file.relative_to(folder))] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return found
+
+
+def damaged(file: Path, what: str) -> UserError:
+    """To be raised: a file of a run is not what the run wrote."""
+    return UserError(
+        f"{file} is damaged ({what}), expected what the run wrote: restore it from a copy, or remove its round's "
+        "folder and all later ones, with their lines in records.jsonl, and --resume does them again"
+    )

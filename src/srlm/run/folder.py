@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -25,13 +26,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import safetensors
 import safetensors.torch
-from pyarrow import parquet
+import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.run.files import SCRATCH, dump, remove, write_atomically
-from srlm.run.tables import Table, whole_files, write_columns
+from srlm.run.files import SCRATCH, damaged, dump, remove, write_atomically
+from srlm.run.tables import Table, read_columns, whole_files, write_columns
 from srlm.types import Record
 
 LOCK = ".lock"
@@ -152,7 +154,7 @@ class RunFolder:
     def prompt_ids(self, table: str) -> pa.Table | None:
         """The prompts of a table and their token ids, once they are kept."""
         file = self.prompts / f"{table}.parquet"
-        return parquet.read_table(file, partitioning=None) if file.exists() else None
+        return read_columns(file) if file.exists() else None
 
     def save_prompt_ids(self, table: str, columns: pa.Table) -> None:
         self.prompts.mkdir(exist_ok=True)
@@ -177,11 +179,31 @@ class StepCheckpoint:
         self.path = path
 
     def load(self) -> dict[str, Tensor] | None:
-        return safetensors.torch.load_file(self.path) if self.path.exists() else None
+        if not self.path.exists():
+            return None
+        try:
+            with safetensors.safe_open(self.path, "pt") as opened:
+                said = (opened.metadata() or {}).get("sha256")
+            state = safetensors.torch.load_file(self.path)
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
+            raise damaged(self.path, str(error)) from error
+        if said not in (None, _digest(state)):
+            raise damaged(self.path, "its checksum differs")
+        return state
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        write_atomically(self.path, lambda p: safetensors.torch.save_file(tensors, p))
+        said = {"sha256": _digest(tensors)}
+        write_atomically(self.path, lambda p: safetensors.torch.save_file(tensors, p, metadata=said))
 
     def remove(self) -> None:
         remove(self.path)
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Of names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import pyarrow as pa
 from torch import Tensor
 
-from srlm.run.files import write_atomically
+from srlm.run.files import verify, with_checksums, write_atomically
 from srlm.run.folder import RunFolder, StepCheckpoint
 from srlm.run.tables import whole_files
 from srlm.types import Record
@@ -105,6 +105,7 @@ class Ledger:
         after, checkpoint = self.run.round(round + 1) / folder, self.run.checkpoint(round)
         kept = self.run.table(round, table)
         if after.exists():
+            verify(after)
             load(after)
             self.write(checkpoint.remove)  # of a run that was killed before it could
         else:
@@ -113,7 +114,7 @@ class Ledger:
             def commit() -> None:
                 kept.add("update", columns)
                 self._note_stage(round, "loss", losses.tolist())
-                write_atomically(after, save)
+                write_atomically(after, partial(with_checksums, after, save))
                 checkpoint.remove()
 
             self.write(commit)

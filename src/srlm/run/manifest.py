@@ -22,7 +22,7 @@ from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
-NEWER = ("prompt_column", "answer_column")  # settings whose default is what runs without them did
+NEWER = ("prompt_column", "answer_column", "adapter")  # settings whose default is what runs without them did
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 

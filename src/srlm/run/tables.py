@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from srlm.run.files import SCRATCH, remove, write_atomically
+from srlm.run.files import SCRATCH, damaged, remove, write_atomically
 
 ROW_GROUP = 1024  # rows; earlier versions wrote one group for all
 
@@ -44,7 +44,7 @@ class Table:
         for file, own in _sources(self.files()):
             here = own if names is None else [name for name in own if name in names]
             if here:
-                found = parquet.read_table(file, columns=here, partitioning=None)
+                found = read_columns(file, here)
                 columns |= {name: found[name] for name in here}
         return pa.table({name: columns[name] for name in (self.names() if names is None else names)})
 
@@ -81,8 +81,19 @@ def whole_files(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.parquet")) if not file.name.startswith(SCRATCH)]
 
 
+def read_columns(file: Path, names: Sequence[str] | None = None) -> pa.Table:
+    """
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return parquet.read_table(file, columns=names, partitioning=None, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(file, str(error).split("\n")[0]) from error
+
+
 def write_columns(columns: pa.Table, file: Path) -> None:
-    parquet.write_table(columns, file, row_group_size=ROW_GROUP)
+    parquet.write_table(columns, file, row_group_size=ROW_GROUP, write_page_checksum=True)
 
 
 def _sources(files: Sequence[Path], leave_out: Iterable[str] = ()) -> list[tuple[Path, list[str]]]:
@@ -96,7 +107,7 @@ def _merge(sources: Sequence[tuple[Path, list[str]]], target: Path) -> None:
     writer: parquet.ParquetWriter | None = None
     try:
         for piece in _pieces(sources):
-            writer = writer or parquet.ParquetWriter(target, piece.schema)
+            writer = writer or parquet.ParquetWriter(target, piece.schema, write_page_checksum=True)
             writer.write_table(piece)
     finally:
         if writer is not None:
@@ -111,13 +122,20 @@ def _pieces(sources: Sequence[tuple[Path, list[str]]]) -> Iterator[pa.Table]:
 
 
 def _row_groups(file: Path, names: list[str]) -> Iterator[pa.Table]:
-    """Pieces of ROW_GROUP rows, whatever the row groups of the file."""
-    with parquet.ParquetFile(file) as opened:
-        held: list[pa.Table] = []
-        for number in range(opened.num_row_groups):
-            held = [pa.concat_tables([*held, opened.read_row_group(number, names)])]
-            while held[0].num_rows >= ROW_GROUP:
-                yield held[0].slice(0, ROW_GROUP)
-                held = [held[0].slice(ROW_GROUP)]
-        if held and held[0].num_rows:
-            yield held[0]
+    """Pieces of ROW_GROUP rows, whatever the row groups of the file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    held: list[pa.Table] = []
+    try:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+            for number in range(opened.num_row_groups):
+                held = [pa.concat_tables([*held, opened.read_row_group(number, names)])]
+                while held[0].num_rows >= ROW_GROUP:
+                    yield held[0].slice(0, ROW_GROUP)
+                    held = [held[0].slice(ROW_GROUP)]
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(file, str(error).split("\n")[0]) from error
+    if held and held[0].num_rows:
+        yield held[0]

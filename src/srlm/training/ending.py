@@ -11,7 +11,7 @@ from srlm.guard.decision import history
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
-from srlm.run.files import write_atomically
+from srlm.run.files import verify, write_atomically
 from srlm.run.folder import RunFolder
 from srlm.run.ledger import Ledger
 from srlm.types import Record
@@ -39,7 +39,9 @@ def become(policy: TransformerPolicy, run: RunFolder, config: SelfRewardConfig, 
     if round == 0:
         policy.reset()
     elif round < len(run.records()) - 1:
-        policy.load_weights(run.round(round) / config.weights_folder)
+        kept = run.round(round) / config.weights_folder
+        verify(kept)
+        policy.load_weights(kept)
 
 
 def leave(

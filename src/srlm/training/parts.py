@@ -30,6 +30,7 @@ def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
         model,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
+        adapter=config.adapter,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         gain=config.gain_learning_rate > 0,

@@ -109,6 +109,8 @@ class SelfRewardTrainer:
     def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
         config = self.config
         self.display.say(self._headline(policy))
+        for note in policy.notes:
+            self.display.say(note)
         recorded = self.run.records()
         chosen = config.rounds
         steps = self_reward(

@@ -17,7 +17,7 @@ from srlm.errors import UserError
 from srlm.policies.transformer import modes
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.gain import Gain
-from srlm.policies.transformer.load.adapters import with_lora
+from srlm.policies.transformer.load.adapters import base_of, with_lora
 from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.packing import Tree
@@ -66,6 +66,7 @@ class TransformerPolicy:
         self.model = model.to(self.processes.device)
         self.tokenizer = cast(Any, tokenizer)
         self.name = name
+        self.notes: list[str] = []  # what a person should know of how it was loaded
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos, vocabulary=vocabulary)
         self._texts = Texts(tokenizer, stop, eos)
@@ -82,6 +83,7 @@ class TransformerPolicy:
         *,
         dtype: str = "auto",
         trust_remote_code: bool = False,
+        adapter: str = "auto",
         lora_rank: int = 16,
         lora_alpha: float | None = None,
         gain: bool = True,
@@ -90,13 +92,20 @@ class TransformerPolicy:
         **options: Any,
     ) -> TransformerPolicy:
         """Load any causal LM; `lora_rank` 0 trains all weights."""
-        model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter)
         peft_model = None
         if lora_rank > 0:
             model, peft_model = with_lora(model, rank=lora_rank, alpha=lora_alpha, gain=gain, seed=seed)
         if gradient_checkpointing:
             recompute_activations(model)
-        return cls(model, tokenizer, peft_model=peft_model, gain=gain, name=name, **options)
+        policy = cls(model, tokenizer, peft_model=peft_model, gain=gain, name=name, **options)
+        if (base := base_of(Path(name), adapter)) is not None:
+            policy.notes.append(
+                f"the LoRA adapter in {name} is ignored"
+                if adapter == "ignore"
+                else f"the LoRA adapter in {name} is merged into {base}: what is trained starts from there"
+            )
+        return policy
 
     @property
     def shared(self) -> bool:

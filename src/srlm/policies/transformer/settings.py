@@ -64,6 +64,9 @@ class ModelSettings:
     """Rank of the LoRA adapter; 0 trains all weights."""
     lora_alpha: float | None = None
     """LoRA scale times rank; twice the rank by default."""
+    adapter: str = "auto"
+    """Of a model folder that holds a LoRA adapter: merge it into the weights before anything else, or ignore it. auto
+    merges it where the folder holds nothing else, and asks where a whole model lies beside it."""
     dtype: str = "auto"
     """bf16, fp32, or auto (bf16 where the hardware multiplies it natively)."""
     trust_remote_code: bool = False
@@ -73,4 +76,5 @@ class ModelSettings:
         alpha = self.lora_alpha
         expect(self, "lora_rank", self.lora_rank >= 0, "0 (all weights) or more")
         expect(self, "lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
+        expect(self, "adapter", self.adapter in ("auto", "merge", "ignore"), "auto, merge or ignore")
         expect(self, "dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")

@@ -1,8 +1,13 @@
-"""LoRA layers, put into a model."""
+"""LoRA layers: new ones put into a model, and those that a folder brings along."""
 
 from __future__ import annotations
 
-from typing import cast
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -47,3 +52,63 @@ def with_lora(
         ) from error
     peft_model.eval()
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def base_of(folder: Path, adapter: str) -> str | None:
+    """What the model of a folder with an adapter is without it: a name, or the folder itself; None if it has none.
+
+    Raises:
+        UserError: a whole model lies beside the adapter and it was not said what that is, or the adapter has no base.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    if (folder / "config.json").is_file():
+        if adapter == "auto":
+            raise UserError(
+                f"folder {folder} holds a whole model and a LoRA adapter: say --adapter ignore if the weights are "
+                "merged already, or --adapter merge if they are those of the base"
+            )
+        return str(folder)
+    try:
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG} names no base model: give the base, or mend the file") from error
+    if adapter == "ignore" or not base:
+        raise UserError(
+            f"folder {folder} holds nothing but a LoRA adapter: leave --adapter ignore out, or give its base model"
+        )
+    return str(base)
+
+
+@contextmanager
+def without_adapter(folder: str) -> Iterator[str]:
+    """The folder as it is but for its adapter, which transformers would put on whatever is asked of it."""
+    if not (Path(folder) / CONFIG).is_file():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as bare:
+        for file in Path(folder).resolve().iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(bare) / file.name).symlink_to(file)
+        yield bare
+
+
+def merged_from(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+    """The model with a folder's adapter merged into its weights.
+
+    Raises:
+        UserError: the adapter does not fit.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"folder {folder} has no {WEIGHTS}: save the adapter as safetensors")
+    try:
+        joined: Any = PeftModel.from_pretrained(cast(Any, model), str(folder))
+        return cast(PreTrainedModel, joined.merge_and_unload())
+    except Exception as error:  # peft and torch raise what they like where shapes or names differ
+        raise UserError(
+            f"the LoRA adapter of {folder} does not fit its base model: {first_line(error)}; give the base that it was "
+            "trained on"
+        ) from error

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
+from srlm.policies.transformer.load.adapters import CONFIG, base_of, merged_from, without_adapter
 from srlm.policies.transformer.load.checks import (
     first_line,
     forget_quantisation,
@@ -64,7 +65,7 @@ def resolve_model(name: str) -> str:
         if not path.is_file():
             raise UserError(f"model file {name} does not exist: give the path of a .gguf file")
         return str(convert_gguf(path))
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not any((path / file).exists() for file in ("config.json", CONFIG)):
         inside = [child.name for child in sorted(path.iterdir()) if (child / "config.json").exists()]
         hint = f"; give {path / inside[-1]}" if inside else ""
         raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it{hint}")
@@ -81,14 +82,31 @@ def _attention(config: Any) -> str | None:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", trust_remote_code: bool = False
+    name: str, *, dtype: str = "auto", trust_remote_code: bool = False, adapter: str = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer.
+
+    adapter: merge or ignore the LoRA adapter of a folder; auto merges it where the folder holds nothing else.
 
     Raises:
         UserError: not a model, unsupported architecture, no safetensors, or remote code without permission.
     """
     source = resolve_model(name)
+    base = base_of(Path(source), adapter)
+    if base is None:
+        return _load(name, source, dtype, trust_remote_code)
+    with without_adapter(resolve_model(base)) as bare:
+        model, tokenizer = _load(base, bare, dtype, trust_remote_code)
+    if adapter != "ignore":
+        model = merged_from(Path(source), model)
+    if (Path(source) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return model, tokenizer
+
+
+def _load(
+    name: str, source: str, dtype: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     expected = "expected a Hub id, a folder with config.json and *.safetensors, a .gguf file, or an alias"
     try:
