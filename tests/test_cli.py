@@ -296,7 +296,17 @@ def test_odd_yaml_is_read(here, content):
     assert {name: shown[name] for name in YAML_READ[content]} == YAML_READ[content]
 
 
-@pytest.mark.parametrize("content", ["output: 2024-13-45", f"rounds: {'9' * 5000}", "[" * 3000, "length_window: [1]"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "output: 2024-13-45",
+        "rounds: 1\nrounds: 2",
+        "stop: &a [x]\nreport_to: *a",
+        f"rounds: {'9' * 5000}",
+        "[" * 3000,
+        "length_window: [1]",
+    ],
+)
 def test_odd_yaml_is_refused(here, content):
     (here / "c.yaml").write_text(content)
     assert refused("train", "--config", "c.yaml", "--prompts", "x")

@@ -16,7 +16,10 @@ from srlm.errors import UserError
 from srlm.plain import one_line
 
 COMMANDS = ("train", "evaluate", "diagnose", "plan", "verify", "report")
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -31,11 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
         if error.errno not in DISK_ERRORS:
             raise
         then = f"{_again(words)}; everything finished so far is kept" if words[0] == "train" else "try again"
-        _stop(
-            2,
-            f"cannot write {error.filename or 'the output'} ({error.strerror}): free space or mend permissions, then "
-            f"{then}",
-        )
+        what = f"cannot read or write {error.filename or 'the output'} ({error.strerror})"
+        _stop(2, f"{what}: free space, mend permissions or put back what is missing, then {then}")
     except KeyboardInterrupt:
         _stop(130, f"interrupted; to go on, {_again(words)}" if words[:1] == ["train"] else "interrupted")
     finally:

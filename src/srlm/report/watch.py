@@ -69,7 +69,10 @@ def _handler(folders: list[Path], forecast: Path | None) -> type[BaseHTTPRequest
             mine = {name + end for name in ("localhost", ADDRESS) for end in ("", f":{port}")}
             if self.headers.get("Host", "").lower() not in mine:  # a foreign name that leads here: DNS rebinding
                 return self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"ask for localhost\n")
-            url = urlsplit(self.path)
+            try:
+                url = urlsplit(self.path)
+            except ValueError:  # such as http://[x
+                return self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"ask for /\n")
             try:
                 if url.path == "/":
                     return self._answer(HTTPStatus.OK, "text/html", whole())
