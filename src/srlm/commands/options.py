@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeAlias
+from types import NoneType
+from typing import Any
 
 import docstring_parser
 import jsonargparse
-import yaml
 
+from srlm.commands.config_file import read_config
+from srlm.commands.values import DASHES, METAVARS, Option
 from srlm.errors import UserError
-
-Reader: TypeAlias = Callable[[Any], Any]
-"""A word of the command line, or a value of a YAML file, -> what the setting holds."""
-NOTHING = "None"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,67 +30,10 @@ class Shared:
     model: str = "smollm2"
     """Hub id, folder (a run's model/, say), .gguf file, or an alias: smollm2, gemma3-270m."""
     prompts: str = ""
-    """Prompts: .jsonl, .json, .csv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its own, say
-    'reasoning-gym:basic_arithmetic?size=500'."""
+    """Prompts: .jsonl, .json, .csv, .tsv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its
+    own, say 'reasoning-gym:basic_arithmetic?size=500'."""
     quiet: bool = False
     """Plain lines instead of a live display."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """One field. kind: what each of its words is; several: it takes words without end, or as many as `number`."""
-
-    name: str
-    kind: type
-    words: tuple[str, ...]
-    several: bool
-    number: int | None
-    optional: bool
-
-    @classmethod
-    def of(cls, field: dataclasses.Field[Any], hint: Any) -> Option:
-        kinds = set(typing.get_args(hint)) if typing.get_origin(hint) in (UnionType, typing.Union) else {hint}
-        optional = NoneType in kinds
-        kinds.discard(NoneType)
-        literals = [kind for kind in kinds if typing.get_origin(kind) is Literal]
-        words = tuple(word for literal in literals for word in typing.get_args(literal))
-        (kind,) = kinds - set(literals) or {str}
-        several, number = typing.get_origin(kind) is tuple, None
-        if several:
-            kind, *more = typing.get_args(kind)
-            number = None if more == [...] else 1 + len(more)
-        return cls(field.name, kind, words, several, number, optional)
-
-    @property
-    def flag(self) -> str:
-        return f"--{self.name.replace('_', '-')}"
-
-    def read(self, given: Any) -> Any:
-        """
-        Raises:
-            UserError: what was given is not of this kind.
-        """
-        if self.optional and given in (None, NOTHING):
-            return None
-        if isinstance(given, str) and given in self.words:
-            return given
-        try:
-            return _READERS[self.kind](given)
-        except (TypeError, ValueError, OverflowError):
-            expected = ", or ".join([_EXPECTED[self.kind], *self.words])
-            raise UserError(f"{self.flag} is {given!r}, expected {expected}: correct it") from None
-
-    def settled(self, value: Any) -> Any:
-        """What was read, as its dataclass holds it; files can say null where the command line cannot."""
-        if not self.several:
-            return self.read(None) if value is None else value
-        values = [] if value is None else list(value)
-        if self.optional and values in ([], [None]):
-            return None
-        if None in values or (self.number is not None and len(values) != self.number):
-            expected = f"{self.number} values" if self.number is not None else f"{_EXPECTED[self.kind]} in every place"
-            raise UserError(f"{self.flag} is {values!r}, expected {expected}: correct it")
-        return tuple(values)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -158,7 +97,7 @@ class Parser(jsonargparse.ArgumentParser):
                 type=option.read,
                 nargs="*" if option.several else None,
                 default=list(default) if isinstance(default, tuple) else default,
-                metavar=_METAVARS[option.kind],
+                metavar=METAVARS[option.kind],
                 help=text,
             )
 
@@ -198,7 +137,7 @@ class Parser(jsonargparse.ArgumentParser):
                 flag, equals, value = "", "", word
             if inside == "--stop":  # a shell hands \\n over as two characters
                 value = _ESCAPE.sub(lambda found: _ESCAPES[found[1]], value)
-            value = _DASHES + value if value == "--" and equals else value
+            value = DASHES + value if value == "--" and equals else value
             if not flag:
                 read.append(value)
             elif equals and flag in self._several() and not value.startswith("--"):
@@ -269,72 +208,8 @@ def taken(words: Sequence[str], *names: str, flags: Sequence[str] = ()) -> tuple
     return values | {name: values[name][0] if values[name] else None for name in names}, rest
 
 
-def read_config(file: Path) -> dict[Any, Any]:
-    """Option -> value, of a YAML file.
-
-    Raises:
-        UserError: it cannot be read, or holds something else.
-    """
-    try:
-        options = yaml.load(file.read_text(encoding="utf-8"), _Plain)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"config file {file} cannot be read ({reason}): give a YAML file of option: value lines"
-        ) from error
-    if not isinstance(options, dict):
-        raise UserError(f"config file {file} holds {type(options).__name__}, expected option: value lines")
-    return options
-
-
-class _Plain(yaml.SafeLoader):  # type: ignore[misc]
-    """Plain YAML: no aliases, which can stand for more than a machine holds, and no key twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it has an alias (*name): write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"{twice[0]!r} stands twice: leave one out")
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
-
-
-_DASHES = "\ue000"  # argparse drops a value that is --
 _ESCAPE = re.compile(r"\\([nt\\])")
 _ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
-
-
-def _text(given: Any) -> str:
-    if isinstance(given, bool) or not isinstance(given, str | int | float | datetime.date):
-        raise TypeError
-    return str(given).removeprefix(_DASHES)
-
-
-def _whole(given: Any) -> int:
-    if isinstance(given, bool) or (isinstance(given, float) and not given.is_integer()):
-        raise TypeError
-    return int(given)
-
-
-def _number(given: Any) -> float:
-    if isinstance(given, bool):
-        raise TypeError
-    return float(given)
-
-
-def _truth(given: Any) -> bool:
-    if not isinstance(given, bool):
-        raise TypeError
-    return given
-
-
-_READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: _number, bool: _truth}
-_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-_METAVARS = {str: "TEXT", int: "N", float: "X"}
 
 
 class _Texts(dict[str, str]):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from srlm.errors import UserError
 from srlm.patience import at_most
+from srlm.policies.transformer.context import Context
 from srlm.types import PromptItem, Prompts
 
 TEMPLATE_SECONDS = 5.0  # a template that takes longer loops
@@ -51,7 +52,7 @@ class Encoder:
         """The first prompts that were encoded, at most 256 tokens of each."""
         return [ids[:256].tolist() for ids in list(self._kept.values())[:number]]
 
-    def check(self, prompts: Prompts, spare: int, context: float, why: str = "") -> None:
+    def check(self, prompts: Prompts, spare: int, context: Context) -> None:
         """
         Raises:
             UserError: a prompt that the template refuses, that has ids the model does not know, or that does not fit
@@ -59,10 +60,10 @@ class Encoder:
         """
         for number, item in enumerate(prompts.items, 1):
             ids = self._keeping(item, f"prompt {number}")
-            if len(ids) + spare > context:
+            if len(ids) + spare > context.tokens:
                 raise UserError(
                     f"prompt {number} has {len(ids)} tokens, which with {spare} new ones exceeds the context of "
-                    f"{context} of {self._name}{why}: shorten it or lower --max-new-tokens"
+                    f"{context.tokens:.0f} of {self._name}{context.why}: shorten it or lower --max-new-tokens"
                 )
 
     def continuation(self, text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
 from srlm.policies.transformer import modes
+from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load.adapters import base_of, with_lora
@@ -72,6 +72,7 @@ class TransformerPolicy:
         self._texts = Texts(tokenizer, stop, eos)
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
         self.scorer = Scorer(self.model, self.processes, reads_trees(self.model), prompts_per_step, token_budget)
+        self._context = Context.of(self.model)
         self.weights = Weights(self.model, peft_model, name)
         self.gain = Gain.of(self.model) if gain else None
         self._initial_gain = self.gain.size() if self.gain is not None else 1.0
@@ -116,29 +117,12 @@ class TransformerPolicy:
 
     def check_prompts(self, prompts: Prompts) -> None:
         """Refuse, before any work, a prompt that does not fit the context together with its response."""
-        self.encode.check(prompts, self.decoding.max_new_tokens, self.context, self._why)
+        self.encode.check(prompts, self.decoding.max_new_tokens, self._context)
 
     @property
     def context(self) -> float:
-        """Most tokens that the model reads; infinite if it does not say. Where positions change for all tokens once a
-        sequence is long (longrope), what comes before: else one long response would change those that share its batch.
-        """
-        config = cast(Any, self.model.config).get_text_config()
-        whole = getattr(config, "max_position_embeddings", None) or math.inf
-        return min(whole, self._switch or whole)
-
-    @property
-    def _switch(self) -> int | None:
-        config = cast(Any, self.model.config).get_text_config()
-        rope = getattr(config, "rope_parameters", None) or {}
-        if not isinstance(rope, dict) or rope.get("rope_type") != "longrope":
-            return None
-        given = rope.get("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
-        return cast("int | None", given)
-
-    @property
-    def _why(self) -> str:
-        return f" (from {self._switch} tokens on its longrope changes the positions of all)" if self._switch else ""
+        """Most tokens that the model reads; infinite if it does not say."""
+        return self._context.tokens
 
     def fits(self, item: PromptItem, spare: int) -> bool:
         """Does a prompt leave room for `spare` tokens more?"""
