@@ -187,8 +187,9 @@ TEMPLATES = {
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_that_fails_is_a_sentence(tmp_path, monkeypatch, name):
     template, said = TEMPLATES[name]
-    monkeypatch.setattr("srlm.policies.transformer.encode.TEMPLATE_SECONDS", 0.3)
-    monkeypatch.setattr("srlm.policies.transformer.text.TEMPLATE_SECONDS", 0.3)
+    if name == "never ends":
+        monkeypatch.setattr("srlm.policies.transformer.encode.TEMPLATE_SECONDS", 0.3)
+        monkeypatch.setattr("srlm.policies.transformer.text.TEMPLATE_SECONDS", 0.3)
     folder = saved(tmp_path / "model", make_model(), chat=template)
     file = write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     sentence = refused("train", *words(model=folder, prompts=file, output=tmp_path / "run", held_out_share=0))

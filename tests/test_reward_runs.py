@@ -195,7 +195,9 @@ def test_a_run_goes_on_after_its_reward_has_failed(tiny: Path, data: Path, tmp_p
     with pytest.raises(RuntimeError, match="broken"):
         given.train()
     (tmp_path / "mended").touch()
-    assert command("train", "--resume", tmp_path / "run", "--quiet").code == 0
+    again = ["--resume", tmp_path / "run", "--quiet"]
+    assert "which runs code" in refused("train", *again)  # a folder is not to say whose
+    assert command("train", *again, "--reward", spec["reward"]).code == 0
     whole = trainer(tiny, data, tmp_path / "whole", **spec).train().output
     assert learned(tmp_path / "run") == learned(whole)
     assert [measured(r) for r in records(tmp_path / "run")] == [measured(r) for r in records(whole)]

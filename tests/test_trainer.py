@@ -308,7 +308,7 @@ def test_adapter_opens_with_peft_and_is_the_same_policy(result, tiny):
 def test_nothing_but_plain_files_is_left(result, full):
     for run in (result.output, full.output):
         suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
-        assert suffixes <= {".html", ".md", ".json", ".jsonl", ".jinja", ".parquet", ".safetensors"}
+        assert suffixes <= {".html", ".md", ".json", ".jsonl", ".jinja", ".parquet", ".safetensors", ".sha256"}
         assert not [path for path in run.rglob("*") if path.name.startswith(".")]
         assert not list(run.rglob("update.safetensors"))
 

@@ -13,6 +13,7 @@ import warnings
 from types import ModuleType
 
 from srlm.errors import UserError
+from srlm.patience import GaveUp
 from srlm.plain import one_line
 
 COMMANDS = ("train", "evaluate", "diagnose", "plan", "verify", "report")
@@ -74,7 +75,7 @@ def _raise_again(lost: sys.UnraisableHookArgs) -> None:
         again = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
         again.daemon = True
         again.start()
-    else:
+    elif not issubclass(lost.exc_type, GaveUp):  # which comes back by itself
         sys.__unraisablehook__(lost)
 
 

@@ -9,21 +9,28 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class GaveUp(TimeoutError):
+    """Raised again until somebody hears it: in a destructor Python drops what is raised."""
+
+
+AGAIN = 0.05  # seconds
+
+
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """
     Raises:
-        TimeoutError: what is done inside took longer. Only in the main thread can it be interrupted.
+        GaveUp: what is done inside took longer. Only in the main thread can it be interrupted.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def give_up(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"it took more than {seconds:g} s")
+        raise GaveUp(f"it took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
