@@ -68,8 +68,7 @@ def _command(name: str) -> ModuleType:
 
 
 def _raise_again(lost: sys.UnraisableHookArgs) -> None:
-    """An interrupt that falls into a destructor, as it does during imports, is dropped by Python: it comes back a moment
-    later."""
+    """An interrupt that falls into a destructor, as it does during imports, is dropped by Python: it comes back."""
     if issubclass(lost.exc_type, KeyboardInterrupt):
         # Here and now it would fall into this very function; as a signal it wakes whatever waits.
         again = threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
