@@ -13,7 +13,7 @@ import torch
 from conftest import CHAT, make_model, make_tokenizer
 from reference import build
 from support import command, refused, save_adapter, train_words, words, write_rows
-from test_load import cache, write_gguf  # noqa: F401
+from test_load import cache, with_code, write_gguf  # noqa: F401
 from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, LlamaForSequenceClassification
 
 from srlm.errors import UserError
@@ -268,7 +268,25 @@ def test_other_quantised_weights_are_refused(tmp_path):
         load_model(str(folder))
 
 
-def test_a_model_that_is_not_saved_as_it_was_trained_is_not_called_saved(tiny, prompts_file, tmp_path, monkeypatch):
+def test_a_model_that_brings_its_code_is_trained_and_saved(tiny, prompts_file, tmp_path):
+    folder = with_code(tiny, tmp_path / "own", tmp_path / "ran", "own")
+    given = {"model": folder, "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
+    assert command(*train_words(**given, trust_remote_code=True)).code == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_model_that_is_not_saved_as_it_was_trained_is_not_called_saved(
+    tiny, prompts_file, tmp_path, monkeypatch, room
+):
+    if not room:  # for a second model on the device: weights are compared instead
+
+        def full(*_):
+            raise torch.OutOfMemoryError
+
+        monkeypatch.setattr("srlm.policies.transformer.weights._apart", full)
+        given = {"model": tiny, "prompts": prompts_file, "output": tmp_path / "fine", "rounds": 1}
+        assert command(*train_words(**given)).code == 0
     from srlm.policies.transformer.weights import Weights
 
     save = Weights.save_model

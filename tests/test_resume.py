@@ -476,3 +476,10 @@ def test_a_flipped_bit_is_noticed(story, tmp_path, moment, file):
     flip(run / file)
     go_on(run)
     assert whole(run) == story.whole
+
+
+def test_damaged_sums_are_named_too(story, tmp_path):
+    moments = [m for name, m in story.moments if name == "round-001/update.safetensors"]
+    run = shutil.copytree(moments[-1], tmp_path / "run")
+    (run / "round-001" / "adapter.sha256").write_text("{")
+    assert "adapter.sha256 is damaged" in refused("train", "--resume", run)

@@ -87,7 +87,11 @@ def verify(folder: Path) -> None:
     """
     if not _sums(folder).exists():
         return
-    said, found = json.loads(_sums(folder).read_text()), _checksums(folder)
+    try:
+        said = dict(json.loads(_sums(folder).read_text()))
+    except (ValueError, TypeError) as error:
+        raise damaged(_sums(folder), str(error)) from error
+    found = _checksums(folder)
     for name in sorted(said | found):
         if said.get(name) != found.get(name):
             raise damaged(folder / name, "its checksum differs" if name in found else "it is missing")

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from srlm.errors import UserError
 from srlm.policies.transformer.load.checks import first_line, forget_quantisation, refuse_misfit
 
+CONVERSION = 2  # what an earlier one kept may lack tensors, or how positions are scaled
+
 
 def cache_folder() -> Path:
     """Where converted GGUF models are kept: $SRLM_CACHE, else srlm/ in the user's cache folder."""
@@ -33,7 +35,7 @@ def convert_gguf(path: Path, *more: Path) -> Path:
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    target = cache_folder() / f"{path.name.partition('.gguf')[0]}-{digest.hexdigest()[:16]}"
+    target = cache_folder() / f"{path.name.partition('.gguf')[0]}-{digest.hexdigest()[:16]}-{CONVERSION}"
     if (target / "config.json").exists():
         return target
     with _joined(path, *more) as whole:

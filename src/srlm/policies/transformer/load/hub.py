@@ -33,7 +33,6 @@ ALIASES = {
     ),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def resolve_dtype(name: str) -> torch.dtype:
