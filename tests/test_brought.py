@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch as st
 import torch
 from conftest import CHAT, make_model, make_tokenizer
+from peft import PeftModel
 from reference import build
 from support import command, refused, save_adapter, train_words, words, write_rows
 from test_load import cache, with_code, write_gguf  # noqa: F401
@@ -337,6 +338,46 @@ def test_an_adapter_folder_is_its_base_with_it(tiny, tmp_path, prompts_file):
     assert "holds nothing but a LoRA adapter" in refused(
         *train_words(**given | {"output": tmp_path / "no"}, adapter="ignore")
     )
+
+
+def test_an_adapter_goes_on_being_trained(tiny, tmp_path, prompts_file):
+    merged = save_adapter(tiny, tmp_path / "adapter")
+    start = TransformerPolicy.load(str(tmp_path / "adapter"), adapter="continue", dtype="fp32", max_new_tokens=4)
+    wanted = merged(input_ids=ROW).logits
+    assert torch.allclose(start.model(input_ids=ROW).logits, wanted, atol=1e-4)
+    run, again = tmp_path / "run", tmp_path / "again"
+    given = {"model": tmp_path / "adapter", "prompts": prompts_file, "adapter": "continue", "rounds": 2}
+    outcome = command(*train_words(**given, output=run))
+    assert outcome.code == 0 and "(rank 4) goes on being trained" in outcome.out + outcome.err
+    assert not torch.allclose(logits(run / "model"), wanted, atol=1e-3)
+
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    saved = PeftModel.from_pretrained(base, str(run / "adapter")).eval()  # peft's own reading, on the base it names
+    assert saved.peft_config["default"].base_model_name_or_path == str(tiny)
+    assert torch.allclose(saved(input_ids=ROW).logits, logits(run / "model"), atol=1e-4)
+
+    start.load_weights(run / "round-002" / "adapter")
+    with start.initial():
+        assert torch.allclose(start.model(input_ids=ROW).logits, wanted, atol=1e-4)
+    assert not torch.allclose(start.model(input_ids=ROW).logits, wanted, atol=1e-3)
+    start.reset()
+    assert torch.allclose(start.model(input_ids=ROW).logits, wanted, atol=1e-4)
+
+    shutil.copytree(run, again)
+    assert command("train", "--resume", again, "--from-round", "1").code == 0
+    assert torch.equal(logits(again / "model"), logits(run / "model"))
+
+
+def test_an_adapter_that_cannot_go_on(tiny, tmp_path, prompts_file):
+    save_adapter(tiny, tmp_path / "adapter")
+    given = {"model": tmp_path / "adapter", "prompts": prompts_file, "output": tmp_path / "run", "adapter": "continue"}
+    assert "--adapter is 'continue', expected merge" in refused(*train_words(**given, lora_rank=0))
+    config = tmp_path / "adapter" / "adapter_config.json"
+    about = json.loads(config.read_text())
+    config.write_text(json.dumps(about | {"r": 3}))
+    assert "does not fit its base model" in refused(*train_words(**given))
+    config.write_text(json.dumps(about | {"peft_type": "IA3"}))
+    assert "expected LORA" in refused(*train_words(**given))
 
 
 def test_a_model_beside_an_adapter_has_to_be_explained(tiny, tmp_path):

@@ -194,18 +194,23 @@ def taken(words: Sequence[str], *names: str, flags: Sequence[str] = ()) -> tuple
     """
     before = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
-        before.add_argument(f"--{name}", action="append", default=[])
+        before.add_argument(*_spellings(name), action="append", default=[])
     for flag in flags:
-        before.add_argument(f"--{flag}", action="store_true")
+        before.add_argument(*_spellings(flag), action="store_true")
     try:
         found, rest = before.parse_known_args(list(words))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name} needs a value: give {error.argument_name} PATH") from error
-    values = vars(found)
+        flag = str(error.argument_name).partition("/")[0]
+        raise UserError(f"{flag} needs a value: give it one") from error
+    values = {name: getattr(found, name.replace("-", "_")) for name in (*names, *flags)}
     for name in names:
         if len(values[name]) > 1:
             raise UserError(f"--{name} is given {len(values[name])} times, expected once: leave all but one out")
     return values | {name: values[name][0] if values[name] else None for name in names}, rest
+
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")))
 
 
 _ESCAPE = re.compile(r"\\([nt\\])")

@@ -38,6 +38,7 @@ def parser(words: Sequence[str]) -> Parser:
     )
     made.before("--print-config", "", "Print all options as a YAML file and stop.")
     made.before("--resume", "DIR", "Continue the unfinished run in DIR.")
+    made.before("--from-round", "T", "With --resume: go back to round T first; what came after is set aside.")
     made.add("Run", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
     made.add("Run", Train, ("held_out",))
     made.add("Run", RunSettings)
@@ -50,14 +51,16 @@ def parser(words: Sequence[str]) -> Parser:
 
 
 def run(words: Sequence[str]) -> None:
-    first, rest = taken(words, "resume", "config", flags=("print-config",))
-    resume = first["resume"]
+    first, rest = taken(words, "resume", "from-round", "config", flags=("print-config",))
+    resume, back = first["resume"], first["from-round"]
+    if back is not None and (resume is None or not back.isdecimal()):
+        raise UserError(f"--from-round is {back}, expected the number of a round, beside --resume DIR: correct it")
     reader = parser(rest)
     chosen = reader.parsed(rest, first["config"], {} if resume is None else _begun_with(Path(resume)))
     if resume is not None:
         _refuse_code(Path(resume), chosen)
     settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
-    if first["print_config"]:
+    if first["print-config"]:
         print(reader.written(chosen), end="")
         return
     model, prompts, held_out = chosen["model"], chosen["prompts"], chosen["held_out"]
@@ -78,7 +81,10 @@ def run(words: Sequence[str]) -> None:
         return
     from srlm.training.trainer import SelfRewardTrainer
 
-    SelfRewardTrainer(model, settings, prompts, held_out, resume=resume is not None, display=display).train()
+    from_round = None if back is None else int(back)
+    SelfRewardTrainer(
+        model, settings, prompts, held_out, resume=resume is not None, from_round=from_round, display=display
+    ).train()
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import Any
 from srlm.errors import UserError
 
 SCRATCH = ".partial"
+PROMPTS, WEIGHTS = "prompts", ("adapter", "weights")  # folders of a run, and of a round
+ROUND = re.compile(r"round-\d{3,6}")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, written in Rust, pass on an errno
 
 
@@ -109,9 +111,20 @@ def _checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def damaged(file: Path, what: str) -> UserError:
-    """To be raised: a file of a run is not what the run wrote."""
+def damaged(file: Path, what: str, round: int | None = None) -> UserError:
+    """To be raised: a file of a run is not what the run wrote. round: the one that has to be done again, if its folder
+    does not tell."""
+    names = list(file.parts)
+    inside = next((i for i, name in enumerate(names) if ROUND.fullmatch(name)), None)
+    if inside is not None:
+        own = int(names[inside].removeprefix("round-"))
+        made_before = names[inside + 1].partition(".")[0] in WEIGHTS  # by the update of the round before
+        round, run = max(own - made_before, 0), Path(*names[:inside])
+    else:
+        of_prompts = file.parent.name == PROMPTS
+        run, round = (file.parent.parent, 0) if of_prompts else (file.parent, round)
+    back = f", or go back with --resume {run} --from-round {round}, which sets aside what came after"
     return UserError(
-        f"{file} is damaged ({what}), expected what the run wrote: restore it from a copy, or remove its round's "
-        "folder and all later ones, with their lines in records.jsonl, and --resume does them again"
+        f"{file} is damaged ({what}), expected what the run wrote: restore it from a copy"
+        + (back if round is not None else "")
     )

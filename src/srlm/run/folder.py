@@ -20,7 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -32,11 +32,11 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.run.files import SCRATCH, damaged, dump, remove, write_atomically
-from srlm.run.tables import Table, read_columns, whole_files, write_columns
+from srlm.run.files import PROMPTS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
+from srlm.run.tables import Table, read_columns, verify_columns, whole_files, write_columns
 from srlm.types import Record
 
-LOCK = ".lock"
+LOCK, RECORDS = ".lock", "records.jsonl"
 
 
 class RunFolder:
@@ -123,14 +123,45 @@ class RunFolder:
         self.manifest |= changes
         write_atomically(self.path / "manifest.json", lambda p: p.write_text(dump(self.manifest), encoding="utf-8"))
 
-    def records(self) -> list[Record]:
-        file = self.path / "records.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    def records(self, most: int | None = None) -> list[Record]:
+        """One a round; of the first `most` rounds, whatever comes after.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        file = self.path / RECORDS
+        lines = file.read_bytes().splitlines()[:most] if file.exists() else []
+        records: list[Record] = []
+        for number, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise damaged(file, f"line {number + 1} is not JSON", number) from error
+            if not isinstance(record, dict) or record.get("round") != number:
+                raise damaged(file, f"line {number + 1} is not the record of round {number}", number)
+            records.append(record)
+        return records
 
     def append_record(self, record: Record) -> None:
-        lines = [json.dumps(r, allow_nan=False) for r in [*self.records(), record]]
-        text = "\n".join(lines) + "\n"
-        write_atomically(self.path / "records.jsonl", lambda p: p.write_text(text))
+        self.save_records([*self.records(), record])
+
+    def save_records(self, records: Sequence[Record]) -> None:
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_atomically(self.path / RECORDS, lambda p: p.write_text(text))
+
+    def rounds(self) -> dict[int, Path]:
+        """Folders of rounds so far."""
+        found = sorted(path for path in self.path.iterdir() if path.is_dir() and ROUND.fullmatch(path.name))
+        return {int(path.name.removeprefix("round-")): path for path in found}
+
+    def verify(self) -> None:
+        """
+        Raises:
+            UserError: a table of the run is damaged.
+        """
+        files = [file for number in self.rounds() for table in self.tables(number) for file in table.files()]
+        for file in (*files, *whole_files(self.prompts)):
+            verify_columns(file)
 
     def round(self, number: int) -> Path:
         folder = self.path / f"round-{number:03d}"
@@ -149,7 +180,7 @@ class RunFolder:
 
     @property
     def prompts(self) -> Path:
-        return self.path / "prompts"
+        return self.path / PROMPTS
 
     def prompt_ids(self, table: str) -> pa.Table | None:
         """The prompts of a table and their token ids, once they are kept."""
@@ -161,8 +192,15 @@ class RunFolder:
         write_atomically(self.prompts / f"{table}.parquet", partial(write_columns, columns))
 
     def stages(self, round: int) -> dict[str, Any]:
+        """
+        Raises:
+            UserError: they cannot be read.
+        """
         file = self.round(round) / "stages.json"
-        return dict(json.loads(file.read_text())) if file.exists() else {}
+        try:
+            return dict(json.loads(file.read_bytes())) if file.exists() else {}
+        except (ValueError, TypeError, RecursionError) as error:
+            raise damaged(file, "it is not JSON") from error
 
     def save_stages(self, round: int, stages: Mapping[str, Any]) -> None:
         text = dump(stages)

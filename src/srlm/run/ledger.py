@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import pyarrow as pa
 from torch import Tensor
 
-from srlm.run.files import verify, with_checksums, write_atomically
+from srlm.run.files import damaged, verify, with_checksums, write_atomically
 from srlm.run.folder import RunFolder, StepCheckpoint
 from srlm.run.tables import whole_files
 from srlm.types import Record
@@ -118,7 +118,10 @@ class Ledger:
                 checkpoint.remove()
 
             self.write(commit)
-        return kept.read(names), self.run.stages(round)["loss"]
+        loss = self.run.stages(round).get("loss")
+        if loss is None or not set(names) <= set(kept.names()):
+            raise damaged(self.run.round(round) / "stages.json", "what the update left is not in it")
+        return kept.read(names), loss
 
     def close(self, round: int) -> None:
         """The round is over: make one file of each of its tables."""

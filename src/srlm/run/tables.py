@@ -92,6 +92,20 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> pa.Table:
         raise damaged(file, str(error).split("\n")[0]) from error
 
 
+def verify_columns(file: Path) -> None:
+    """Read all of it, a row group at a time, and keep nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+            for number in range(opened.num_row_groups):
+                opened.read_row_group(number).validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(file, str(error).split("\n")[0]) from error
+
+
 def write_columns(columns: pa.Table, file: Path) -> None:
     parquet.write_table(columns, file, row_group_size=ROW_GROUP, write_page_checksum=True)
 

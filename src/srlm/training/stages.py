@@ -199,7 +199,12 @@ class Stages:
 
 def is_lendable(stage: str) -> bool:
     """Does a stage of round 0 depend on model, prompts and seed alone?"""
-    return stage.startswith(("sample ", "score ")) and not stage.endswith(" again")
+    return stage.startswith(("sample ", "score ")) and not looks_back(stage)
+
+
+def looks_back(stage: str) -> bool:
+    """Does a stage score the responses of the round before?"""
+    return stage.endswith(" again")
 
 
 def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:

@@ -24,13 +24,14 @@ from srlm.report import REPORT, report_or_reason
 from srlm.rewards.table import LABELLED
 from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
+from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
 from srlm.training.parts import load_policy, prompt_sets, reward_of
 from srlm.training.probe import Probe
-from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, prompt_columns
+from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
 from srlm.types import Prompts, Record, Step
 
 
@@ -43,7 +44,8 @@ class SelfRewardTrainer:
     prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
         measure accuracy, which the guard heeds, and nothing else; answers of `prompts` are dropped unread. The control
         `oracle` alone is handed both, and the manifest says so.
-    resume: continue the unfinished run in `config.output`.
+    resume: continue the unfinished run in `config.output`. from_round: go back to that round first; what came after is
+        set aside.
     start: runs of the same model, prompts and seed; the first that is through with round 0 spares this one to sample
         and score it again.
     """
@@ -56,10 +58,12 @@ class SelfRewardTrainer:
         held_out: str | Path | PromptSet | None = None,
         *,
         resume: bool = False,
+        from_round: int | None = None,
         display: Display | None = None,
         start: Sequence[Path] = (),
     ) -> None:
-        self.model, self.config, self.resume, self.start = model, config, resume, start
+        self.model, self.config, self.resume, self.start = model, config, resume or from_round is not None, start
+        self.from_round = from_round
         match, classes = match_rule(config.match), answer_classes(config.answers)
         train, held = prompt_sets(prompts, held_out, config)
         self.prompts, self.held_out = train.without_answers(), held
@@ -81,7 +85,7 @@ class SelfRewardTrainer:
         self.probe = None if held is None else Probe(self.stages, held, match, classes)
         if held is not None:
             check_answers(held, match)
-        if resume:
+        if self.resume:
             self.run.manifest = taken_up(self.run.path, manifest)
         elif self.main:
             RunFolder.refuse_used(self.run.path)
@@ -93,7 +97,7 @@ class SelfRewardTrainer:
             UserError: the prompts do not suit the model; nothing is written then.
             Diverged: training did; the last good round is saved.
         """
-        if self.run.manifest["state"] == "finished":
+        if self.run.manifest["state"] == "finished" and self.from_round is None:
             return self._finished()
         policy = load_policy(self.model, self.config)
         self._read_prompts(policy)
@@ -175,6 +179,10 @@ class SelfRewardTrainer:
             if self.main:
                 if self.resume:
                     self.run.take_up()
+                    if self.from_round is not None:
+                        aside = go_back(self.run, self.from_round, looks_back)
+                        self.display.say(f"back to round {self.from_round}: what came after is set aside in {aside}")
+                    self.run.verify()
                     self.run.manifest.pop("guard", None)  # what was said at its end, if it had one, holds no longer
                     self.run.save_manifest(state="running")
                 else:
@@ -191,7 +199,7 @@ class SelfRewardTrainer:
     def _read_prompts(self, policy: TransformerPolicy) -> None:
         """Token ids of all prompts, those that the run has kept where it has; refused here if they do not fit."""
         for table, prompts in self._tables().items():
-            if (kept := self.run.prompt_ids(table)) is not None:
+            if self.from_round != 0 and (kept := self.run.prompt_ids(table)) is not None:
                 policy.encode.keep(prompts.items, rows(kept["tokens"]))
             policy.check_prompts(prompts)
 

@@ -17,7 +17,7 @@ from srlm.policies.transformer import modes
 from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.gain import Gain
-from srlm.policies.transformer.load.adapters import base_of, with_lora
+from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
 from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.packing import Tree
@@ -41,6 +41,7 @@ class TransformerPolicy:
     raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
     prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch.
     gain: train the gain of the final norm, where there is one, as one scalar.
+    base: what the LoRA layers lie on, where they were trained before and are part of pi_0.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class TransformerPolicy:
         peft_model: PeftModel | None = None,
         gain: bool = True,
         name: str = "",
+        base: str | None = None,
     ) -> None:
         eos = eos_ids(model, tokenizer, template=not raw_prompts)
         if not eos and not stop:
@@ -73,7 +75,7 @@ class TransformerPolicy:
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
         self.scorer = Scorer(self.model, self.processes, reads_trees(self.model), prompts_per_step, token_budget)
         self._context = Context.of(self.model)
-        self.weights = Weights(self.model, peft_model, name)
+        self.weights = Weights(self.model, peft_model, base or name, begun=base is not None)
         self.gain = Gain.of(self.model) if gain else None
         self._initial_gain = self.gain.size() if self.gain is not None else 1.0
 
@@ -92,20 +94,24 @@ class TransformerPolicy:
         gradient_checkpointing: bool = False,
         **options: Any,
     ) -> TransformerPolicy:
-        """Load any causal LM; `lora_rank` 0 trains all weights."""
+        """Load any causal LM; `lora_rank` 0 trains all weights, or none that an adapter would not be merged into."""
+        base = base_of(Path(name), adapter)
+        on = adapter == "continue" and base is not None and lora_rank > 0
+        if adapter == "continue" and not on:
+            adapter = "merge"
         model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter)
         peft_model = None
-        if lora_rank > 0:
+        if on:
+            model, peft_model = continued(model, Path(name), gain=gain)
+        elif lora_rank > 0:
             model, peft_model = with_lora(model, rank=lora_rank, alpha=lora_alpha, gain=gain, seed=seed)
         if gradient_checkpointing:
             recompute_activations(model)
-        policy = cls(model, tokenizer, peft_model=peft_model, gain=gain, name=name, **options)
-        if (base := base_of(Path(name), adapter)) is not None:
-            policy.notes.append(
-                f"the LoRA adapter in {name} is ignored"
-                if adapter == "ignore"
-                else f"the LoRA adapter in {name} is merged into {base}: what is trained starts from there"
-            )
+        policy = cls(
+            model, tokenizer, peft_model=peft_model, gain=gain, name=name, base=base if on else None, **options
+        )
+        if base is not None:
+            policy.notes.append(f"the LoRA adapter in {name} {_becomes(adapter, base, peft_model)}")
         return policy
 
     @property
@@ -294,3 +300,12 @@ class TransformerPolicy:
         """
         self.weights.save_model(folder, self.tokenizer)
         self.weights.check_saved(folder, self.encode.some(2) or [[0, 1, 2, 3]])
+
+
+def _becomes(adapter: str, base: str, peft_model: PeftModel | None) -> str:
+    """Of an adapter that a folder brought."""
+    if adapter == "ignore":
+        return "is ignored"
+    if adapter == "continue" and peft_model is not None:
+        return f"(rank {cast(Any, peft_model.peft_config['default']).r}) goes on being trained, on top of {base}"
+    return f"is merged into {base}: what is trained starts from there"

@@ -65,8 +65,9 @@ class ModelSettings:
     lora_alpha: float | None = None
     """LoRA scale times rank; twice the rank by default."""
     adapter: str = "auto"
-    """Of a model folder that holds a LoRA adapter: merge it into the weights before anything else, or ignore it. auto
-    merges it where the folder holds nothing else, and asks where a whole model lies beside it."""
+    """Of a model folder that holds a LoRA adapter: merge it into the weights before anything else, continue it (train
+    these very layers on), or ignore it. auto merges it where the folder holds nothing else, and asks where a whole
+    model lies beside it."""
     dtype: str = "auto"
     """bf16, fp32, or auto (bf16 where the hardware multiplies it natively)."""
     trust_remote_code: bool = False
@@ -76,5 +77,8 @@ class ModelSettings:
         alpha = self.lora_alpha
         expect(self, "lora_rank", self.lora_rank >= 0, "0 (all weights) or more")
         expect(self, "lora_alpha", alpha is None or (math.isfinite(alpha) and alpha > 0), "a finite number above 0")
-        expect(self, "adapter", self.adapter in ("auto", "merge", "ignore"), "auto, merge or ignore")
+        known = ("auto", "merge", "continue", "ignore")
+        expect(self, "adapter", self.adapter in known, "auto, merge, continue or ignore")
+        whole = self.adapter == "continue" and self.lora_rank == 0
+        expect(self, "adapter", not whole, "merge, since all weights are trained (--lora-rank 0)")
         expect(self, "dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")

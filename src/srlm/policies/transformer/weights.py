@@ -21,11 +21,11 @@ from srlm.policies.transformer.load.checks import refuse_misfit
 class Weights:
     """Of `model`, into which the LoRA layers of `peft_model`, if there is one, are injected.
 
-    name: what the model was loaded from.
+    name: what the model was loaded from. begun: its LoRA layers are part of pi_0, since they were trained before.
     """
 
-    def __init__(self, model: PreTrainedModel, peft_model: PeftModel | None, name: str) -> None:
-        self.model, self.peft_model, self.name = model, peft_model, name
+    def __init__(self, model: PreTrainedModel, peft_model: PeftModel | None, name: str, *, begun: bool = False) -> None:
+        self.model, self.peft_model, self.name, self.begun = model, peft_model, name, begun
         self._initial: dict[str, Tensor] | None = None
 
     def trainable(self) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ class Weights:
     @contextmanager
     def initial(self) -> Iterator[None]:
         """pi_0 in place of pi_t: the adapter switched off, or the kept weights put in."""
-        if self.peft_model is not None:
+        if self.peft_model is not None and not self.begun:
             with self.peft_model.disable_adapter():
                 yield
             return

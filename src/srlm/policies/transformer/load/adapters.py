@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import safetensors.torch
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -54,6 +55,35 @@ def with_lora(
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
 
 
+def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreTrainedModel, PeftModel]:
+    """The model with a folder's LoRA layers, to be trained on, and peft's view of it. gain: as in `with_lora`.
+
+    Raises:
+        UserError: the adapter is of another kind, or does not fit.
+    """
+    _refuse_without_weights(folder)
+    norm = Gain.of(model) if gain else None
+    try:
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(config, LoraConfig):
+            raise ValueError(f"it is of the type {config.peft_type}, expected LORA")
+        config.inference_mode = False
+        if norm is not None and norm.name not in (saved := list(config.modules_to_save or [])):
+            config.modules_to_save = [*saved, norm.name]
+        peft_model = cast(PeftModel, get_peft_model(model, config, autocast_adapter_dtype=False))
+        brought = safetensors.torch.load_file(folder / WEIGHTS)
+        own = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+        if unknown := brought.keys() - own.keys():
+            raise ValueError(f"{min(unknown)} has no place in it")
+        if missing := {key for key in own if "lora_" in key} - brought.keys():
+            raise ValueError(f"{min(missing)} is missing")
+        set_peft_model_state_dict(peft_model, own | brought)  # own: the final norm, if the adapter left it alone
+    except Exception as error:  # peft and torch raise what they like where shapes or names differ
+        raise _misfit(folder, error) from error
+    peft_model.eval()
+    return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
+
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -69,7 +99,7 @@ def base_of(folder: Path, adapter: str) -> str | None:
         if adapter == "auto":
             raise UserError(
                 f"folder {folder} holds a whole model and a LoRA adapter: say --adapter ignore if the weights are "
-                "merged already, or --adapter merge if they are those of the base"
+                "merged already, or --adapter merge or continue if they are those of the base"
             )
         return str(folder)
     try:
@@ -102,13 +132,21 @@ def merged_from(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UserError: the adapter does not fit.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"folder {folder} has no {WEIGHTS}: save the adapter as safetensors")
+    _refuse_without_weights(folder)
     try:
         joined: Any = PeftModel.from_pretrained(cast(Any, model), str(folder))
         return cast(PreTrainedModel, joined.merge_and_unload())
     except Exception as error:  # peft and torch raise what they like where shapes or names differ
-        raise UserError(
-            f"the LoRA adapter of {folder} does not fit its base model: {first_line(error)}; give the base that it was "
-            "trained on"
-        ) from error
+        raise _misfit(folder, error) from error
+
+
+def _refuse_without_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"folder {folder} has no {WEIGHTS}: save the adapter as safetensors")
+
+
+def _misfit(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the LoRA adapter of {folder} does not fit its base model: {first_line(error)}; give the base that it was "
+        "trained on"
+    )

@@ -85,7 +85,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer.
 
-    adapter: merge or ignore the LoRA adapter of a folder; auto merges it where the folder holds nothing else.
+    adapter: merge or ignore the LoRA adapter of a folder, or leave it to be put on by `adapters.continued`; auto merges
+        it where the folder holds nothing else.
 
     Raises:
         UserError: not a model, unsupported architecture, no safetensors, or remote code without permission.
@@ -96,7 +97,7 @@ def load_model(
         return _load(name, source, dtype, trust_remote_code)
     with without_adapter(resolve_model(base)) as bare:
         model, tokenizer = _load(base, bare, dtype, trust_remote_code)
-    if adapter != "ignore":
+    if adapter in ("auto", "merge"):
         model = merged_from(Path(source), model)
     if (Path(source) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)

@@ -1,0 +1,127 @@
+"""A run goes back to a round, does it again, and keeps what it had; what is damaged says which round that is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from support import command, learned, refused, train_words, tree, whole, write_held_out, write_prompts
+
+LAST = 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny):
+    folder = tmp_path_factory.mktemp("run")
+    write_prompts(folder)
+    write_held_out(folder)
+    given = train_words(model=tiny, prompts=folder / "prompts.jsonl", held_out=folder / "held-out.jsonl", rounds=LAST)
+    assert command(*given, "--output", folder / "run").code == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def apart(run):
+    """What was set aside, out of the way."""
+    (found,) = run.glob("set-aside-*")
+    return Path(shutil.move(found, run.parent))
+
+
+@pytest.mark.parametrize("round", [0, 1, LAST])
+def test_the_same_again_and_nothing_lost(finished, run, round):
+    outcome = command("train", "--resume", run, "--from-round", round)
+    assert outcome.code == 0 and f"back to round {round}" in outcome.err + outcome.out
+    aside = apart(run)
+    assert whole(run, LAST) == whole(finished, LAST)
+    for name in ("records.jsonl", "model/model.safetensors", "report.html", f"round-{LAST:03d}/rollouts.parquet"):
+        assert (aside / name).read_bytes() == (finished / name).read_bytes(), name
+    kept = {f"round-{t:03d}" for t in range(round)}
+    assert not kept & {path.name for path in aside.iterdir()}
+    assert (aside / "prompts").exists() == (round == 0)
+    assert command("train", "--resume", run, "--from-round", round).code == 0
+    assert {path.name for path in run.glob("set-aside-*")} == {"set-aside-001"}
+
+
+@pytest.mark.parametrize("round", ["4", "-1", "x", ""])
+def test_rounds_that_are_none(run, round):
+    before = tree(run)
+    assert "--from-round" in refused("train", "--resume", run, f"--from-round={round}")
+    assert tree(run) == before
+
+
+def test_it_needs_a_run():
+    assert "--resume" in refused("train", "--from-round", "1", "--prompts", "x.jsonl")
+
+
+def spoil_text(run):
+    """A letter of a response, which resuming does not need."""
+    file = run / "round-001" / "rollouts.parquet"
+    data = bytearray(file.read_bytes())
+    from pyarrow import parquet
+
+    about = parquet.ParquetFile(file).metadata.row_group(0)
+    column = next(about.column(i) for i in range(about.num_columns) if about.column(i).path_in_schema == "response")
+    data[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 4
+    file.write_bytes(data)
+    return file, 1
+
+
+def spoil_record(run):
+    file = run / "records.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:2], lines[2][:-9], *lines[3:]]))
+    return file, 2
+
+
+def other_record(run):
+    file = run / "records.jsonl"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([lines[0], *lines[2:]]))
+    return file, 1
+
+
+def spoil_stages(run):
+    file = run / "round-002" / "stages.json"
+    file.write_text(file.read_text()[:-9])
+    return file, 2
+
+
+def no_losses(run):
+    file = run / "round-001" / "stages.json"
+    file.write_text(json.dumps({}))
+    return file, 1
+
+
+def spoil_adapter(run):
+    file = run / "round-002" / "adapter" / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    return file, 1  # whose update makes it
+
+
+def spoil_prompts(run):
+    file = run / "prompts" / "rollouts.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    return file, 0
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_text, spoil_record, other_record, spoil_stages, no_losses, spoil_adapter, spoil_prompts]
+)
+def test_what_is_damaged_says_where_to_go_back_to(finished, run, spoil):
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
+    file, round = spoil(run)
+    said = refused("train", "--resume", run)
+    assert str(file) in said and f"--from-round {round}" in said
+    assert command("train", "--resume", run, "--from-round", round).code == 0
+    apart(run)
+    if spoil in (spoil_stages, no_losses):  # what it had noted of costs is lost
+        assert learned(run, LAST) == learned(finished, LAST)
+    else:
+        assert whole(run, LAST) == whole(finished, LAST)
