@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch as st
 import torch
@@ -17,10 +23,13 @@ from support import command, refused, save_adapter, train_words, words, write_ro
 from test_load import cache, with_code, write_gguf  # noqa: F401
 from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, LlamaForSequenceClassification
 
+from srlm import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer import TransformerPolicy
 from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import reads_trees
+from srlm.prompts import sources
+from srlm.prompts.sources import load_prompts
 from srlm.types import Prompts
 
 
@@ -398,3 +407,62 @@ def test_an_adapter_of_another_model(tiny, tmp_path):
     )
     with pytest.raises(UserError, match="does not fit its base model"):
         load_model(str(tmp_path / "adapter"))
+
+
+# Sizes and names
+
+
+def test_more_than_a_machine_holds(tiny, tmp_path, prompts_file):
+    given = {"model": tiny, "prompts": prompts_file, "output": tmp_path / "run"}
+    for option in ({"num_samples": 10**11}, {"max_new_tokens": 10**12}):
+        assert "GB for their tokens alone" in refused(*train_words(**given | option))
+    assert "expected at most 32, the full rank" in refused(*train_words(**given, lora_rank=10**8))
+    assert not (tmp_path / "run").exists()
+
+
+def test_memory_that_is_too_small(tiny, tmp_path, prompts_file, monkeypatch):
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError(),
+    ):
+
+        def fails(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(TransformerPolicy, "sample", fails)
+        run = tmp_path / type(error).__name__
+        said = refused(*train_words(model=tiny, prompts=prompts_file, output=run))
+        assert "memory is too small" in said and "--token-budget" in said and "--resume" in said
+
+
+@pytest.mark.parametrize("name", ["a\udcffb", "a\0b"])
+def test_names_that_are_no_text(tiny, name, prompts_file):
+    assert "--output is" in refused(*train_words(model=tiny, prompts=prompts_file, output=name))
+    assert "--prompts is" in refused(*train_words(model=tiny, prompts=name))
+    with pytest.raises(UserError, match="--output is"):
+        SelfRewardConfig(output=name)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help-all"], ["train", "--print-config"]])
+def test_a_reader_that_has_enough(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    made = subprocess.run([sys.executable, "-m", "srlm.cli", *words], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert made.returncode in (0, 128 + signal.SIGPIPE) and not made.stderr  # argparse drops what it cannot print
+
+
+@pytest.mark.parametrize("column", ["prompt", "answer"])
+def test_a_parquet_file_that_expands(tmp_path, column, monkeypatch):
+    """A dictionary of one long text, and many rows that name it."""
+    monkeypatch.setattr(sources, "MOST_BYTES", 2**20)
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 50_000, pa.int32()), pa.array(["x" * 10_000]))
+    rows = pa.table({"prompt": pa.array(["a"] * 50_000)} | {column: text.cast(pa.string())[:50_000]})
+    pq.write_table(rows, tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 2**18
+    with pytest.raises(UserError, match=r"bomb\.parquet holds more than .* of prompts"):
+        load_prompts(tmp_path / "bomb.parquet")
+    monkeypatch.setattr(sources, "MOST_BYTES", 2**10)
+    with pytest.raises(UserError, match=r"bomb\.parquet holds a row group of"):
+        load_prompts(tmp_path / "bomb.parquet")

@@ -24,7 +24,7 @@ from plotly.graph_objects import Figure
 from pyarrow import parquet
 from support import command, interruptible, refused, words
 
-from srlm.report import read_all, report_or_reason, save_figures
+from srlm.report import folders, read_all, report_or_reason, save_figures
 from srlm.report.card import card_or_reason, model_card
 from srlm.report.charts import COLOURS, by_round, charts, plotly, two_best
 from srlm.report.folders import HELD_OUT, read_folder, read_records
@@ -557,6 +557,16 @@ DAMAGE = {
 def test_damaged_files_leave_a_part_out(run, name, content):
     (run / name).write_bytes(content)
     assert seen(run).data["charts"] is not None
+    if name != "diagnose.json" and b": " not in content and content.strip():
+        assert name in " ".join(read_folder(run).notes)
+
+
+def test_a_table_of_many_responses_is_shown_in_part(run, monkeypatch):
+    monkeypatch.setattr(folders, "MOST_RESPONSES", 2)
+    monkeypatch.setattr("srlm.bounded.ROWS", 2)
+    name = "round-001/rollouts.parquet"
+    count = parquet.read_metadata(run / name).num_rows
+    assert f"Of {name} the first 2 of {count} responses are shown." in read_folder(run).notes
 
 
 def test_missing_files_leave_a_part_out(run):

@@ -210,7 +210,8 @@ def test_checkpoint_comes_and_goes(tmp_path):
 def test_a_folder_without_a_manifest_is_no_run(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match="not a run folder"):
+    expected = "is not a run folder" if content is None else r"manifest\.json is damaged"
+    with pytest.raises(UserError, match=expected):
         read_manifest(tmp_path)
 
 

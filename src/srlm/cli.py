@@ -6,6 +6,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from srlm.errors import UserError
 from srlm.patience import GaveUp
 from srlm.plain import one_line
 
+_OUT_OF_MEMORY = re.compile(r"OutOfMemory|can't allocate memory|not enough memory")  # torch's words for it
 COMMANDS = ("train", "evaluate", "diagnose", "plan", "verify", "report")
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM),
@@ -28,9 +30,21 @@ def main(arguments: list[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     unraisable, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
-        _run(words)
+        try:
+            _run(words)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         _stop(2, str(error))
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__} {error}")):
+            raise
+        fewer = "--token-budget, --num-samples or --max-new-tokens"
+        again = f", then {_again(words)} (everything finished so far is kept)" if words[0] == "train" else ""
+        _stop(2, f"memory is too small for this: take a smaller model or lower {fewer}{again}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise

@@ -28,7 +28,13 @@ class RunSettings:
     """Upload model/ to this Hub repository at the end, which is created private if it is new."""
 
     def __post_init__(self) -> None:
+        expect(self, "output", is_name(self.output), "a name of Unicode text without a NUL")
         expect(self, "seed", 0 <= self.seed < 2**63, "0 or more and below 2^63")
+
+
+def is_name(text: str) -> bool:
+    """Can it name a file, and be written down?"""
+    return "\0" not in text and text.encode(errors="ignore").decode() == text
 
 
 PARTS = (

@@ -113,7 +113,7 @@ def evaluate(
         raw_prompts=raw_prompts,
         token_budget=token_budget,
     )
-    policy.check_prompts(labelled.prompts)
+    policy.check_prompts(labelled.prompts, num_samples)
     draw = partial(policy.sample, labelled.prompts, num_samples, held_out_generator(seed, 0))
     with display.stage("sampled") as report:
         sampled = draw(progress=report)

@@ -75,7 +75,11 @@ class Option:
 def _text(given: Any) -> str:
     if isinstance(given, bool) or not isinstance(given, str | int | float | datetime.date):
         raise TypeError
-    return str(given).removeprefix(DASHES)
+    text = str(given).removeprefix(DASHES)
+    text.encode()  # a ValueError if it is none: a file name of other bytes, say
+    if "\0" in text:
+        raise ValueError
+    return text
 
 
 def _whole(given: Any) -> int:
@@ -97,5 +101,5 @@ def _truth(given: Any) -> bool:
 
 
 _READERS: dict[type, Callable[[Any], Any]] = {str: _text, int: _whole, float: _number, bool: _truth}
-_EXPECTED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_EXPECTED = {str: "Unicode text", int: "a whole number", float: "a number", bool: "true or false"}
 METAVARS = {str: "TEXT", int: "N", float: "X"}

@@ -94,7 +94,7 @@ def diagnose(
     rule = match_rule(config.match)
     check_answers(labelled, rule)
     policy = load()
-    policy.check_prompts(labelled.prompts)
+    policy.check_prompts(labelled.prompts, num_samples)
 
     if output is not None:
         new_folder(Path(output))

@@ -21,6 +21,7 @@ from srlm.types import PromptItem
 
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
 
+MOST_BYTES = 2**31  # of the prompts of a Parquet file, which may expand to more than a machine holds
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -141,9 +142,19 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
+    from srlm.bounded import batches
+
+    number = held = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            return _numbered(str(path), file.read(_needed(file.schema_arrow.names, wanted)).to_pylist())
+        needed = _needed(parquet.read_schema(path).names, wanted)
+        for batch in batches(path, needed, MOST_BYTES):
+            held += batch.nbytes
+            if held > MOST_BYTES:
+                raise OverflowError(f"more than {MOST_BYTES / 1e9:.1f} GB")
+            yield from _numbered(str(path), batch.to_pylist(), number + 1)
+            number += batch.num_rows
+    except OverflowError as error:
+        raise UserError(f"{path} holds {error} of prompts, expected less: split it, or save a part of it") from error
     except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
 
@@ -170,8 +181,8 @@ def _needed(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted] or list(names)
 
 
-def _numbered(name: str, rows: Iterable[Any]) -> Rows:
-    return ((f"row {number} of {name}", row) for number, row in enumerate(rows, 1))
+def _numbered(name: str, rows: Iterable[Any], first: int = 1) -> Rows:
+    return ((f"row {number} of {name}", row) for number, row in enumerate(rows, first))
 
 
 def _first_line(error: Exception) -> str:

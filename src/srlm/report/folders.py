@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyarrow import binary, parquet, types
+from pyarrow import RecordBatch, binary, parquet, types
+from pyarrow import Table as ArrowTable
 
+from srlm.bounded import batches
 from srlm.errors import UserError
 from srlm.report.text import number
 from srlm.run.tables import Table
@@ -24,6 +26,7 @@ from srlm.run.tables import Table
 Record = dict[str, Any]
 HELD_OUT, TRAINING, DIAGNOSED = "held out", "training", "diagnosed"
 MOST_ROWS = 200  # of a table of numbers
+MOST_RESPONSES, MOST_BYTES = 20_000, 2**25  # of a table of responses
 _ROUND = re.compile(r"round-(\d{3,6})")
 # A user's own function is code, which looking at a run must not run.
 _RULES = ("auto", "contains", "exact", "number", "regex")
@@ -122,13 +125,13 @@ def _run(path: Path, name: str, forecast: Path | None) -> Folder:
     records = read_records(path / "records.jsonl")
     rounds = {int(found[1]): file for file in sorted(path.glob("round-*")) if (found := _ROUND.fullmatch(file.name))}
     stages = {t: _json(file / "stages.json") for t, file in rounds.items()}
-    samples = [
-        sample
-        for table, part in (("held_out", HELD_OUT), ("rollouts", TRAINING))
-        for t, file in rounds.items()
-        for sample in _samples(Table(file / f"{table}.parquet"), part, t)
-    ]
-    notes = []
+    notes = _unread(path, rounds)
+    samples: list[Sample] = []
+    for table_name, part in (("held_out", HELD_OUT), ("rollouts", TRAINING)):
+        for t, file in rounds.items():
+            responses = _samples(table := Table(file / f"{table_name}.parquet"), part, t)
+            samples += responses
+            notes += _left_out(table.file, len(responses), path)
     if samples and not any(sample.tokens for sample in samples):
         notes.append("Log-probabilities of single tokens were not stored, so responses are not shaded by token.")
     if manifest.get("labels_used") is True:
@@ -140,6 +143,32 @@ def _run(path: Path, name: str, forecast: Path | None) -> Folder:
     return Folder(
         path, name, "run", manifest, records, stages, _forecast_of(path, forecast), samples=samples, notes=notes
     )
+
+
+def _unread(path: Path, rounds: Mapping[int, Path]) -> list[str]:
+    """What there is of a run but cannot be read, or not whole."""
+    notes = [
+        f"{file.relative_to(path)} could not be read; what it holds is left out."
+        for file in (path / "manifest.json", *(folder / "stages.json" for folder in rounds.values()))
+        if file.exists() and not _json(file)
+    ]
+    file = path / "records.jsonl"
+    if (lines := len(_bytes(file).splitlines())) > (whole := len(read_records(file))):
+        notes.append(f"{lines - whole} of {lines} lines of records.jsonl could not be read and are left out.")
+    return notes
+
+
+def _left_out(file: Path, read: int, path: Path) -> list[str]:
+    """Of a table that is over, `read` rows of which could be read."""
+    if not file.is_file():
+        return []
+    try:
+        count = parquet.read_metadata(file).num_rows
+    except Exception:  # as in `_columns`
+        return [f"{file.relative_to(path)} could not be read; its responses are left out."]
+    if not read and count:
+        return [f"{file.relative_to(path)} could not be read; its responses are left out."]
+    return [f"Of {file.relative_to(path)} the first {read:,} of {count:,} responses are shown."] if read < count else []
 
 
 def read_records(file: Path) -> list[Record]:
@@ -306,15 +335,22 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _columns(file: Path) -> dict[str, list[Any]]:
-    """Columns that can be read; text that is not UTF-8 with a mark where it is not."""
+    """Columns that can be read, of as many rows as a page can show; text that is not UTF-8 with a mark where it is
+    not."""
+    pieces: list[RecordBatch] = []
+    size = 0
     try:
-        table = parquet.read_table(file, partitioning=None)
-    except Exception:  # half-written, or not what its name says: Arrow has many words for it
+        names = [name for name in parquet.read_schema(file).names if name != "tokens"]
+        for batch in batches(file, names, MOST_BYTES):
+            size += batch.nbytes
+            if size > MOST_BYTES or sum(piece.num_rows for piece in pieces) >= MOST_RESPONSES:
+                break
+            pieces.append(batch)
+        table = ArrowTable.from_batches(pieces)
+    except Exception:  # half-written, damaged, or not what its name says: Arrow has many words for it
         return {}
     columns: dict[str, list[Any]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if name == "tokens":
-            continue
         try:
             if types.is_string(column.type) or types.is_large_string(column.type):
                 raw = column.cast(binary()).to_pylist()

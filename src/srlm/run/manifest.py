@@ -20,6 +20,7 @@ from srlm import __version__
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
+from srlm.run.files import damaged
 
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
 NEWER = ("prompt_column", "answer_column", "adapter")  # settings whose default is what runs without them did
@@ -69,12 +70,15 @@ def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
     Raises:
         UserError: `path` holds none.
     """
+    file = path / "manifest.json"
     try:
-        return dict(json.loads((path / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(json.loads(file.read_bytes()))
+    except OSError as error:
         raise UserError(
             f"{path} is not a run folder (no readable manifest.json): give {option} the folder of a run"
         ) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise damaged(file, "it is not JSON") from error
 
 
 def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:

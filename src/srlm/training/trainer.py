@@ -201,7 +201,7 @@ class SelfRewardTrainer:
         for table, prompts in self._tables().items():
             if self.from_round != 0 and (kept := self.run.prompt_ids(table)) is not None:
                 policy.encode.keep(prompts.items, rows(kept["tokens"]))
-            policy.check_prompts(prompts)
+            policy.check_prompts(prompts, self.config.num_samples)
 
     def _keep_prompts(self, policy: TransformerPolicy) -> None:
         for table, prompts in self._tables().items():

@@ -23,7 +23,7 @@ from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certai
 from srlm.policies.transformer.packing import Tree
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
-from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.responses import Responses, refuse_too_many
 from srlm.policies.transformer.sample import Decoding, prompt_streams, respond
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
@@ -121,8 +121,10 @@ class TransformerPolicy:
 
     # Prompts
 
-    def check_prompts(self, prompts: Prompts) -> None:
-        """Refuse, before any work, a prompt that does not fit the context together with its response."""
+    def check_prompts(self, prompts: Prompts, num_samples: int) -> None:
+        """Refuse, before any work, a prompt that does not fit the context together with its response, and more
+        responses than memory holds."""
+        refuse_too_many(len(prompts), num_samples, self.decoding.max_new_tokens)
         self.encode.check(prompts, self.decoding.max_new_tokens, self._context)
 
     @property

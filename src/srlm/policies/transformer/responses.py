@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from srlm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,3 +23,18 @@ class Responses:
 
     def ids(self, prompt: int) -> list[list[int]]:
         return [row[:n] for row, n in zip(self.tokens[prompt].tolist(), self.length[prompt].tolist(), strict=True)]
+
+
+def refuse_too_many(num_prompts: int, num_samples: int, max_new_tokens: int) -> None:
+    """
+    Raises:
+        UserError: token ids of P x K responses of T tokens do not fit this machine.
+    """
+    needed = 4 * num_prompts * num_samples * max_new_tokens
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > whole:
+        raise UserError(
+            f"{num_prompts} prompts x {num_samples} responses of up to {max_new_tokens} tokens need {needed / 1e9:.3g} "
+            f"GB for their tokens alone, this machine has {whole / 1e9:.3g} GB: lower --max-prompts, the number of "
+            "samples or --max-new-tokens"
+        )

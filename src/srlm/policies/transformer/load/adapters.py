@@ -29,6 +29,12 @@ def with_lora(
     Raises:
         UserError: peft cannot adapt the model.
     """
+    most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=rank)
+    if rank > most:
+        raise UserError(
+            f"--lora-rank is {rank}, expected at most {most}, the full rank of the largest layer of "
+            f"{type(model).__name__}: lower it, or train all weights with --lora-rank 0"
+        )
     torch.manual_seed(seed)
     norm = Gain.of(model) if gain else None
     lora = LoraConfig(
