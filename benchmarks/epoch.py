@@ -39,7 +39,7 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
     for name, parameter in policy.trainable().items():
         if ".lora_B." in name:
             parameter.data.zero_()
-    was, policy.scorer.shared = policy.shared, shared and policy.shared
+    was, policy.scorer.trees = policy.shared, shared and policy.shared
     k = data.responses.length.shape[1]
     try:
         start = now()
@@ -63,4 +63,4 @@ def ours(policy: TransformerPolicy, data: Data, *, shared: bool = True) -> Parts
         )
         return Parts(scored - start, ended - scored, now() - ended)
     finally:
-        policy.scorer.shared = was
+        policy.scorer.trees = was

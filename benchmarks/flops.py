@@ -30,9 +30,10 @@ class Work:
 
     def __init__(self, policy: TransformerPolicy, data: Data) -> None:
         groups = policy.groups(data.prompts, data.responses)
-        batches = [batch for step in policy.scorer.steps(groups, range(len(groups))) for batch in step]
-        packed = [policy.scorer.pack([groups[i] for i in batch]) for batch in batches]
-        self.nodes = sum(len(tree) for group in groups for tree in group)
+        plans = policy.scorer.plans(groups)
+        shares = [share for step in policy.scorer.steps(plans, range(len(groups))) for share in step]
+        packed = [policy.scorer.pack(groups, batch, masked=s.masked) for s in shares for batch in s.batches]
+        self.nodes = sum(sum(plan.nodes) for plan in plans)
         self.padded = sum(p.input_ids.numel() for p in packed)
         self.rows = sorted(p.input_ids.numel() for p in packed)[len(packed) // 2]
         self.edges = sorted(len(p.source) for p in packed)[len(packed) // 2]

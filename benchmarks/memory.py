@@ -23,8 +23,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.timing import paragraph, say, spread, table
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.layout.pack import pack
+from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.log_prob import response_log_prob
-from srlm.policies.transformer.packing import layout, pack
 
 PROCESSES = 5
 
@@ -60,7 +62,8 @@ def sequences(point: Point) -> tuple[list[int], list[list[int]]]:
 
 
 def ours(model: LlamaForCausalLM, point: Point) -> Tensor:
-    return response_log_prob(model, pack(layout(*sequences(point), True)).to(model.device))[0]
+    tree = build_tree(Group.of(*sequences(point)))
+    return response_log_prob(model, pack([tree], masked=True).to(model.device))[0]
 
 
 def naive(model: LlamaForCausalLM, point: Point) -> Tensor:

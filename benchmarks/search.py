@@ -77,7 +77,7 @@ def main() -> None:
         try:
             found = policy.most_probable(who, starts)
         finally:
-            policy.scorer.shared = before
+            policy.scorer.trees = before
         return now() - start, found
 
     whole = [timed(prompts, every_start, True) for _ in range(given.pairs)]

@@ -132,9 +132,9 @@ def describe(policy: TransformerPolicy, data: Data) -> tuple[str, ...]:
     prompt = sum(len(p) for p, _ in sequences) / len(sequences)
     response = data.responses.length.float().mean().item()
     rows = sum(len(p) + len(y) for p, responses in sequences for y in responses)
-    trees = [tree for group in policy.groups(data.prompts, data.responses) for tree in group]
+    plans = policy.scorer.plans(policy.groups(data.prompts, data.responses))
     flat = sum(len(p) + sum(map(len, responses)) for p, responses in sequences)
-    nodes = sum(map(len, trees))
+    nodes = sum(sum(plan.nodes) for plan in plans)
     return (f"{prompt:.0f}", f"{response:.1f}", f"{prompt / response:.1f}", str(rows), str(flat), str(nodes))
 
 

@@ -228,9 +228,9 @@ def test_positions_that_switch_are_refused_before_they_do(tmp_path):
     }  # fmt: skip
     model = build("phi3", vocab_size=259, rope_parameters=rope, original_max_position_embeddings=64)
     policy = load(saved(tmp_path / "phi3", model, chat=None), max_new_tokens=40)
-    policy.check_prompts(Prompts.uniform(["a" * 24]))
+    policy.check_prompts(Prompts.uniform(["a" * 24]), 2)
     with pytest.raises(UserError, match=r"exceeds the context of 64 .*from 64 tokens on its longrope"):
-        policy.check_prompts(Prompts.uniform(["a" * 25]))
+        policy.check_prompts(Prompts.uniform(["a" * 25]), 2)
 
 
 def test_a_window_through_which_the_model_does_not_look():

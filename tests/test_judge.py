@@ -241,7 +241,7 @@ def spelled(policy: TransformerPolicy, item: str, text: str) -> float:
 def test_choices_are_those_of_the_models_own_forward(tmp_path: Path, chat: bool, shared: bool, choices) -> None:
     policy = load(roomy(tmp_path, chat))
     assert policy.shared
-    policy.scorer.shared = shared
+    policy.scorer.trees = shared
     items = [["Up or down?", "Up or left, please?", "Up"], ["", "x", "xx"]] if chat else [["abc", "abd", "ab"]] * 2
     expected = torch.tensor(
         [

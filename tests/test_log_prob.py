@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer import log_prob as module
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.layout.pack import pack
+from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.log_prob import (
     Head,
     entropy,
@@ -25,17 +28,23 @@ from srlm.policies.transformer.log_prob import (
     token_log_prob,
     token_statistic,
 )
-from srlm.policies.transformer.packing import layout, pack
 
-Group = tuple[list[int], list[list[int]]]
+Words = tuple[list[int], list[list[int]]]
 LLAMA = make_model(vocab=VOCABULARY)
 
 
-def score(model: PreTrainedModel, groups: Sequence[Group], shared: bool, **options) -> tuple[Tensor, Tensor | None]:
-    return response_log_prob(model, pack([t for group in groups for t in layout(*group, shared)], shared), **options)
+def score(model: PreTrainedModel, groups: Sequence[Words], shared: bool, **options) -> tuple[Tensor, Tensor | None]:
+    made = [Group.of(*group) for group in groups]
+    pieces = [
+        (group, members)
+        for group in made
+        for members in ([range(len(group))] if shared else [[i] for i in range(len(group))])
+    ]
+    packed = pack([build_tree(group, members) for group, members in pieces], masked=shared)
+    return response_log_prob(model, packed, **options)
 
 
-def hard_groups() -> list[Group]:
+def hard_groups() -> list[Words]:
     """Of unequal size: a shared opening, a duplicate, a prefix of another, single tokens, 14 tokens > any window."""
     draw = random.Random(1)
 
@@ -49,7 +58,7 @@ def hard_groups() -> list[Group]:
     return groups
 
 
-def differences(model: PreTrainedModel, groups: Sequence[Group], shared: bool) -> Tensor:
+def differences(model: PreTrainedModel, groups: Sequence[Words], shared: bool) -> Tensor:
     expected = torch.tensor([alone(model, prompt, y) for prompt, ys in groups for y in ys])
     assert expected.std() > 1, "a test on a nearly uniform model sees nothing"
     with torch.no_grad():
@@ -92,7 +101,7 @@ some_groups = st.integers(1, 5).flatmap(
 
 @settings(max_examples=40, deadline=None)
 @given(some_groups)
-def test_any_batch_of_groups_scores_as_each_response_alone(groups: list[Group]) -> None:
+def test_any_batch_of_groups_scores_as_each_response_alone(groups: list[Words]) -> None:
     expected = torch.tensor([alone(LLAMA, prompt, y) for prompt, ys in groups for y in ys])
     with torch.no_grad():
         for shared in (True, False):
@@ -139,7 +148,7 @@ def test_statistics_of_known_distributions() -> None:
     assert self_certainty(torch.tensor([[0.9, 0.1]]).log()) == pytest.approx(-math.log(4 * 0.9 * 0.1) / 2)
 
 
-def own_gradients(model: PreTrainedModel, groups: Sequence[Group], pull: Tensor) -> dict[str, Tensor]:
+def own_gradients(model: PreTrainedModel, groups: Sequence[Words], pull: Tensor) -> dict[str, Tensor]:
     """Of sum_k pull_k log pi(y_k|x), by plain autograd through transformers' own forward."""
     model.zero_grad()
     pulls = iter(pull)

@@ -104,9 +104,9 @@ def test_a_prompt_is_not_closed_by_the_tokenizer(tiny_base: Path, tmp_path: Path
 
 def test_prompts_must_leave_room_for_the_response(tiny_base: Path) -> None:
     policy = load(tiny_base, max_new_tokens=12)  # a context of 512 bytes
-    policy.check_prompts(Prompts.uniform(["a" * 500]))
+    policy.check_prompts(Prompts.uniform(["a" * 500]), 2)
     with pytest.raises(UserError, match="prompt 2 has 501 tokens"):
-        policy.check_prompts(Prompts.uniform(["a", "a" * 501]))
+        policy.check_prompts(Prompts.uniform(["a", "a" * 501]), 2)
 
 
 def test_ends_come_from_the_tokenizer_and_the_generation_config(short: Path, tiny: Path, tmp_path: Path) -> None:
@@ -487,7 +487,8 @@ def test_recomputed_activations_give_the_same_gradients(tiny: Path, lora_rank: i
         responses = policy.sample(Prompts.uniform(["a"]), 2, seeded())
         policy.log_prob(Prompts.uniform(["a"]), responses)  # nothing to recompute without gradients
         entered[0] = 0
-        packed = policy.scorer.pack(policy.groups(Prompts.uniform(["a"]), responses))
+        groups = policy.groups(Prompts.uniform(["a"]), responses)
+        packed = policy.scorer.pack(groups, [(0, [0, 1])], masked=True)
         response_log_prob(policy.model, packed)[0].sum().backward()
         assert entered[0] == (2 if recompute else 1)
         gradients.append({name: p.grad for name, p in policy.trainable().items()})

@@ -52,7 +52,7 @@ def test_the_clock_ticks(dated):
 def test_a_policy_reads_prompts_once(dated):
     policy = TransformerPolicy.load(str(dated), dtype="fp32", lora_rank=0, max_new_tokens=4)
     prompts = Prompts.uniform(["a", ({"role": "user", "content": "b"},), "c"])
-    policy.check_prompts(prompts)
+    policy.check_prompts(prompts, 2)
     assert policy.ids(prompts) == policy.ids(prompts)
     responses = policy.sample(prompts, 4, torch.Generator().manual_seed(0))
     assert torch.equal(policy.log_prob(prompts, responses), policy.log_prob(prompts, responses))

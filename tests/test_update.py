@@ -12,9 +12,12 @@ from conftest import make_tokenizer
 from reference import alone, build
 from torch import Tensor
 
+from srlm.objectives.imitation import best_of_k
 from srlm.objectives.regression import regression
 from srlm.policies.transformer import update
 from srlm.policies.transformer.gain import Gain
+from srlm.policies.transformer.layout import batches, cost
+from srlm.policies.transformer.layout.group import Group, Places
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.update import Diverged, MasterAdamW, Optimisation, fit
 from srlm.types import Prompts, Rollouts, UpdateInfo
@@ -273,9 +276,21 @@ def relative(one: list[Tensor], other: list[Tensor]) -> float:
     return float((flat - wanted).norm() / wanted.norm())
 
 
+def lay_out(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """As rows, one tree, or two trees, whatever is cheapest."""
+    cuts = {"tree": 1, "two trees": 2}
+
+    def forced(group: Group, *_: object, **__: object) -> tuple[list[Places], bool]:
+        return (cost._even(len(group), cuts[how]), True) if how in cuts else (group.prefixes.chains(), False)
+
+    monkeypatch.setattr(batches, "cheapest", forced)
+
+
+@pytest.mark.parametrize("layout", ["rows", "tree", "two trees"])
 @pytest.mark.parametrize("lora_rank", [4, 0])
-def test_the_gradient_of_a_step_whatever_the_token_budget(tiny: Path, seen, lora_rank: int) -> None:
+def test_the_gradient_of_a_step_whatever_layout_and_budget(tiny: Path, seen, monkeypatch, lora_rank, layout) -> None:
     policy = load(tiny, lora_rank=lora_rank, prompts_per_step=4)
+    lay_out(monkeypatch, layout)
     rollouts = rollouts_of(policy)
     share = torch.full((6,), 1 / 4)  # the mean over the 4 prompts of a step
     first = expected_gradient(policy, rollouts, [0, 1, 2, 3], share)
@@ -283,10 +298,40 @@ def test_the_gradient_of_a_step_whatever_the_token_budget(tiny: Path, seen, lora
     for budget in (1, 100, 10_000):
         seen.clear()
         policy.scorer.token_budget = budget
+        plans = policy.scorer.plans(policy.groups(rollouts.prompts, rollouts.responses))
+        cut = [len(part.batches) for step in policy.scorer.steps(plans, range(6)) for part in step]
+        assert (max(cut) > 1) == (budget < 10_000 and layout != "tree"), "a group is cut where it does not fit"
         run(policy, rollouts, epochs=1, max_grad_norm=math.inf, warmup=0.0)
         assert [share for _, share in seen] == [1.0, 0.5]
         assert relative(seen[0][0], first) <= 1e-4
         assert relative(seen[1][0], second) <= 1e-4
+
+
+def test_what_is_learned_does_not_depend_on_layout_or_budget(tiny: Path, monkeypatch) -> None:
+    weights = []
+    for layout, budget in (("tree", 10_000), ("rows", 10_000), ("rows", 1), ("two trees", 40)):
+        policy = load(tiny, prompts_per_step=4)
+        lay_out(monkeypatch, layout)
+        policy.scorer.token_budget = budget
+        run(policy, rollouts_of(policy), epochs=2)
+        weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
+    for other in weights[1:]:
+        assert 0 < (other - weights[0]).abs().max() <= 1e-5  # by other ways to the same place
+
+
+def test_responses_that_count_for_nothing_are_not_computed_again(tiny: Path, monkeypatch) -> None:
+    """Where a group is learned from in pieces, imitation of the best goes through the best alone."""
+    policy = load(tiny, prompts_per_step=4)
+    lay_out(monkeypatch, "rows")
+    policy.scorer.token_budget = 1
+    rollouts = rollouts_of(policy)
+    passes = [0]
+    policy.model.model.layers[0].register_forward_pre_hook(
+        lambda *_: passes.__setitem__(0, passes[0] + torch.is_grad_enabled())
+    )
+    run(policy, rollouts, epochs=1, objective=best_of_k)
+    plans = policy.scorer.plans(policy.groups(rollouts.prompts, rollouts.responses))
+    assert passes[0] == len(plans) < sum(len(plan.pieces) for plan in plans)
 
 
 def test_prompt_weights_weigh_the_loss(tiny: Path, seen) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +82,11 @@ class Gain:
             for parameter, value, offset in zip(self.parameters, start, self._offsets, strict=True):
                 parameter.copy_((value + offset) * log_gain.to(value.device).exp() - offset)
 
-    def gradient(self) -> Tensor:
-        """d loss / d log_gain [scalar, fp32] from the gradients of the parameters."""
+    def gradient(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
+        """d loss / d log_gain [scalar, fp32] from the gradients of the parameters, as far as they have any."""
         pulls = [
-            (p.grad.float() * (p.detach().float() + offset)).sum()
+            (gradients[p] * (p.detach().float() + offset)).sum()
             for p, offset in zip(self.parameters, self._offsets, strict=True)
-            if p.grad is not None
+            if p in gradients
         ]
         return torch.stack(pulls).sum() if pulls else torch.zeros((), device=self.parameters[0].device)

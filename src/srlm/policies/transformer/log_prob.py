@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
-from srlm.policies.transformer.packing import Packed, layout, pack
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.layout.pack import Packed, pack
+from srlm.policies.transformer.layout.tree import build_tree
 
 # fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
 CHUNK_ELEMENTS = 2**24
@@ -178,8 +180,8 @@ def response_log_prob(
     position, visible = packed.position_ids, packed.visible
     output = decoder(
         input_ids=packed.input_ids,
-        attention_mask=visible.long() if visible.ndim == 2 else attention_mask(model, visible, position, position),
-        position_ids=packed.position_ids,
+        attention_mask=None if visible is None else attention_mask(model, visible, position, position),
+        position_ids=position,
         use_cache=False,
     )
     hidden = output.last_hidden_state.flatten(0, 1)[packed.source]
@@ -209,17 +211,17 @@ def reads_trees(model: PreTrainedModel) -> bool:
     config = cast(Any, model.config).get_text_config()
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
     # A mask cannot express other kinds (chunks, convolutions, recurrence), nor a short probe find them all out.
-    if kinds <= {"full_attention", "sliding_attention", "global"} and _reproduces(model, shared=True):
+    if kinds <= {"full_attention", "sliding_attention", "global"} and _reproduces(model, masked=True):
         window = getattr(config, "sliding_window", None)
         if not isinstance(window, int):
             return True
         config.sliding_window = PROBED_WINDOW  # short enough for the probe to see
         try:
-            if _reproduces(model, shared=True):
+            if _reproduces(model, masked=True):
                 return True
         finally:
             config.sliding_window = window
-    if _reproduces(model, shared=False):
+    if _reproduces(model, masked=False):
         return False
     raise UserError(
         f"model class {type(model).__name__} computes its logits in a way srlm does not reproduce: "
@@ -228,7 +230,7 @@ def reads_trees(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def _reproduces(model: PreTrainedModel, *, shared: bool) -> bool:
+def _reproduces(model: PreTrainedModel, *, masked: bool) -> bool:
     """Are log-probs of a tree, or of plain rows, those of the model's own forward?"""
     size = cast(Any, model.config).get_text_config().vocab_size
     ids = [(7919 * i + 13) % size for i in range(64)]
@@ -241,7 +243,9 @@ def _reproduces(model: PreTrainedModel, *, shared: bool) -> bool:
         own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
     tolerance = torch.tensor([len(y) * (1e-3 if model.dtype == torch.float32 else 0.15) for y in responses])
     try:
-        mine, _ = response_log_prob(model, pack(layout(prompt, responses, shared), shared).to(model.device))
+        group = Group.of(prompt, responses)
+        trees = [build_tree(group, members) for members in ([range(4)] if masked else [[i] for i in range(4)])]
+        mine, _ = response_log_prob(model, pack(trees, masked=masked).to(model.device))
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # a 4-D mask it cannot take
         return False
     return bool(((mine - torch.stack(own)).abs().cpu() <= tolerance).all())

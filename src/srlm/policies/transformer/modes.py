@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from srlm import search
-from srlm.policies.transformer.packing import micro_batches
+from srlm.policies.transformer.layout.batches import micro_batches
 from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.policies.transformer.processes import Progress
 from srlm.search import Found
@@ -33,12 +33,7 @@ def most_probable(
 ) -> list[Found]:
     """As many prompts at a time as `cache_tokens` hold. row_tokens: of a batch of plain rows, for models that read no
     trees. For the rest see `srlm.search.most_probable`."""
-    (batches,) = micro_batches(
-        [len(ids) + min(budget, TYPICAL_SEARCH) for ids in prompts],
-        range(len(prompts)),
-        prompts_per_step=len(prompts),
-        token_budget=cache_tokens,
-    )
+    batches = micro_batches([len(ids) + min(budget, TYPICAL_SEARCH) for ids in prompts], cache_tokens)
     results: dict[int, Found] = {}
 
     def report(done: int, _: int) -> None:

@@ -17,10 +17,10 @@ from srlm.policies.transformer import modes
 from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.gain import Gain
+from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
 from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
-from srlm.policies.transformer.packing import Tree
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
 from srlm.policies.transformer.responses import Responses, refuse_too_many
@@ -117,7 +117,7 @@ class TransformerPolicy:
     @property
     def shared(self) -> bool:
         """Does the model read trees?"""
-        return self.scorer.shared
+        return self.scorer.trees
 
     # Prompts
 
@@ -210,7 +210,7 @@ class TransformerPolicy:
         kinds = torch.tensor([number for number, _ in written])
         return torch.stack([values[..., kinds == number].logsumexp(-1) for number in range(len(choices))], -1)
 
-    def groups(self, prompts: Prompts, responses: Responses) -> list[list[Tree]]:
+    def groups(self, prompts: Prompts, responses: Responses) -> list[Group]:
         return self.scorer.groups(self.ids(prompts), responses)
 
     # Searching

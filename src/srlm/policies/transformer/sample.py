@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer.layout.batches import micro_batches
 from srlm.policies.transformer.log_prob import Head
-from srlm.policies.transformer.packing import micro_batches
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 
@@ -188,11 +188,9 @@ def respond(
     shape = (len(prompts), num_samples)
     tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
     length, finished = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    (batches,) = micro_batches(
+    batches = micro_batches(
         [num_samples * (len(ids) + how.max_new_tokens) for ids in prompts],
-        range(len(prompts)),
-        prompts_per_step=len(prompts),
-        token_budget=token_budget,
+        token_budget,
         rank=together.process_index,
         world=together.num_processes,
     )

@@ -3,66 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srlm.policies.transformer.layout.batches import Piece, Plan, Share, shares
+from srlm.policies.transformer.layout.cost import Cost
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.layout.pack import Packed, pack
+from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.log_prob import Statistic, response_log_prob
-from srlm.policies.transformer.packing import Packed, Tree, build_tree, layout, micro_batches, pack
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 
 
 @dataclass
 class Scorer:
-    """A group is the responses to one prompt, as the trees that are forwarded.
-
-    shared: the model reads trees. prompts_per_step, token_budget: prompts per optimiser step; padded tokens per
-    micro-batch.
-    """
+    """trees: the model reads them. prompts_per_step, token_budget: prompts per optimiser step; padded tokens per
+    micro-batch."""
 
     model: PreTrainedModel
     processes: PartialState
-    shared: bool
+    trees: bool
     prompts_per_step: int
     token_budget: int
 
-    def groups(self, prompts: Sequence[Sequence[int]], responses: Responses) -> list[list[Tree]]:
-        return [layout(ids, responses.ids(i), self.shared) for i, ids in enumerate(prompts)]
+    def __post_init__(self) -> None:
+        self._cost = Cost.of(self.model)
 
-    def endings(self, prompts: Sequence[list[int]], endings: Sequence[Sequence[int]]) -> list[Tree]:
-        """Every ending behind every prompt, as the trees of one group in which the endings alone are scored."""
+    def groups(self, prompts: Sequence[Sequence[int]], responses: Responses) -> list[Group]:
+        tokens, lengths = responses.tokens.numpy(), responses.length.tolist()
+        return [
+            Group(np.asarray(ids, np.int32), tuple(row[:n] for row, n in zip(rows, length, strict=True)))
+            for ids, rows, length in zip(prompts, tokens, lengths, strict=True)
+        ]
+
+    def endings(self, prompts: Sequence[list[int]], endings: Sequence[Sequence[int]]) -> Group:
+        """Every ending behind every prompt, as one group in which the endings alone are scored."""
         first, last = min(prompts), max(prompts)
         common = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
-        if self.shared and common:
-            tree = build_tree(first[:common], [[*ids[common:], *ending] for ids in prompts for ending in endings])
-            sizes = [len(ending) for _ in prompts for ending in endings]
-            return [replace(tree, path=[edges[-n:] for edges, n in zip(tree.path, sizes, strict=True)])]
-        trees = [build_tree(ids, endings) for ids in prompts]
-        if self.shared or all(tree.parent == list(range(-1, len(tree) - 1)) for tree in trees):  # a chain is a row
-            return trees
-        return [tree for ids in prompts for tree in layout(ids, endings, self.shared)]
+        rows = [[*ids[common:], *ending] for ids in prompts for ending in endings]
+        group = Group.of(first[:common], rows)
+        return Group(group.prompt, group.responses, tuple(len(ending) for _ in prompts for ending in endings))
 
-    def steps(self, groups: Sequence[Sequence[Tree]], order: Sequence[int]) -> list[list[list[int]]]:
-        """This process's micro-batches of each optimiser step, as numbers of groups."""
-        return micro_batches(
-            [len(trees) * max(map(len, trees)) for trees in groups],
-            order,
-            prompts_per_step=self.prompts_per_step,
-            token_budget=self.token_budget,
-            rank=self.processes.process_index,
-            world=self.processes.num_processes,
-        )
+    def plans(self, groups: Sequence[Group]) -> list[Plan]:
+        return [Plan.of(group, self._cost, trees=self.trees, budget=self.token_budget) for group in groups]
 
-    def pack(self, groups: Sequence[Sequence[Tree]]) -> Packed:
-        return pack([tree for trees in groups for tree in trees], self.shared).to(self.model.device)
+    def steps(self, plans: Sequence[Plan], order: Sequence[int]) -> list[list[Share]]:
+        """This process's part of each optimiser step: `prompts_per_step` groups in the given order.
+
+        What is learned depends on the step, what fits in memory on the micro-batch.
+        """
+        rank, world = self.processes.process_index, self.processes.num_processes
+        starts = range(0, len(order), self.prompts_per_step)
+        parts = [order[start : start + self.prompts_per_step][rank::world] for start in starts]
+        return [shares(plans, mine, self.token_budget) for mine in parts]
+
+    def pack(self, groups: Sequence[Group], batch: Sequence[Piece], *, masked: bool) -> Packed:
+        return pack([build_tree(groups[i], members) for i, members in batch], masked=masked).to(self.model.device)
 
     def score(
         self,
-        groups: Sequence[Sequence[Tree]],
+        groups: Sequence[Group],
         statistic: Statistic | None,
         progress: Progress,
         token_log_prob: Tensor | None = None,
@@ -71,25 +77,30 @@ class Scorer:
 
         token_log_prob: [P, K, T] zeros on the CPU, to be filled as far as each response goes.
         """
-        shape = (len(groups), sum(len(tree.path) for tree in groups[0]))
-        log_prob, mean = torch.zeros(shape), torch.zeros(shape)
-        batches = [batch for step in self.steps(groups, range(len(groups))) for batch in step]
-        done, total = 0, sum(map(len, batches))
+        k = len(groups[0])
+        log_prob, mean = torch.zeros(len(groups) * k), torch.zeros(len(groups) * k)
+        every = None if token_log_prob is None else token_log_prob.view(len(groups) * k, -1)
+        work = [share for step in self.steps(self.plans(groups), range(len(groups))) for share in step]
+        done, total = 0, sum(len(share.groups) for share in work)
         with torch.no_grad():
-            for batch in batches:
-                packed = self.pack([groups[i] for i in batch])
-                each: list[Tensor] = []
-                values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
-                log_prob[batch] = values.view(len(batch), -1).cpu()
-                if means is not None:
-                    mean[batch] = means.view(len(batch), -1).cpu()
-                if token_log_prob is not None:
-                    length = torch.bincount(packed.owner, minlength=packed.num_responses).view(len(batch), -1, 1).cpu()
-                    part = torch.zeros(len(batch), *token_log_prob.shape[1:])
-                    part[torch.arange(part.shape[-1]) < length] = each[0].cpu()
-                    token_log_prob[batch] = part
-                done += len(batch)
+            for share in work:
+                for batch in share.batches:
+                    packed = self.pack(groups, batch, masked=share.masked)
+                    place = torch.tensor([i * k + member for i, members in batch for member in members])
+                    each: list[Tensor] = []
+                    values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
+                    log_prob[place] = values.cpu()
+                    if means is not None:
+                        mean[place] = means.cpu()
+                    if every is not None:
+                        length = torch.bincount(packed.owner, minlength=len(place)).cpu()
+                        part = torch.zeros(len(place), every.shape[-1])
+                        part[torch.arange(every.shape[-1]) < length[:, None]] = each[0].cpu()
+                        every[place] = part
+                done += len(share.groups)
                 progress(done, total)
         if token_log_prob is not None:
             token_log_prob.copy_(gather(self.processes, token_log_prob))
-        return gather(self.processes, log_prob), gather(self.processes, mean)
+        whole = (values.view(len(groups), k) for values in (log_prob, mean))
+        first, second = (gather(self.processes, values) for values in whole)
+        return first, second

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from srlm.errors import UserError
+from srlm.policies.transformer.backward import Learning
 from srlm.policies.transformer.gain import Gain
-from srlm.policies.transformer.log_prob import response_log_prob
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress, gather, silent
 from srlm.types import Objective, Rollouts, UpdateInfo
@@ -56,7 +57,7 @@ class MasterAdamW:
 
     def __init__(self, parameters: list[Tensor], gain: Gain | None, how: Optimisation) -> None:
         self.gain = gain
-        scaled = {id(p) for p in gain.parameters} if gain is not None else set()
+        scaled = {id(p) for p in self._scaled()}
         self.parameters = [p for p in parameters if id(p) not in scaled]
         self.masters = [p.detach().float().clone() for p in self.parameters]
         groups = [{"params": list(self.masters), "peak": how.learning_rate}]
@@ -66,15 +67,34 @@ class MasterAdamW:
             self.masters.append(log_gain)
             groups.append({"params": [log_gain], "peak": how.gain_learning_rate})
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self.sums: dict[Tensor, Tensor] = {}  # of the gradients of a step's micro-batches
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Meanwhile gradients are added up here in fp32, where a bf16 model would round each sum."""
+
+        def add(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            gradient, parameter.grad = parameter.grad.float(), None
+            self.sums[parameter] = self.sums[parameter].add_(gradient) if parameter in self.sums else gradient
+
+        hooks = [cast(Any, p).register_post_accumulate_grad_hook(add) for p in (*self.parameters, *self._scaled())]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def gradients(self) -> list[Tensor]:
-        """One fp32 gradient per master, taken from the model, which has none afterwards."""
-        found = [torch.zeros_like(p) if p.grad is None else p.grad.float() for p in self.parameters]
+        """One fp32 gradient per master; the next step begins without any."""
+        found = [self.sums.get(p, torch.zeros_like(p, dtype=torch.float32)) for p in self.parameters]
         if self.gain is not None:
-            found.append(self.gain.gradient())
-        for parameter in (*self.parameters, *(self.gain.parameters if self.gain is not None else ())):
-            parameter.grad = None
+            found.append(self.gain.gradient(self.sums))
+        self.sums = {}
         return found
+
+    def _scaled(self) -> tuple[Tensor, ...]:
+        return () if self.gain is None else self.gain.parameters
 
     def step(self, gradients: list[Tensor], share: float) -> None:
         """One step at `share` of the peak step sizes."""
@@ -131,17 +151,27 @@ def fit(
     """
     policy.weights.keep_initial()
     scorer = policy.scorer
-    count, k = reward.shape
+    count = len(reward)
     groups = policy.groups(rollouts.prompts, rollouts.responses)
+    plans = scorer.plans(groups)
     orders = [list(range(count))]
     for epoch in range(1, optimisation.epochs):
         orders.append(np.random.default_rng([seed, rollouts.round, epoch]).permutation(count).tolist())
-    steps = [step for order in orders for step in scorer.steps(groups, order)]
+    steps = [step for order in orders for step in scorer.steps(plans, order)]
     sizes = [
         len(order[i : i + scorer.prompts_per_step])
         for order in orders
         for i in range(0, count, scorer.prompts_per_step)
     ]
+    learning = Learning(
+        scorer,
+        groups,
+        objective,
+        share=rollouts.prompts.weight * count,
+        reference=rollouts.log_prob,
+        reward=reward,
+        weight=rollouts.weight,
+    )
     parameters = list(policy.trainable().values())
     optimiser = MasterAdamW(parameters, policy.gain, optimisation)
     start = [p.detach().clone() for p in parameters]
@@ -151,7 +181,6 @@ def fit(
         optimiser.load(state)
         first, losses = int(state["done"]), state["losses"]
     device = policy.model.device
-    share = rollouts.prompts.weight * count  # 1 for uniform prompts
 
     def diverged(what: str) -> Diverged:
         with torch.no_grad():
@@ -161,15 +190,10 @@ def fit(
         return Diverged(f"round {rollouts.round}, {what}, {advice}")
 
     for number in range(first, len(steps)):
-        size = sizes[number]
         loss = torch.zeros(())
-        for batch in steps[number]:
-            log_prob, _ = response_log_prob(policy.model, scorer.pack([groups[i] for i in batch]))
-            log_ratio = log_prob.view(-1, k) - rollouts.log_prob[batch].to(device)
-            each = objective(log_ratio, reward[batch].to(device), rollouts.weight[batch].to(device))
-            part = (each * share[batch].to(each)).sum() / size
-            torch.autograd.backward(part)
-            loss = loss + part.detach().cpu()
+        with optimiser.listening():
+            for part in steps[number]:
+                loss = loss + learning.backward(part, sizes[number]).cpu()
         gradients = optimiser.gradients()
         whole = gather(policy.processes, torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
         losses[number] = whole[0].item()

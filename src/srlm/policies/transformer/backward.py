@@ -1,0 +1,75 @@
+"""The gradient of what groups lose, a micro-batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srlm.policies.transformer.layout.batches import Piece, Share
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.log_prob import response_log_prob
+from srlm.policies.transformer.recompute import recomputing
+from srlm.policies.transformer.score import Scorer
+from srlm.types import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """What a round learns from. share: [P] of each prompt, 1 for uniform prompts; reference, reward, weight: [P, K]."""
+
+    scorer: Scorer
+    groups: Sequence[Group]
+    objective: Objective
+    share: Tensor
+    reference: Tensor
+    reward: Tensor
+    weight: Tensor
+
+    def backward(self, part: Share, size: int) -> Tensor:
+        """Add to the gradients those of what the groups of `part` lose, as part of a step of `size` prompts.
+
+        A group in several micro-batches: its objective L needs all of its log-ratios at once, the backward pass does
+        not. With c_k = dL / d log pi(y_k|x), taken from a pass without gradients, the gradient of L is that of
+        sum_k c_k log pi(y_k|x), which is added up micro-batch by micro-batch.
+
+        Returns:
+            The loss [scalar], detached.
+        """
+        if len(part.batches) == 1:
+            loss = self._loss(part, self._log_prob(part, part.batches[0]), size)
+            torch.autograd.backward(loss)
+            return loss.detach()
+        with torch.no_grad():
+            whole = sum(self._log_prob(part, batch) for batch in part.batches)
+        assert isinstance(whole, Tensor)
+        whole.requires_grad_()
+        loss = self._loss(part, whole, size)
+        (coefficient,) = torch.autograd.grad(loss, whole)
+        for batch in part.batches:
+            own = self._place(part, batch).to(coefficient.device)
+            if bool((coefficient[own] != 0).any()):
+                torch.autograd.backward((coefficient * self._log_prob(part, batch)).sum())
+        return loss.detach()
+
+    def _loss(self, part: Share, log_prob: Tensor, size: int) -> Tensor:
+        groups, device = part.groups, log_prob.device
+        log_ratio = log_prob.view(len(groups), -1) - self.reference[groups].to(device)
+        each = self.objective(log_ratio, self.reward[groups].to(device), self.weight[groups].to(device))
+        return (each * self.share[groups].to(each)).sum() / size
+
+    def _log_prob(self, part: Share, batch: Sequence[Piece]) -> Tensor:
+        """[G K] of the groups of `part`; 0 for responses that are in another micro-batch."""
+        packed = self.scorer.pack(self.groups, batch, masked=part.masked)
+        large = packed.input_ids.numel() > self.scorer.token_budget
+        with recomputing(self.scorer.model) if large else nullcontext():
+            values, _ = response_log_prob(self.scorer.model, packed)
+        whole = torch.zeros(len(part.groups) * self.reward.shape[-1], dtype=values.dtype, device=values.device)
+        return whole.index_copy(0, self._place(part, batch).to(values.device), values)
+
+    def _place(self, part: Share, batch: Sequence[Piece]) -> Tensor:
+        k, row = self.reward.shape[-1], {number: i for i, number in enumerate(part.groups)}
+        return torch.tensor([row[number] * k + member for number, members in batch for member in members])

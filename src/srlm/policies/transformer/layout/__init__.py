@@ -1,0 +1,1 @@
+"""How the responses to a prompt are laid out for the model: as rows, as one prefix tree, or as a few."""

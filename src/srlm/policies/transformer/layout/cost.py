@@ -1,0 +1,85 @@
+"""What a layout costs, and the cheapest one of a group.
+
+Counted are multiply-adds: the linear layers on every token that is forwarded, the head on every token that is scored,
+attention on every pair of tokens. All layouts are exact; they differ in time and memory alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from srlm.policies.transformer.layout.group import Group, Places
+
+MASKED = 1.4  # times as long as its multiply-adds in a linear layer a pair takes under a mask, of all L x L pairs
+CAUSAL = 0.7  # and in a plain row, where nothing is computed of what lies behind
+LARGEST_MASK = 2**24  # elements: 4,096 nodes; a bf16 mask of 32 MB
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model, in multiply-adds. token: the linear layers of the decoder for one token. pair: attention between
+    two. head: logits of one scored token."""
+
+    token: float
+    pair: float
+    head: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Cost:
+        config = cast(Any, model.config).get_text_config()
+        words = model.get_input_embeddings().weight.numel()
+        head = cast(Any, model.get_output_embeddings()).weight
+        used = {id(p): p.numel() for p in model.parameters() if p.ndim >= 2}
+        used.pop(id(head), None)
+        linear = sum(used.values()) - (words if id(model.get_input_embeddings().weight) in used else 0)
+        width = getattr(config, "hidden_size", head.shape[-1])
+        heads = getattr(config, "num_attention_heads", None) or 1
+        each = getattr(config, "head_dim", None) or width // heads
+        layers = getattr(config, "num_hidden_layers", 1)
+        return cls(float(linear), float(2 * layers * heads * each), float(head.numel()))
+
+    def tree(self, nodes: int, edges: int) -> float:
+        return nodes * self.token + nodes**2 * MASKED * self.pair + edges * self.head
+
+    def row(self, nodes: int, edges: int) -> float:
+        return nodes * self.token + nodes**2 / 2 * CAUSAL * self.pair + edges * self.head
+
+
+def cheapest(group: Group, cost: Cost, *, budget: int) -> tuple[list[Places], bool]:
+    """How to cut the responses of a group into pieces of their own behind the prompt, and whether these need a mask:
+    plain rows do not, trees do.
+
+    budget: padded tokens of a micro-batch; a group that exceeds it is computed twice when it is learned from.
+    """
+    rows = group.prefixes.chains()
+    best, masked, least = rows, False, _work(group, cost, rows, budget, masked=False)
+    parts = 1
+    while parts < len(rows):
+        cut = _even(len(group), parts)
+        if max(sizes(group, cut)) ** 2 <= LARGEST_MASK:
+            work = _work(group, cost, cut, budget, masked=True)
+            if work < least:
+                best, masked, least = cut, True, work
+        parts *= 2
+    return best, masked
+
+
+def sizes(group: Group, cut: Sequence[Places]) -> list[int]:
+    """Nodes of each piece."""
+    return [len(group.prompt) + group.prefixes.nodes(*places) for places in cut]
+
+
+def _even(count: int, parts: int) -> list[Places]:
+    return [(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+
+
+def _work(group: Group, cost: Cost, cut: list[Places], budget: int, *, masked: bool) -> float:
+    nodes = sizes(group, cut)
+    longest = max(nodes)
+    of_one = cost.tree if masked else cost.row
+    work = sum(of_one(longest, n - len(group.prompt)) for n in nodes)  # padded alike
+    return work * 4 / 3 if len(cut) > 1 and longest * len(cut) > budget else work
