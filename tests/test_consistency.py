@@ -19,6 +19,7 @@ def test_counts_what_agrees(row: list[str | None]) -> None:
     pairs = [a is not None and a == b for a, b in itertools.combinations(row, 2)]
     assert result.agreement == pytest.approx(sum(pairs) / len(pairs) if pairs else math.nan, nan_ok=True)
     assert result.majority == (result.answer if result.count > len(row) / 2 else None)
+    assert result.unanimous == (len(row) == len(given_) and len(set(row)) == 1)
 
 
 def test_agreement_is_unbiased() -> None:

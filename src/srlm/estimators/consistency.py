@@ -26,6 +26,11 @@ class Consistency:
         """The answer of more than half of the responses, None where there is none."""
         return self.answer if 2 * self.count > self.responses else None
 
+    @property
+    def unanimous(self) -> bool:
+        """All responses give this answer."""
+        return self.count == self.responses > 0
+
 
 def self_consistency(classes: Iterable[Sequence[Hashable | None]]) -> list[Consistency]:
     """The agreement of every prompt's answer classes (the vote of Wang et al. 2023, Sec. 2).
