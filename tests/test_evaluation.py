@@ -26,7 +26,8 @@ from srlm.console import Display
 from srlm.evaluation import held_out_generator
 from srlm.loop import round_generator
 
-ACCURACY = [f"accuracy_{kind}{end}" for kind in ("sampled", "greedy") for end in ("", "_low", "_high")]
+KINDS = ["accuracy_sampled", "accuracy_greedy", *(f"{name}_at_{k}" for name in ("pass", "maj") for k in (1, 2, 3))]
+MEASURES = [*(f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high")), "self_consistency", "unanimous"]
 SAME = {
     "num_samples": SETTINGS["held_out_samples"],
     "max_new_tokens": SETTINGS["max_new_tokens"],
@@ -60,7 +61,7 @@ def alone(model, data, **more):
 
 def test_evaluating_the_model_given_is_round_0(run, tiny, data):
     first = records(run)[0]
-    assert alone(tiny, data) == {key: first[key] for key in ACCURACY}
+    assert alone(tiny, data) == {key: first[key] for key in MEASURES}
     assert 0 < first["accuracy_sampled"] < 1
 
 
@@ -69,7 +70,7 @@ def test_evaluating_the_model_saved_is_the_last_round(run, data, monkeypatch):
     # Every round draws anew; with the draws of the last round its accuracy must come out.
     draws = held_out_generator
     monkeypatch.setattr(srlm.evaluation, "held_out_generator", lambda seed, _: draws(seed, SETTINGS["rounds"]))
-    assert alone(run / "model", data) == {key: last[key] for key in ACCURACY}
+    assert alone(run / "model", data) == {key: last[key] for key in MEASURES}
 
 
 def test_held_out_draws_are_their_own():
@@ -92,13 +93,17 @@ def test_command_line_says_and_writes_the_same(tiny, data, tmp_path):
     assert outcome.code == 0 and outcome.err == ""
     expected = alone(tiny, data)
     written = json.loads(file.read_text())
-    assert {key: written[key] for key in ACCURACY} == expected
+    assert {key: written[key] for key in MEASURES} == expected
     assert written["model"] == str(tiny) and written["seed"] == SETTINGS["seed"]
-    for kind in ("sampled", "greedy"):
-        line = next(line for line in outcome.out.splitlines() if kind in line)
+    assert written["answers"] == "normalised"
+    lines = outcome.out.splitlines()
+    asked = [["accuracy_sampled"], ["accuracy_greedy"], *([f"pass_at_{k}", f"maj_at_{k}"] for k in (1, 2, 3))]
+    for line, start, kinds in zip(lines, ("accuracy sampled", "accuracy greedy", *["pass@"] * 3), asked, strict=False):
         numbers = [float(x) for x in re.findall(r"\d\.\d+", line)]
-        assert numbers == [round(expected[f"accuracy_{kind}{end}"], 3) for end in ("", "_low", "_high")]
-        assert "12 prompts" in line
+        assert numbers == [round(expected[f"{kind}{end}"], 3) for kind in kinds for end in ("", "_low", "_high")]
+        assert line.startswith(start)
+    assert "12 prompts" in lines[0] and "12 prompts" in lines[1]
+    assert lines[5:] == [f"all 3 samples give one answer on {expected['unanimous']:.3f} of the prompts"]
 
 
 def test_options_from_yaml(tiny, data, tmp_path):
@@ -115,7 +120,16 @@ def test_a_subset_is_the_same_for_the_same_seed(tiny, data):
 
 
 def test_one_sample_is_enough_here(tiny, data):
-    assert 0 <= alone(tiny, data, num_samples=1)["accuracy_sampled"] <= 1
+    found = alone(tiny, data, num_samples=1)
+    assert 0 <= found["accuracy_sampled"] == found["pass_at_1"] == found["maj_at_1"] <= 1
+    assert found["self_consistency"] is None and found["unanimous"] == 1
+
+
+def test_answer_classes_of_ones_own(tiny, data):
+    """All samples give one answer then, so the vote of any k is a sample of the k."""
+    found = alone(tiny, data, answers="builtins:type")
+    assert found["unanimous"] == found["self_consistency"] == 1
+    assert found["maj_at_3"] == pytest.approx(found["accuracy_sampled"]) and found["maj_at_3"] < found["pass_at_3"]
 
 
 def test_a_rule_of_ones_own(tiny, data, tmp_path, monkeypatch):
@@ -169,6 +183,7 @@ def test_answers_that_do_not_suit_the_rule(tmp_path):
         ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
         ({"max_prompts": 0}, "ask for 1 or more"),
         ({"match": "luck"}, "match rule 'luck'"),
+        ({"answers": "luck"}, "answer classes 'luck'"),
         ({"dtype": "int4"}, "--dtype is 'int4'"),
         ({"stop": ""}, "--stop"),
         ({"token_budget": 0}, "--token-budget is 0"),

@@ -4,24 +4,33 @@ import math
 from dataclasses import replace
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from srlm.estimators.intervals import clustered_proportion, wilson
+from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.measure import (
     HeldOut,
     accuracy_record,
+    agreement_record,
+    at_k_record,
     calibration_record,
     exact_update,
+    flips_record,
     held_out_record,
     log10_kappa_upper,
+    subset_sizes,
     train_record,
     update_fidelity,
 )
 from srlm.types import Prompts, Rollouts, Step, UpdateInfo
+
+ENDS = ("", "_low", "_high")
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -182,7 +191,7 @@ def test_held_out_record_by_its_definitions() -> None:
     assert record["j0_gap"] == pytest.approx(mean(best) - mean(initial.flatten()))
     assert record["mean_log_prob_held_out"] == pytest.approx(mean(log_prob.flatten()))
     assert record["log10_kappa_upper_held_out"] == pytest.approx(log10_kappa_upper(log_prob))
-    assert record["self_consistency"] == pytest.approx((1 + 1 / 3) / 4)  # of the three pairs of each prompt
+    assert record.items() >= agreement_record(classes).items()
     assert record["mode_surprisal_held_out"] == pytest.approx(-mean(log_prob.amax(-1)))
     assert record["mode_surprisal_held_out"] <= math.log(10) * record["log10_kappa_upper_held_out"]
     assert not record.keys() & {"leak_held_out", "mode_surprisal_forecast"}
@@ -223,6 +232,57 @@ def test_calibration_record() -> None:
     assert record["auroc"] == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert record["auroc_low"] < record["auroc"] < record["auroc_high"]
     assert calibration_record(reward, right | True) == {"auroc": None, "auroc_low": 0.0, "auroc_high": 1.0}
+
+
+def test_agreement_record() -> None:
+    classes = [["a", "a", "a"], ["a", "b", "a"], [None, "a", "b"], [None, None, None]]
+    record = agreement_record(classes)
+    assert record["self_consistency"] == pytest.approx((1 + 1 / 3) / 4)  # of the three pairs of each prompt
+    assert record["unanimous"] == 1 / 4
+    assert agreement_record([["a"], [None]]) == {"self_consistency": None, "unanimous": 0.5}
+
+
+def test_subset_sizes() -> None:
+    assert [subset_sizes(n) for n in (1, 2, 3, 8, 12)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 12]]
+
+
+def test_at_k_record() -> None:
+    right = torch.tensor([[True, False, True, False], [True, False, False, False], [False] * 4])
+    classes = [["a", "b", "a", "b"], ["a", "b", "b", "b"], ["a", "b", "c", None]]
+    record = at_k_record(right, classes)
+    assert set(record) == {f"{name}_at_{k}{end}" for name in ("pass", "maj") for k in (1, 2, 4) for end in ENDS}
+    for name, estimate in (("pass", pass_at_k), ("maj", lambda flags, k: maj_at_k(classes, flags, k))):
+        for k, sets in ((1, 4), (2, 2), (4, 1)):
+            found = tuple(record[f"{name}_at_{k}{end}"] for end in ENDS)
+            assert found == clustered_proportion(estimate(right.numpy(), k), sets)
+    one = accuracy_record(right, right[:, 0])
+    assert [record[f"maj_at_1{end}"] for end in ENDS] == pytest.approx([one[f"accuracy_sampled{end}"] for end in ENDS])
+    assert record["pass_at_4"] == pytest.approx(2 / 3) and record["maj_at_4"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+
+
+@pytest.mark.parametrize(("name", "k"), [("pass", 2), ("pass", 4), ("maj", 4)])
+def test_intervals_at_k_cover_the_mean_over_prompts(name: str, k: int) -> None:
+    """Two answers, so that the vote of k is right with a chance that binomials tell; prompts far apart."""
+    rng = np.random.default_rng(1)
+    repeats, prompts, samples = 400, 40, 8
+    law = stats.beta(0.6, 0.4)
+    chance = {
+        "pass": lambda p: 1 - (1 - p) ** k,
+        "maj": lambda p: stats.binom.sf(k // 2, k, p) + stats.binom.pmf(k // 2, k, p) / 2,
+    }[name]
+    truth = law.expect(chance)
+    right = rng.random((repeats * prompts, samples)) < law.rvs((repeats * prompts, 1), random_state=rng)
+    rates = pass_at_k(right, k) if name == "pass" else maj_at_k(right.tolist(), right, k)
+    ends = [clustered_proportion(row, samples // k)[1:] for row in rates.reshape(repeats, prompts)]
+    covered = mean(low <= truth <= high for low, high in ends)
+    assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / repeats)
+
+
+def test_flips_record() -> None:
+    start = torch.tensor([True] * 4 + [False] * 6)
+    now = torch.tensor([True] * 3 + [False] + [True] * 2 + [False] * 4)
+    kinds = {"greedy_learned": 0.2, "greedy_kept": 0.3, "greedy_lost": 0.1, "greedy_never": 0.4}
+    assert flips_record(start, now) == pytest.approx(kinds)
 
 
 def test_accuracy_record() -> None:

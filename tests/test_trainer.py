@@ -60,7 +60,9 @@ ALWAYS = {
     ),
     *("mode_fidelity", "accuracy_sampled", "accuracy_sampled_low", "accuracy_sampled_high", "accuracy_greedy"),
     *("accuracy_greedy_low", "accuracy_greedy_high", "seconds", "peak_memory_gb"),
-    *("self_consistency", "mode_surprisal_held_out", "auroc", "auroc_low", "auroc_high"),
+    *("self_consistency", "mode_surprisal_held_out", "auroc", "auroc_low", "auroc_high", "unanimous"),
+    *(f"{name}_at_{k}{end}" for name in ("pass", "maj") for k in (1, 2, 3) for end in ("", "_low", "_high")),
+    *(f"greedy_{what}" for what in ("learned", "kept", "lost", "never")),
 }
 AFTER_UPDATE = {
     *("fidelity_r2", "displacement", "leak", "log_ratio_mean", "log_ratio_std", "log_ratio_max_abs", "kendall_tau"),
@@ -233,6 +235,23 @@ def test_accuracies_agree_with_the_texts(result):
             assert 0 <= record[f"accuracy_{kind}_low"] <= right <= record[f"accuracy_{kind}_high"] <= 1
             every.append(right)
     assert 0 < np.mean(every) < 1
+
+
+def test_pass_at_k_and_flips_agree_with_the_texts(result):
+    def right(round: int, name: str) -> np.ndarray:
+        texts = table(result.output, round, name)["response"]
+        return np.array([re.search(ANSWER, text) is not None for text in texts])
+
+    k, start, flipped = SETTINGS["held_out_samples"], right(0, "greedy"), 0.0
+    for record in records(result.output):
+        samples, now = right(record["round"], "held_out").reshape(-1, k), right(record["round"], "greedy")
+        assert record[f"pass_at_{k}"] == pytest.approx(samples.any(-1).mean())
+        assert record["pass_at_1"] == pytest.approx(record["accuracy_sampled"])
+        pairs = {"kept": (True, True), "learned": (False, True), "lost": (True, False), "never": (False, False)}
+        flips = {f"greedy_{name}": np.mean((start == a) & (now == b)) for name, (a, b) in pairs.items()}
+        assert {key: record[key] for key in flips} == pytest.approx(flips) and sum(flips.values()) == pytest.approx(1)
+        flipped += record["greedy_learned"] + record["greedy_lost"]
+    assert flipped > 0  # or this test tells nothing
 
 
 def test_scores_are_those_of_the_model_of_their_round(result, tiny):
@@ -464,7 +483,8 @@ def test_answers_of_held_out_prompts_change_the_accuracy_alone(result, tiny, dat
     for mine, theirs in zip(records(run), records(result.output), strict=True):
         changed |= {key for key in mine if measured(mine)[key] != measured(theirs)[key]}
     assert "accuracy_sampled" in changed
-    assert all(key.startswith(("accuracy_", "auroc")) for key in changed)
+    measures = ("accuracy_", "auroc", "pass_at_", "maj_at_", "greedy_")
+    assert all(key.startswith(measures) for key in changed)
 
 
 class Sealed:

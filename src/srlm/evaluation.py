@@ -1,4 +1,5 @@
-"""How often a model is right, sampled and greedy. The only reader of answers, beside the control `oracle`."""
+"""How often a model is right: sampled, greedy, pass@k and maj@k. The only reader of answers, beside the control
+`oracle`."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor
 
 from srlm import tasks
-from srlm.answers import Match, auto, match_rule
+from srlm.answers import Match, answer_classes, auto, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.loop import round_generator
-from srlm.measure import accuracy_record, calibration_record
+from srlm.measure import accuracy_record, agreement_record, at_k_record, subset_sizes
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
+from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
 from srlm.types import Record
 
@@ -33,24 +35,12 @@ def check_answers(labelled: PromptSet, match: Match) -> None:
         match("", answers)
 
 
-def accuracy(
-    policy: TransformerPolicy,
-    answers: Sequence[Sequence[str]],
-    match: Match,
-    sampled: Responses,
-    greedy: Responses,
-    reward: Tensor | None = None,
-) -> Record:
-    """Accuracy of samples [P, K] and of greedy decoding [P, 1], with 95 % intervals; of a reward [P, K] of the samples,
-    how well it tells right from wrong."""
-
-    def right(responses: Responses) -> Tensor:
-        texts = policy.texts(responses)
-        return torch.tensor([[match(text, a) for text in row] for row, a in zip(texts, answers, strict=True)])
-
-    flags = right(sampled)
-    record = accuracy_record(flags, right(greedy)[:, 0])
-    return record if reward is None else record | calibration_record(reward, flags)
+def right_or_wrong(
+    policy: TransformerPolicy, responses: Responses, answers: Sequence[Sequence[str]], match: Match
+) -> Tensor:
+    """[P, K] bool."""
+    texts = policy.texts(responses)
+    return torch.tensor([[match(text, a) for text in row] for row, a in zip(texts, answers, strict=True)])
 
 
 def evaluate(
@@ -63,6 +53,7 @@ def evaluate(
     prompt_column: str = "prompt",
     answer_column: str = "answer",
     match: str = "auto",
+    answers: str = "normalised",
     stop: Sequence[str] = (),
     raw_prompts: bool = False,
     dtype: str = "auto",
@@ -73,7 +64,10 @@ def evaluate(
     output: str | None = None,
     display: Display | None = None,
 ) -> Record:
-    """Sampled and greedy accuracy of a model on labelled prompts; the same numbers a run records at round t = 0.
+    """Sampled and greedy accuracy, pass@k, maj@k and agreement of a model on labelled prompts; the same numbers a run
+    records at round t = 0.
+
+    num_samples: K. answers: answer classes, see `srlm.answers.answer_classes`; maj@k is a vote among them.
 
     Raises:
         UserError: prompts without answers; `output` exists or cannot be written.
@@ -100,7 +94,7 @@ def evaluate(
         )
     if num_samples < 1:
         raise UserError(f"--num-samples is {num_samples}, expected at least 1: correct it")
-    rule = match_rule(match)
+    rule, classes = match_rule(match), answer_classes(answers)
     check_answers(labelled, rule)
     policy = TransformerPolicy.load(
         model,
@@ -119,14 +113,27 @@ def evaluate(
         sampled = draw(progress=report)
     with display.stage("greedy") as report:
         greedy = policy.greedy(labelled.prompts, report)
-    record = accuracy(policy, labelled.answers, rule, sampled, greedy)
-    for kind in ("sampled", "greedy"):
-        mean, low, high = (record[f"accuracy_{kind}{end}"] for end in ("", "_low", "_high"))
-        display.say(f"accuracy {kind:<8} {mean:.3f}  [{low:.3f}, {high:.3f}]  on {len(labelled.prompts)} prompts")
+    right, greedy_right = (right_or_wrong(policy, r, labelled.answers, rule) for r in (sampled, greedy))
+    given = answers_given(policy, sampled, classes)
+    record = accuracy_record(right, greedy_right[:, 0]) | at_k_record(right, given) | agreement_record(given)
+    _show(record, len(labelled.prompts), num_samples, display)
     if output is not None:
-        text = json.dumps(record | {"model": model, "prompts": labelled.source, "match": match, "seed": seed}, indent=2)
+        asked = {"model": model, "prompts": labelled.source, "match": match, "answers": answers, "seed": seed}
+        text = json.dumps(record | asked, indent=2)
         write_atomically(Path(output), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return record
+
+
+def _show(record: Record, prompts: int, num_samples: int, display: Display) -> None:
+    def with_interval(key: str) -> str:
+        return "{:.3f}  [{:.3f}, {:.3f}]".format(*(record[key + end] for end in ("", "_low", "_high")))
+
+    for kind in ("sampled", "greedy"):
+        display.say(f"accuracy {kind:<8} {with_interval(f'accuracy_{kind}')}  on {prompts} prompts")
+    for k in subset_sizes(num_samples):
+        both = (f"{f'{kind}@{k}':<9}{with_interval(f'{kind}_at_{k}')}" for kind in ("pass", "maj"))
+        display.say("   ".join(both))
+    display.say(f"all {num_samples} samples give one answer on {record['unanimous']:.3f} of the prompts")
 
 
 def held_out_generator(seed: int, round: int) -> torch.Generator:

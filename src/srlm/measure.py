@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from srlm.estimators.calibration import grouped_auroc_interval
 from srlm.estimators.consistency import self_consistency
 from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
 from srlm.estimators.intervals import clustered_proportion, wilson
+from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.estimators.rank import kendall_tau
 from srlm.objectives.regression import censored, clip_reward, log_partition
 from srlm.theory import log_condition_number
@@ -137,8 +139,6 @@ def held_out_record(
 ) -> Record:
     """Label-free signals on held-out prompts; with the round before, also how its update generalised.
 
-    self_consistency: P(two responses to one prompt give the same answer), unbiased, in [0, 1]; exact sharpening
-        never lowers it where every answer has one wording.
     mode_surprisal_held_out, mode_surprisal_forecast: `mode_surprisal` of pi_t, and what the exact update of the round
         before would have made it (`exact_update`).
 
@@ -154,9 +154,9 @@ def held_out_record(
         "mean_log_prob_held_out": _mean(log_prob),
         "j0_gap": _mean(now.best_initial) - _mean(now.initial),
         "mode_fidelity": _mean(favourite >= now.first_best - MODE_TOLERANCE),
-        "self_consistency": statistics.fmean(vote.agreement for vote in self_consistency(now.classes)),
         "mode_surprisal_held_out": mode_surprisal(log_prob),
     }
+    record |= agreement_record(now.classes)
     if before is not None and log_prob_next is not None:
         old = before.rollouts.log_prob
         fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
@@ -164,6 +164,21 @@ def held_out_record(
         if before.reward is not None:
             record["mode_surprisal_forecast"] = mode_surprisal(exact_update(old, before.reward, beta, clip))
     return record
+
+
+def agreement_record(classes: Sequence[Sequence[Hashable | None]]) -> Record:
+    """How far the samples of a prompt give one answer, from their answer classes [P][K]; needs no labels.
+
+    self_consistency: P(two responses to one prompt give the same answer), unbiased, in [0, 1]; exact sharpening
+        never lowers it where every answer has one wording. None for K = 1.
+    unanimous: share of prompts whose K samples all give the same answer. It falls with K.
+    """
+    votes = self_consistency(classes)
+    agreement = statistics.fmean(vote.agreement for vote in votes)
+    return {
+        "self_consistency": None if math.isnan(agreement) else agreement,
+        "unanimous": statistics.fmean(vote.unanimous for vote in votes),
+    }
 
 
 def accuracy_record(sampled: Tensor, greedy: Tensor) -> Record:
@@ -178,6 +193,43 @@ def accuracy_record(sampled: Tensor, greedy: Tensor) -> Record:
         "accuracy_greedy": _mean(greedy),
         "accuracy_greedy_low": greedy_low,
         "accuracy_greedy_high": greedy_high,
+    }
+
+
+def subset_sizes(samples: int) -> list[int]:
+    """The k of pass@k: 1, 2, 4, ... up to K samples, and K."""
+    return sorted({2**i for i in range(samples.bit_length())} | {samples})
+
+
+def at_k_record(right: Tensor, classes: Sequence[Sequence[Hashable | None]]) -> Record:
+    """pass@k and maj@k for the k of `subset_sizes`, as pass_at_4 and maj_at_4, from samples that are right or wrong
+    [P, K] and their answer classes [P][K].
+
+    The 95 % intervals are those of the mean over prompts like these; a prompt counts as one cluster, of the K // k
+    disjoint sets of k that its samples make.
+    """
+    flags = right.numpy()
+    samples = flags.shape[-1]
+    record: Record = {}
+    for name, estimate in (("pass", pass_at_k), ("maj", partial(maj_at_k, classes))):
+        for k in subset_sizes(samples):
+            mean, low, high = clustered_proportion(estimate(flags, k), samples // k)
+            record |= {f"{name}_at_{k}": mean, f"{name}_at_{k}_low": low, f"{name}_at_{k}_high": high}
+    return record
+
+
+def flips_record(start: Tensor, now: Tensor) -> Record:
+    """What became of the greedy answers of round 0: right or wrong [P] then and now. Greedy, since samples would also
+    flip by chance.
+
+    greedy_learned: share of prompts that were wrong and are right; greedy_kept: right both times; greedy_lost: right
+        then only; greedy_never: wrong both times. They sum to 1.
+    """
+    return {
+        "greedy_learned": _mean(now & ~start),
+        "greedy_kept": _mean(now & start),
+        "greedy_lost": _mean(start & ~now),
+        "greedy_never": _mean(~now & ~start),
     }
 
 

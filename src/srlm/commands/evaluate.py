@@ -1,4 +1,4 @@
-"""How often a model is right on labelled prompts: sampled and greedy accuracy with 95 % intervals."""
+"""How often a model is right on labelled prompts: sampled and greedy accuracy, pass@k and maj@k with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from srlm.config import RunSettings
 from srlm.errors import UserError
 from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
+from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
 
 
@@ -25,6 +26,7 @@ def parser() -> Parser:
     made = Parser("evaluate", __doc__ or "", "--prompts FILE [options]")
     made.add("What", Shared, ("model", "prompts"))
     made.add("What", PromptSettings, ("max_prompts", "prompt_column", "answer_column", "match"))
+    made.add("What", RewardSettings, ("answers",))
     made.add("What", Evaluate)
     made.add("How", Sizes, ("num_samples", "max_new_tokens"))
     made.add("How", DecodingSettings, ("stop", "raw_prompts"))

@@ -23,24 +23,21 @@ def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashab
     Raises:
         UserError: `classes` fails on a response.
     """
-    answers = answers_given(policy, rollouts, classes)
+    answers = answers_given(policy, rollouts.responses, classes)
     shape = (*rollouts.log_prob.shape[:-1], len(answers[0]))
     weight = rollouts.weight.expand(shape)
     return class_shares(answers, weight.flatten(0, -2)).view(shape).to(rollouts.log_prob)
 
 
 def answers_given(
-    policy: Any, rollouts: Rollouts, classes: Callable[[Any], Hashable | None]
+    policy: Any, responses: Any, classes: Callable[[Any], Hashable | None]
 ) -> list[list[Hashable | None]]:
     """The answer class of each response, prompt by prompt; each text or column number is looked at once.
 
     Raises:
         UserError: `classes` fails on a response.
     """
-    if hasattr(policy, "texts"):
-        said = policy.texts(rollouts.responses)
-    else:
-        said = rollouts.responses.response.flatten(0, -2).tolist()
+    said = policy.texts(responses) if hasattr(policy, "texts") else responses.response.flatten(0, -2).tolist()
     known: dict[Any, Hashable | None] = {}
 
     def answer(response: Any) -> Hashable | None:

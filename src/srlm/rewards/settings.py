@@ -14,5 +14,5 @@ class RewardSettings:
     judge, judge_pairwise, module:function, a sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random,
     inverted, oracle (uses labels). Set beta to its scale."""
     answers: str = "normalised"
-    """Which responses give the same answer, for majority and self-consistency? exact, normalised, number, regex:PATTERN
-    or module:function."""
+    """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
+    regex:PATTERN or module:function."""

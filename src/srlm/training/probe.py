@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from srlm.answers import Match
-from srlm.evaluation import accuracy, held_out_generator
-from srlm.measure import HeldOut, held_out_record
+from srlm.evaluation import held_out_generator, right_or_wrong
+from srlm.measure import HeldOut, accuracy_record, at_k_record, calibration_record, flips_record, held_out_record
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
@@ -27,13 +28,14 @@ class Probe:
     ) -> None:
         self._stages, self._held_out, self._match, self._classes = stages, held_out, match, classes
         self._before: HeldOut | None = None
+        self._greedy_at_start: Tensor | None = None  # [P] right or wrong
 
     def __call__(self, policy: TransformerPolicy, round: int) -> Record:
         stages, config, prompts = self._stages, self._stages.config, self._held_out.prompts
         generator = held_out_generator(config.seed, round)
         rollouts = stages.scored(policy, prompts, round, "held_out", config.held_out_samples, generator, by_token=True)
         reward = None if judges(config.reward) else stages.rewarded(policy, rollouts, "held_out")
-        classes = answers_given(policy, rollouts, self._classes)
+        classes = answers_given(policy, rollouts.responses, self._classes)
         under_initial = stages.under_initial(policy, rollouts, "held_out")
         before, following = self._before, None
         best = first_best = under_initial.amax(-1)
@@ -44,5 +46,15 @@ class Probe:
         record = held_out_record(self._before, before, following, config.total_beta, config.clip)
         greedy = stages.responses(policy, prompts, round, "greedy", partial(policy.greedy, prompts))
         if self._held_out.answers is not None:
-            record |= accuracy(policy, self._held_out.answers, self._match, rollouts.responses, greedy, reward)
+            right, greedy_right = (
+                right_or_wrong(policy, responses, self._held_out.answers, self._match)
+                for responses in (rollouts.responses, greedy)
+            )
+            now = greedy_right[:, 0]
+            if self._greedy_at_start is None:
+                self._greedy_at_start = now
+            record |= accuracy_record(right, now) | at_k_record(right, classes)
+            record |= flips_record(self._greedy_at_start, now)
+            if reward is not None:
+                record |= calibration_record(reward, right)
         return record
