@@ -74,6 +74,17 @@ def record(t, accuracy=None, **more):
         for kind in ("sampled", "greedy"):
             ends = (accuracy - 0.05, accuracy + 0.05)
             made |= {f"accuracy_{kind}": accuracy, f"accuracy_{kind}_low": ends[0], f"accuracy_{kind}_high": ends[1]}
+        for kind, gained in (("pass", 0.06), ("maj", 0.03)):
+            for i, k in enumerate((1, 2, 8)):
+                value, key = accuracy + i * gained, f"{kind}_at_{k}"
+                made |= {key: value, f"{key}_low": value - 0.05, f"{key}_high": value + 0.05}
+        made |= {"self_consistency": accuracy, "unanimous": accuracy / 2}
+        made |= {
+            "greedy_kept": 0.2,
+            "greedy_learned": accuracy - 0.2,
+            "greedy_lost": 0.1,
+            "greedy_never": 0.9 - accuracy,
+        }
     return made | more
 
 
@@ -271,13 +282,69 @@ def test_unfinished_and_stopped_runs_say_so(tmp_path):
 
 def test_every_figure_has_data_and_is_plotlys(run):
     made = charts(read_all([run]))
-    wanted = "kappa accuracy mode-fidelity displacement leak j0-gap fidelity log-ratio length endings entropy diversity"
+    wanted = "kappa accuracy pass-at-k maj-at-k flips mode-fidelity self-consistency displacement leak "
+    wanted += "j0-gap fidelity log-ratio length endings entropy diversity"
     wanted += " gain loss confidence margin calibration seconds speed"
     assert [chart.id for chart in made] == wanted.split()
     for chart in made:
         figure = Figure(plotly(chart))  # raises where Plotly knows a name not
         assert any(y is not None for trace in figure.data for y in trace.y), chart.id
         assert chart.caption and figure.layout.xaxis.title.text and figure.layout.yaxis.title.text
+
+
+def chart(id, *folders):
+    (found,) = [one for one in charts(read_all(folders)) if one.id == id]
+    return found
+
+
+def test_pass_at_k_of_one_run_and_of_several(run, tmp_path):
+    found = chart("pass-at-k", run)
+    assert [(series.name, series.y[0]) for series in found.series] == [
+        ("pass@1", 0.2),
+        ("pass@2", 0.26),
+        ("pass@8", 0.32),
+    ]
+    assert found.series[2].low[0] == pytest.approx(0.27) and "one of k samples" in found.caption
+    other = write_run(tmp_path / "other")
+    fewer = [{key: value for key, value in record(t, 0.5).items() if "_at_8" not in key} for t in range(3)]
+    write_records(other, fewer)
+    both = chart("maj-at-k", run, other)  # the largest k of both
+    assert both.title == "maj@2" and "most of 2 samples" in both.caption
+    assert [(series.name, series.y[0]) for series in both.series] == [("run", 0.23), ("other", 0.53)]
+
+
+def test_flips_are_stacked_for_one_run_and_lines_for_several(run, tmp_path):
+    alone = chart("flips", run)
+    assert alone.kind == "bar" and [series.name for series in alone.series] == ["kept", "learned", "lost", "never"]
+    assert [sum(values) for values in zip(*(series.y for series in alone.series), strict=True)] == pytest.approx(
+        [1.0] * 3
+    )
+    both = chart("flips", run, write_run(tmp_path / "other"))
+    assert both.kind == "line" and [series.name for series in both.series] == [
+        f"{name}: {what}" for name in ("run", "other") for what in ("learned", "lost")
+    ]
+
+
+def test_runs_of_before_pass_at_k_are_still_reported(run, tmp_path):
+    new = ("pass_at_", "maj_at_", "greedy_", "unanimous")
+    old = write_run(tmp_path / "old")
+    write_records(old, [{k: v for k, v in record(t, 0.5).items() if not k.startswith(new)} for t in range(3)])
+    found = seen(old)
+    ids = [one["id"] for one in found.data["charts"]]
+    assert "accuracy" in ids and not {"pass-at-k", "maj-at-k", "flips"} & set(ids)
+    assert (
+        "pass@" not in found.text
+        and "pass@" not in model_card({}, read_records(old / "records.jsonl")).split("κ is")[0]
+    )
+    assert chart("flips", run, old).series[0].name == "run: learned"
+    assert "pass-at-k" not in [one.id for one in charts(read_all([run, old]))]
+
+
+def test_the_largest_k_is_told_with_its_interval(run):
+    said = verdict(read_folder(run))
+    assert any(text.startswith("pass@8 0.320 → 0.920, +0.600 [") for text in said.improved)
+    assert any(text.startswith("maj@8 ") for text in said.improved) and not any("@2" in text for text in said.improved)
+    assert "prompts whose samples all give one answer 0.10 → 0.40" in said.other
 
 
 def test_kappa_is_on_a_log_axis_with_the_forecast_given(run, tmp_path):
@@ -668,7 +735,12 @@ def test_card(run):
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["library_name"]) == ("some/model", "transformers")
     assert "license" not in head
-    assert "| 2 | 1.00 | 0.800 [0.750, 0.850] |" in card and "`held-out.jsonl`" in card
+    assert (
+        "| 2 | 1.00 | 0.800 [0.750, 0.850] | 0.800 [0.750, 0.850] | 0.920 [0.870, 0.970] | 0.860 [0.810, 0.910] |"
+        in card
+    )
+    assert "| greedy accuracy | pass@8 | maj@8 |" in card and "| one answer | learned | lost |" in card
+    assert "`held-out.jsonl`" in card
     known = model_card(folder.manifest | {"model": "smollm2"}, folder.records)
     assert yaml.safe_load(known.split("---")[1])["license"] == "apache-2.0"
     assert "a control" in model_card(folder.manifest | {"labels_used": True}, folder.records)

@@ -11,13 +11,14 @@ import yaml
 
 from srlm import __version__
 from srlm.plain import visible
-from srlm.report.folders import Folder, Record
+from srlm.report.folders import Folder, Record, measured_at
 from srlm.report.text import number
 from srlm.report.verdict import verdict
 
 # alias -> (Hub id, license)
 BASES = {"smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
-COLUMNS = (
+Column = tuple[str, str, str]  # heading, record key, format
+COLUMNS: tuple[Column, ...] = (
     ("log10 κ ≤", "log10_kappa_upper", ".2f"),
     ("sampled accuracy", "accuracy_sampled", ".3f"),
     ("greedy accuracy", "accuracy_greedy", ".3f"),
@@ -25,6 +26,9 @@ COLUMNS = (
     ("displacement", "displacement", "+.2f"),
     ("leak", "leak", "+.2f"),
     ("distinct-2", "distinct_2", ".2f"),
+    ("one answer", "unanimous", ".2f"),
+    ("learned", "greedy_learned", ".2f"),
+    ("lost", "greedy_lost", ".2f"),
 )
 SETTINGS = (
     *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "clip", "anchor", "learning_rate", "epochs"),
@@ -80,7 +84,9 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         *_results(records),
         "",
         "κ is an upper estimate on training prompts; accuracies are of held-out prompts, with 95 % intervals; "
-        "displacement and leak are in nats.",
+        "displacement and leak are in nats. pass@k: one of k samples is right; maj@k: the answer most of them give is "
+        "right; one answer: all samples of a prompt give it; learned, lost: share of prompts whose greedy response was "
+        "wrong in round 0 and is right, or was right and is wrong.",
         "",
         "## Limits",
         "",
@@ -102,7 +108,11 @@ def _data(data: dict[str, Any]) -> list[str]:
 
 
 def _results(records: Sequence[Record]) -> list[str]:
-    shown = [column for column in COLUMNS if any(number(record.get(column[1])) is not None for record in records)]
+    at_k: list[Column] = [
+        (f"{kind}@{k}", f"{kind}_at_{k}", ".3f") for kind in ("pass", "maj") for k in measured_at(records, kind)[-1:]
+    ]
+    columns = (*COLUMNS[:3], *at_k, *COLUMNS[3:])
+    shown = [column for column in columns if any(number(record.get(column[1])) is not None for record in records)]
     if not shown:
         return ["No round was recorded."]
     head = ["round", *(title for title, _, _ in shown)]

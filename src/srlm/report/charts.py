@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from srlm.plain import visible
-from srlm.report.folders import HELD_OUT, TRAINING, Folder, Sample
+from srlm.report.folders import HELD_OUT, TRAINING, Folder, Sample, measured_at
 from srlm.report.text import number
 
 if TYPE_CHECKING:
@@ -87,9 +87,10 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
     (
         "self-consistency",
         "Self-consistency",
-        "How often two responses to a held-out prompt give the same answer. It rises as a rule.",
-        "share of pairs",
-        (("self_consistency", "self-consistency"),),
+        "How often two samples of a held-out prompt give the same answer, and on what share of prompts all do. Both "
+        "rise as a rule.",
+        "share",
+        (("self_consistency", "two agree"), ("unanimous", "all agree")),
     ),
     (
         "mode-surprisal",
@@ -176,6 +177,15 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
 )
 
 
+# kind of record key, what it is
+AT_K = (
+    ("pass", "Chance that one of {k} samples of a held-out prompt is right"),
+    ("maj", "Chance that the answer which most of {k} samples of a held-out prompt give is right"),
+)
+# end of the record key, colour
+FLIPS = (("kept", 0), ("learned", 2), ("lost", 1), ("never", 7))
+
+
 def charts(folders: Sequence[Folder]) -> list[Chart]:
     """All figures of folders of one kind."""
     runs = [folder for folder in folders if folder.kind == "run" and folder.records]
@@ -192,6 +202,7 @@ def _of_runs(runs: list[Folder]) -> list[Chart]:
     made = [_kappa(runs)]
     for id, title, caption, label, lines in CURVES:
         made.append(Chart(id, title, caption, "round", label, _curves(runs, lines)))
+    made[2:2] = [*(_at_k(runs, kind, what) for kind, what in AT_K), _flips(runs)]
     made += [_loss(runs), *_histograms(runs), _calibration(runs), *_timings(runs)]
     return [Chart(**vars(c) | {"events": events}) if c.x_label == "round" and c.kind == "line" else c for c in made]
 
@@ -295,6 +306,29 @@ def _forecast(rows: list[dict[str, Any]], name: str, key: str, colour: int, dash
     cells = [row[key] if isinstance(row.get(key), dict) else {} for row in rows]
     low, y, high = ([number(cell.get(end)) for cell in cells] for end in ("low", "point", "high"))
     return Series(name, [number(row.get("rounds")) for row in rows], y, low, high, colour, dash)
+
+
+def _at_k(runs: list[Folder], kind: str, what: str) -> Chart:
+    """All k of one run; of several the largest that they share."""
+    shared = sorted(set.intersection(*(set(measured_at(run.records, kind)) for run in runs)))
+    k, shown = ("k", shared) if len(runs) == 1 else (max(shared, default="k"), shared[-1:])
+    series = _curves(runs, tuple((f"{kind}_at_{one}", f"{kind}@{one}") for one in shown))
+    caption = f"{what.format(k=k)}, estimated without bias; 95 % intervals over prompts."
+    return Chart(f"{kind}-at-k", f"{kind}@{k}", caption, "round", "share right", series)
+
+
+def _flips(runs: list[Folder]) -> Chart:
+    """Bars for one run, for several a line of what was learned and one of what was lost."""
+    caption = "Greedy responses to held-out prompts against round 0: "
+    if len(runs) == 1:
+        caption += "kept right, learned (wrong, now right), lost (right, now wrong), never right."
+        keys = [(name, [number(r.get(f"greedy_{name}")) for r in runs[0].records], colour) for name, colour in FLIPS]
+        series = [Series(name, _rounds(runs[0]), values, colour=colour) for name, values, colour in keys]
+    else:
+        caption += "learned (wrong, now right) and lost (right, now wrong)."
+        series = _curves(runs, (("greedy_learned", "learned"), ("greedy_lost", "lost")))
+    kind = "bar" if len(runs) == 1 else "line"
+    return Chart("flips", "Flips", caption, "round", "share of prompts", series, kind)
 
 
 def _loss(runs: list[Folder]) -> Chart:

@@ -184,6 +184,12 @@ def read_records(file: Path) -> list[Record]:
     return [every[t] for t in sorted(every)]
 
 
+def measured_at(records: Sequence[Record], kind: str) -> list[int]:
+    """The k for which some record has pass@k or maj@k (kind: pass or maj), in order."""
+    keys = {key for record in records for key in record}
+    return sorted(int(found[1]) for key in keys if (found := re.fullmatch(rf"{kind}_at_(\d{{1,6}})", key)))
+
+
 def _samples(table: Table, part: str, round: int) -> list[Sample]:
     try:
         return _read_samples(tuple((file, file.stat().st_mtime_ns) for file in table.files()), part, round)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from srlm.report.folders import Folder, Record
+from srlm.report.folders import Folder, Record, measured_at
 from srlm.report.text import number
 
 # Runs of docs/evidence.md that learned end with a mode fidelity of .83 or more, random rewards with .21 or less.
@@ -15,7 +15,8 @@ HEALTHY_FIDELITY = 0.8
 LOST_MASS = -1.0  # nats of leak
 
 # record key, what it is, unit, which way is better (0: neither), decimals
-METRICS: tuple[tuple[str, str, str, int, int], ...] = (
+Metric = tuple[str, str, str, int, int]
+METRICS: tuple[Metric, ...] = (
     ("accuracy_sampled", "sampled accuracy", "", 1, 3),
     ("accuracy_greedy", "greedy accuracy", "", 1, 3),
     ("log10_kappa_upper", "log10 κ, training prompts (upper estimate)", "", -1, 2),
@@ -29,9 +30,18 @@ METRICS: tuple[tuple[str, str, str, int, int], ...] = (
     ("mean_length", "mean length", "tokens", 0, 1),
     ("entropy", "next-token entropy", "nats", 0, 2),
     ("distinct_2", "distinct-2", "", 0, 2),
+    ("unanimous", "prompts whose samples all give one answer", "", 0, 2),
     ("gain", "gain of the logits", "", 0, 2),
     ("seconds", "time of a round", "s", 0, 0),
 )
+
+
+def metrics(records: Sequence[Record]) -> list[Metric]:
+    """With pass@k and maj@k for the largest k behind the accuracies."""
+    at_k: list[Metric] = [
+        (f"{kind}_at_{k}", f"{kind}@{k}", "", 1, 3) for kind in ("pass", "maj") for k in measured_at(records, kind)[-1:]
+    ]
+    return [*METRICS[:2], *at_k, *METRICS[2:]]
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]
     if len(records) < 2:
         return improved, worse, other
     first, last = records[0], records[-1]
-    for key, name, unit, better, digits in METRICS:
+    for key, name, unit, better, digits in metrics(records):
         if (moved := change_of(records, key)) is None or key in ("seconds", "mode_fidelity"):
             continue
         text = f"{name} {_pair(first, last, key, digits)}{' ' + unit if unit else ''}"
@@ -201,7 +211,7 @@ def _config(folder: Folder, key: str) -> float | None:
 def differences(folders: Sequence[Folder]) -> dict[str, Any]:
     """The last records of several runs: heading, and rows of the first run's values and the others' differences."""
     rows = []
-    for key, name, unit, _, digits in METRICS:
+    for key, name, unit, _, digits in metrics([record for folder in folders for record in folder.records[-1:]]):
         values = [number(folder.records[-1].get(key)) if folder.records else None for folder in folders]
         if all(value is None for value in values):
             continue
