@@ -29,6 +29,15 @@ def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False)
     return values
 
 
+def per_round(name: str, value: ArrayLike, interval: str, *, most: int | None = None) -> NDArray[np.float64]:
+    """`argument` [..., T] with one entry a round, of at most so many axes."""
+    values = argument(name, value, interval)
+    if not values.ndim or (most is not None and values.ndim > most):
+        shape = "[T]" if most == 1 else "[..., T]"
+        raise ValueError(f"{name} must be {shape} where rounds are not given, got {value!r}")
+    return values
+
+
 def number(values: ArrayLike) -> Number:
     """A float where there is one value, the array itself otherwise."""
     return float(np.asarray(values)) if np.ndim(values) == 0 else values

@@ -67,9 +67,10 @@ def finite_class_guarantee(
     not bound Eq. 56.
 
     num_samples n a round [1, inf); rounds T whole [1, inf); kappa0 [1, inf); log_class_size log|Pi| [0, inf) in nats;
-    min_confidence p (0, 1], the least pi_t(y*|x) of rounds t >= 1; margin gamma (0, inf) in nats; beta [0, inf);
-    level delta and failure_probability rho (0, 1); constant C (0, inf). All broadcast: a budget N is split over rounds
-    by num_samples = N/rounds with an array of rounds.
+    min_confidence p (0, 1], the least pi_t(y*|x) of rounds t >= 1; margin gamma (0, inf) in nats; beta [0, inf), the
+    largest beta_t where every round has its own, since Eq. 59 holds with it in all of them; level delta and
+    failure_probability rho (0, 1); constant C (0, inf). All broadcast: a budget N is split over rounds by num_samples =
+    N/rounds with an array of rounds.
     """
     n = argument("num_samples", num_samples, "[1, inf)")
     t = argument("rounds", rounds, "[1, inf)", whole=True)

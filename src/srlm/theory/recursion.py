@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from srlm.theory._check import Number, argument, number
+from srlm.theory._check import Number, argument, number, per_round
 
 
 def tail_integral(failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
@@ -23,7 +23,7 @@ def tail_integral(failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
 
 
 def tail_integral_recursion(
-    kappa0: ArrayLike, rounds: int, statistical_rate: ArrayLike, beta_rate: ArrayLike, confidence: ArrayLike
+    kappa0: ArrayLike, rounds: int | None, statistical_rate: ArrayLike, beta_rate: ArrayLike, confidence: ArrayLike
 ) -> NDArray[np.float64]:
     """kappa_{t+1} = tail_integral(A_t, p) with A_t = statistical_rate sqrt(kappa_t) + beta_rate log(kappa_t).
 
@@ -31,20 +31,21 @@ def tail_integral_recursion(
     is in the first. Never above `kappa_recursion` with coefficients (rates/p) * `relaxation_factor`.
 
     kappa0 [1, inf); rounds T whole [0, inf); both rates [0, inf); confidence p (0, 1], the least pi_t(y*|x) of rounds
-    t >= 1: kappa0 may exceed 1/p. Returns [..., T+1], kappa_0 first.
+    t >= 1: kappa0 may exceed 1/p. rounds None: beta_rate [..., T] has one entry a round. Returns [..., T+1], kappa_0
+    first.
     """
     statistical = argument("statistical_rate", statistical_rate, "[0, inf)")
-    beta = argument("beta_rate", beta_rate, "[0, inf)")
     p = argument("confidence", confidence, "(0, 1]")
-    trajectory = _start(kappa0, rounds, statistical, beta, p)
-    for t in range(trajectory.shape[-1] - 1):
+    rates = _rates("beta_rate", beta_rate, rounds)
+    trajectory = _start(kappa0, rates, statistical, p)
+    for t, beta in enumerate(rates):
         kappa = trajectory[..., t]
         trajectory[..., t + 1] = _tail_integral(statistical * np.sqrt(kappa) + beta * np.log(kappa), p)
     return trajectory
 
 
 def kappa_recursion(
-    kappa0: ArrayLike, rounds: int, baseline: ArrayLike, sqrt_coefficient: ArrayLike, log_coefficient: ArrayLike
+    kappa0: ArrayLike, rounds: int | None, baseline: ArrayLike, sqrt_coefficient: ArrayLike, log_coefficient: ArrayLike
 ) -> NDArray[np.float64]:
     """kappa_{t+1} = a + b sqrt(kappa_t) + c log(kappa_t), the relaxed recursion (Eq. 59).
 
@@ -52,13 +53,13 @@ def kappa_recursion(
     c times `relaxation_factor` bound kappa_t, up to the constant C.
 
     kappa0 and baseline a [1, inf); rounds T whole [0, inf); sqrt_coefficient b and log_coefficient c [0, inf).
-    Returns [..., T+1], kappa_0 first.
+    rounds None: log_coefficient [..., T] has one entry a round, beta_t/(gamma p). Returns [..., T+1], kappa_0 first.
     """
     a = argument("baseline", baseline, "[1, inf)")
     b = argument("sqrt_coefficient", sqrt_coefficient, "[0, inf)")
-    c = argument("log_coefficient", log_coefficient, "[0, inf)")
-    trajectory = _start(kappa0, rounds, a, b, c)
-    for t in range(trajectory.shape[-1] - 1):
+    rates = _rates("log_coefficient", log_coefficient, rounds)
+    trajectory = _start(kappa0, rates, a, b)
+    for t, c in enumerate(rates):
         trajectory[..., t + 1] = a + b * np.sqrt(trajectory[..., t]) + c * np.log(trajectory[..., t])
     return trajectory
 
@@ -126,13 +127,20 @@ def _tail_integral(rate: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray
     return np.where(rate < 1 - p, np.minimum(1 + inside / p + logs, 1 / p), 1 / p)
 
 
-def _start(kappa0: ArrayLike, rounds: int, *others: NDArray[np.float64]) -> NDArray[np.float64]:
-    start = argument("kappa0", kappa0, "[1, inf)")
+def _rates(name: str, value: ArrayLike, rounds: int | None) -> NDArray[np.float64]:
+    """[T, ...], round by round."""
+    if rounds is None:
+        return np.moveaxis(per_round(name, value, "[0, inf)"), -1, 0)
     if np.ndim(rounds):
         raise ValueError(f"rounds must be one whole number in [0, inf), got {rounds!r}")
-    total = int(argument("rounds", rounds, "[0, inf)", whole=True))
-    shape = np.broadcast_shapes(start.shape, *(other.shape for other in others))
-    trajectory = np.empty((*shape, total + 1))
+    rate = argument(name, value, "[0, inf)")
+    return np.broadcast_to(rate, (int(argument("rounds", rounds, "[0, inf)", whole=True)), *rate.shape))
+
+
+def _start(kappa0: ArrayLike, rates: NDArray[np.float64], *others: NDArray[np.float64]) -> NDArray[np.float64]:
+    start = argument("kappa0", kappa0, "[1, inf)")
+    shape = np.broadcast_shapes(start.shape, rates.shape[1:], *(other.shape for other in others))
+    trajectory = np.empty((*shape, len(rates) + 1))
     trajectory[..., 0] = start
     return trajectory
 

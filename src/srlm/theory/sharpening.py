@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from srlm.theory._check import Number, argument, number
+from srlm.theory._check import Number, argument, number, per_round
 
 
-def sharpening_exponent(beta: ArrayLike, rounds: ArrayLike) -> Number:
+def sharpening_exponent(beta: ArrayLike, rounds: ArrayLike | None = None) -> Number:
     """alpha_T = (1 + 1/beta)^T: pi_T is proportional to pi_0^alpha_T (Eq. 2 solved exactly, T times).
 
     Exact for a realizable class and an infinite sample. beta (0, inf); rounds T [0, inf), broadcast. inf beyond the
-    range of floats.
+    range of floats. Without rounds, beta [..., T] (0, inf] has one entry a round: alpha_T = prod_t (1 + 1/beta_t).
     """
+    if rounds is None:
+        each = per_round("beta", beta, "(0, inf]")
+        with np.errstate(over="ignore"):
+            return number(np.exp(np.logaddexp(0, -np.log(each)).sum(-1)))
     temperature = argument("beta", beta, "(0, inf)")
     power = argument("rounds", rounds, "[0, inf)")
     with np.errstate(over="ignore"):
@@ -90,24 +96,33 @@ def sharpened_mode_bracket(
     return number(low), number(np.maximum(np.exp(-inside), outside))
 
 
-def sharpened_log_odds(log_odds: ArrayLike, beta: float, rounds: int, clip: float = np.inf) -> Number:
+def sharpened_log_odds(
+    log_odds: ArrayLike, beta: float | Sequence[float], rounds: int | None = None, clip: float = np.inf
+) -> Number:
     """g_T(D): log-odds of the mode against a response after T exact rounds, D = log pi_0(y*) - log pi_0(y) before.
 
-        D_{t+1} = D_t + min(D_t, B)/beta,    pi_T(y) proportional to exp(-g_T(D(y)))                            (ours)
+        D_{t+1} = D_t + min(D_t, B)/beta_t,    pi_T(y) proportional to exp(-g_T(D(y)))                            (ours)
 
-    B = inf is the escort: g_T(D) = (1 + 1/beta)^T D. With rewards clipped B nats under the mode's (THEORY section 5,
-    the proof's clipping level of App. C.4) responses beyond B fall by B/beta a round. g_T(D) - D never falls in D and
-    ends at T B/beta.
+    B = inf is the escort: g_T(D) = alpha_T D (`sharpening_exponent`). With rewards clipped B nats under the mode's
+    (THEORY section 5, the proof's clipping level of App. C.4) responses beyond B fall by B/beta_t a round. g_T(D) - D
+    never falls in D and ends at the sum of B/beta_t.
 
-    log_odds D [0, inf], any shape; beta (0, inf); rounds T whole [0, inf); clip B (0, inf].
+    log_odds D [0, inf], any shape; beta (0, inf); rounds T whole [0, inf); clip B (0, inf]. Without rounds, beta [T]
+    (0, inf] has one entry a round.
     """
     odds = argument("log_odds", log_odds, "[0, inf]")
-    temperature = argument("beta", beta, "(0, inf)")
-    total = argument("rounds", rounds, "[0, inf)", whole=True)
+    if rounds is None:
+        each = per_round("beta", beta, "(0, inf]", most=1)
+    else:
+        total = argument("rounds", rounds, "[0, inf)", whole=True)
+        each = argument("beta", beta, "(0, inf)")
+        if total.ndim or each.ndim:
+            raise ValueError(f"beta and rounds must be one number each, got {beta!r} and {rounds!r}")
+        each = np.full(int(total), each)
     level = argument("clip", clip, "(0, inf]")
     if np.isinf(level):
         with np.errstate(over="ignore", invalid="ignore"):
-            return number(np.where(odds > 0, sharpening_exponent(temperature, total) * odds, 0.0))
-    for _ in range(int(total)):
+            return number(np.where(odds > 0, sharpening_exponent(beta, rounds) * odds, 0.0))
+    for temperature in each:
         odds = odds + np.minimum(odds, level) / temperature
     return number(odds)
