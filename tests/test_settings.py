@@ -30,6 +30,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "reward": ("random", {}),
     "answers": ("builtins:bool", {}),
     "beta": (2.0, {}),
+    "step": (0.3, {}),
     "clip": (0.0, {}),
     "anchor": (0.0, {}),
     "objective": ("ipo", {}),

@@ -60,9 +60,10 @@ class SelfRewardConfig(
     nats, lengths in tokens."""
 
     @property
-    def total_beta(self) -> float:
-        """Of the KL terms to the last round's policy and to the untouched one together, as the objective sees them."""
-        return self.beta + self.kl_initial
+    def total_beta(self) -> float | None:
+        """Of the KL terms to the last round's policy and to the untouched one together, as the objective sees them;
+        None where every round solves its own (`step`)."""
+        return self.beta + self.kl_initial if self.step is None else None
 
     @property
     def weights_folder(self) -> str:

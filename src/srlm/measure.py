@@ -20,6 +20,7 @@ from srlm.estimators.intervals import clustered_proportion, wilson
 from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.estimators.rank import kendall_tau
 from srlm.objectives.regression import censored, clip_reward, log_partition
+from srlm.objectives.step_size import divergence, effective_samples
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
@@ -50,19 +51,19 @@ def _mean(values: Tensor) -> float:
 
 
 def update_fidelity(
-    log_ratio: Tensor, reward: Tensor | None, log_prob: Tensor, beta: float, clip: float = 0.0
+    log_ratio: Tensor, reward: Tensor | None, log_prob: Tensor, beta: float | None, clip: float = 0.0
 ) -> Record:
     """How faithfully an update followed pi_{t+1} = pi_t exp(r/beta)/Z on responses [P, K] of pi_t.
 
     fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups, with r as the objective
-        counts it (`objectives.censored`); 1 when exact, None without a reward.
+        counts it (`objectives.censored`); 1 when exact, None without a reward, or where beta is not known or inf.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
     leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1).
     """
     ratio = log_ratio.double()
     centred = ratio - ratio.mean(-1, keepdim=True)
     wanted = torch.zeros_like(ratio)
-    if reward is not None:
+    if reward is not None and beta is not None and math.isfinite(beta):
         even = torch.full_like(ratio, 1 / ratio.shape[-1])
         target = censored(ratio, reward.double(), even, beta=beta, clip=clip) / beta
         wanted = target - target.mean(-1, keepdim=True)
@@ -99,10 +100,10 @@ def exact_update(log_prob: Tensor, reward: Tensor, beta: float, clip: float = 0.
 
 
 def train_record(
-    step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float, clip: float = 0.0
+    step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float | None, clip: float = 0.0
 ) -> Record:
-    """Round t on its own training prompts; the update's part describes update t - 1. tokens: P K lists, prompt by
-    prompt.
+    """Round t on its own training prompts; the update's part describes update t - 1, as does beta. tokens: P K lists,
+    prompt by prompt.
 
     repeated_ngrams: share of trigrams that stood in the same response before. same_response: share of prompts whose
         most probable response is word for word the one that is commonest among them.
@@ -134,10 +135,27 @@ def train_record(
     return record
 
 
+def step_record(reward: Tensor, weight: Tensor, beta: float) -> Record:
+    """How far round t's update is asked to go, from its own samples (`objectives.step_size`); of the last round, an
+    update that would follow.
+
+    beta: as the objective sees it, inf where no group has two rewards. step: mean KL of the target to pi_t in nats, the
+        one asked for where beta was solved for it. effective_samples: mean over prompts, in [1, K]; near 1 a group's Z,
+        and with it the anchor, rests on one response. Rewards as they are, before any clipping.
+    """
+    counts = weight.sum(-1) > 0
+    return {
+        "beta": beta,
+        "step": _mean(divergence(reward, weight, beta)[counts]),
+        "effective_samples": _mean(effective_samples(reward, weight, beta)[counts]),
+    }
+
+
 def held_out_record(
-    now: HeldOut, before: HeldOut | None, log_prob_next: Tensor | None, beta: float, clip: float = 0.0
+    now: HeldOut, before: HeldOut | None, log_prob_next: Tensor | None, beta: float | None, clip: float = 0.0
 ) -> Record:
-    """Label-free signals on held-out prompts; with the round before, also how its update generalised.
+    """Label-free signals on held-out prompts; with the round before, also how its update generalised, as far as its
+    beta is known.
 
     mode_surprisal_held_out, mode_surprisal_forecast: `mode_surprisal` of pi_t, and what the exact update of the round
         before would have made it (`exact_update`).
@@ -161,7 +179,7 @@ def held_out_record(
         old = before.rollouts.log_prob
         fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
         record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
-        if before.reward is not None:
+        if before.reward is not None and beta is not None:
             record["mode_surprisal_forecast"] = mode_surprisal(exact_update(old, before.reward, beta, clip))
     return record
 

@@ -64,3 +64,12 @@ def regression(
         return 2 * spread
     log_z = log_partition(target, weight, beta)
     return 2 * spread + anchor * (mean[..., 0] + beta * log_z.where(weight.sum(-1) > 0, 0.0)) ** 2
+
+
+def regression_in_nats(
+    log_ratio: Tensor, reward: Tensor, weight: Tensor, *, beta: float, anchor: float = 1.0, clip: float = 8.0
+) -> Tensor:
+    """`regression` / beta^2: what log-ratios miss the target r / beta by, squared. With beta from `step_size` neither
+    value nor gradient knows the unit of the reward, so that a limit on gradients acts alike in every unit. beta (0,
+    inf]; inf asks for no change. clip stays in the unit of the reward."""
+    return regression(log_ratio, reward / beta, weight, beta=1.0, anchor=anchor, clip=clip / beta)

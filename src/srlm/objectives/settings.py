@@ -6,17 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from srlm.errors import expect
+from srlm.errors import UserError, expect
+from srlm.sizes import Sizes
 
 
 @dataclass(frozen=True)
-class ObjectiveSettings:
+class ObjectiveSettings(Sizes):
     """Objective"""
 
     objective: str = "regression"
     """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best) or grpo."""
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
+    step: float | None = None
+    """Instead of beta: nats of KL that a round may move on average over prompts, above 0 and below log K. beta_t is
+    solved from the round's samples, whatever unit the reward has; clip stays in that unit, so set it to the reward's
+    scale or to 0."""
     clip: float = 8.0
     """B: of a response whose reward lies further under its group's best it is only asked to fall by B / beta or more;
     0 asks for exactly what Eq. 3 does."""
@@ -36,6 +41,8 @@ class ObjectiveSettings:
         known = ("regression", "dpo", "ipo", "best_of_k", "grpo")
         expect(self, "objective", self.objective in known, "regression, dpo, ipo, best_of_k or grpo")
         expect(self, "beta", math.isfinite(self.beta) and self.beta > 0, "a finite number above 0")
+        if self.step is not None:
+            self._check_step(self.step)
         for name in ("clip", "anchor", "margin", "nll"):
             value = getattr(self, name)
             expect(self, name, math.isfinite(value) and value >= 0, "a finite number of 0 or more")
@@ -43,6 +50,21 @@ class ObjectiveSettings:
         smoothing = self.label_smoothing
         fits = smoothing == "consistency" if isinstance(smoothing, str) else 0 <= smoothing <= 1
         expect(self, "label_smoothing", fits, "a number from 0 to 1, or consistency")
+
+    def _check_step(self, step: float) -> None:
+        most = math.log(self.num_samples)
+        told = f"above 0 and below log(--num-samples {self.num_samples}) = {math.floor(1000 * most) / 1000}"
+        expect(self, "step", 0 < step < most, f"a number of nats {told}, the most that so many samples can tell")
+        if self.objective != "regression":
+            raise UserError(
+                f"--step is {step} beside --objective {self.objective}, expected --objective regression, whose target "
+                "it measures: leave one of the two out"
+            )
+        if self.beta != ObjectiveSettings.beta:
+            raise UserError(
+                f"--beta is {self.beta} beside --step {step}, expected one of them, since a step solves its own beta: "
+                "leave one out"
+            )
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,8 @@ class ShapingSettings:
     length_window: tuple[int, int] | None = None
     """Fewest and most tokens that cost nothing."""
     kl_initial: float = 0.0
-    """beta0: weight of a KL term to the untouched model, beside that to the last round's (beta)."""
+    """beta0: weight of a KL term to the untouched model, beside that to the last round's (beta); with a step, the
+    least beta_t in all."""
     truncated: str = "keep"
     """Responses cut off at max_new_tokens: keep, penalise (no better than their group's worst) or drop."""
 

@@ -20,6 +20,8 @@ def kl_initial(reward: Tensor, log_prob: Tensor, initial: Tensor, strength: floa
 
     The maximiser of E[r] - beta KL(pi||pi_t) - beta0 KL(pi||pi_0) has, its derivative in pi(y) being constant,
     (beta + beta0) log pi = r + beta log pi_t + beta0 log pi_0 + const, which is pi = pi_t exp(r'/beta') / Z.
+    A trust region KL(pi||pi_t) <= step has beta for its multiplier, 0 where the region is wide enough: beta' is then
+    what `step_size` solves for r', or beta0 if that is larger.
     log_prob, initial: [P, K] log pi_t and log pi_0 of the responses; strength is beta0 >= 0, nats of reward per nat.
     """
     return reward - strength * (log_prob - initial)

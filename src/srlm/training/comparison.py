@@ -33,7 +33,7 @@ FILE = "comparison.json"
 CONTROL = "random"
 LONGEST_NAME = 200  # bytes; file systems end at 255
 OWN = (  # what an arm may set for itself: nothing that round 0, which all share, or the number of samples depends on
-    *("reward", "answers", "beta", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
+    *("reward", "answers", "beta", "step", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
     *("length_penalty", "length_window", "kl_initial", "truncated", "learning_rate", "gain_learning_rate", "epochs"),
 )
 COLUMNS = {  # record key -> heading

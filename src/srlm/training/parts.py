@@ -77,18 +77,20 @@ def reward_of(
     return reward_function(config.reward, classes=classes, right=right, note=note)
 
 
-def objective_function(config: SelfRewardConfig, tau: object = None) -> Objective:
-    """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one."""
+def objective_function(config: SelfRewardConfig, tau: object = None, beta: float | None = None) -> Objective:
+    """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one. beta: the
+    round's, which may be left out unless every round solves its own."""
+    beta = config.total_beta if beta is None else beta
+    assert beta is not None
     if config.objective == "regression":
-        base = partial(regression.regression, beta=config.total_beta, anchor=config.anchor, clip=config.clip)
+        chosen = regression.regression if config.step is None else regression.regression_in_nats
+        base = partial(chosen, beta=beta, anchor=config.anchor, clip=config.clip)
     elif config.objective in ("dpo", "ipo"):
         smoothing = config.label_smoothing
         if isinstance(smoothing, str):
             smoothing = preferences.consistency(tau if isinstance(tau, float) else None)
-        chosen = preferences.dpo if config.objective == "dpo" else preferences.ipo
-        base = partial(
-            chosen, beta=config.total_beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing
-        )
+        preferred = preferences.dpo if config.objective == "dpo" else preferences.ipo
+        base = partial(preferred, beta=beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing)
     else:
         base = partial({"best_of_k": imitation.best_of_k, "grpo": policy_gradient.grpo}[config.objective])
     if not config.nll:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from srlm.config import SelfRewardConfig
+from srlm.measure import step_record
 from srlm.objectives import shaping
+from srlm.objectives.step_size import step_size
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress
 from srlm.policies.transformer.responses import Responses
@@ -22,7 +25,7 @@ from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Columns, Ledger
 from srlm.training.parts import objective_function
-from srlm.types import Prompts, Reward, Rollouts, UpdateInfo
+from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo
 
 OWN_COLUMNS = ("reward", "log_prob_next")  # what a run makes of its responses; what else it knows it may lend
 
@@ -46,16 +49,15 @@ class Stages:
     def update(
         self, policy: TransformerPolicy, rollouts: Rollouts, reward: Tensor
     ) -> tuple[TransformerPolicy, UpdateInfo]:
-        config, round, finished = self.config, rollouts.round, rollouts.responses.finished
-        weight = shaping.truncated(reward, rollouts.weight, finished, config.truncated)[1]
-        rollouts = dataclasses.replace(rollouts, weight=weight)
+        config, round = self.config, rollouts.round
+        rollouts = dataclasses.replace(rollouts, weight=self._weight(rollouts, reward))
 
         def work(checkpoint: StepCheckpoint, progress: Progress) -> tuple[Columns, Tensor]:
             _, info = fit(
                 policy,
                 rollouts,
                 reward,
-                objective=objective_function(config, self.ledger.record(round).get("kendall_tau")),
+                objective=objective_function(config, self.ledger.record(round).get("kendall_tau"), self.beta(round)),
                 optimisation=Optimisation(
                     config.learning_rate,
                     config.epochs,
@@ -82,6 +84,24 @@ class Stages:
         following = grid(columns["log_prob_next"], len(rollouts.prompts)).float()
         loss = torch.tensor(losses, dtype=torch.float64)
         return policy, UpdateInfo(rollouts, reward, following - rollouts.log_prob, loss)
+
+    # How far an update is to go
+
+    def step(self, rollouts: Rollouts, reward: Tensor) -> Record:
+        """beta of the round's update and what it asks for, for the round's record: the update reads it there."""
+        config, weight = self.config, self._weight(rollouts, reward)
+        beta = config.total_beta
+        if config.step is not None:
+            beta = max(step_size(reward, weight, config.step, rollouts.prompts.weight), config.kl_initial)
+        assert beta is not None
+        return step_record(reward, weight, beta)
+
+    def beta(self, round: int) -> float:
+        """Of the round's update, as the objective sees it."""
+        if self.config.total_beta is not None:
+            return self.config.total_beta
+        kept = self.ledger.record(round)["beta"]
+        return math.inf if kept is None else float(kept)  # JSON has no infinity
 
     # What they are made of, on any table of responses
 
@@ -187,6 +207,10 @@ class Stages:
             initial = self.under_initial(policy, rollouts, table)
             reward = shaping.kl_initial(reward, rollouts.log_prob, initial, config.kl_initial)
         return shaping.truncated(reward, rollouts.weight, responses.finished, config.truncated)[0]
+
+    def _weight(self, rollouts: Rollouts, reward: Tensor) -> Tensor:
+        """[P, K] as the objective counts responses."""
+        return shaping.truncated(reward, rollouts.weight, rollouts.responses.finished, self.config.truncated)[1]
 
     def _again(self, policy: TransformerPolicy, rollouts: Rollouts, round: int, stage: str) -> Tensor:
         score = partial(policy.score, rollouts.prompts, rollouts.responses)

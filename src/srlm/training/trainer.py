@@ -155,9 +155,9 @@ class SelfRewardTrainer:
     def _measure(self, step: Step) -> Record:
         policy, responses = step.policy, step.rollouts.responses
         tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
-        record = train_record(
-            step, responses.length, responses.finished, tokens, self.config.total_beta, self.config.clip
-        )
+        beta = self.stages.beta(step.round - 1) if step.round else None
+        record = train_record(step, responses.length, responses.finished, tokens, beta, self.config.clip)
+        record |= self.stages.step(step.rollouts, step.reward)
         record["gain"] = policy.sharpness()
         if self.probe is not None:
             record |= self.probe(policy, step.round)
