@@ -24,6 +24,7 @@ from support import (
     HELD_OUT,
     SETTINGS,
     command,
+    records,
     refused,
     train_words,
     tree,
@@ -460,6 +461,18 @@ def test_a_run_hands_on_its_settings_and_held_out_prompts(run, data, bare):
     other = silent(None, bare, run=run, **ASK, max_new_tokens=3, clip=1.0)
     assert other.prompts["prompt"] == ["Say a", "Say b"] and other.labels is None
     assert other.settings["max_new_tokens"] == 3 and other.settings["clip"] == 1.0
+
+
+@pytest.mark.parametrize(("reward", "round"), [("log_likelihood", 0), ("log_likelihood", 1), ("random", 0)])
+def test_betas_that_a_run_has_solved_are_forecast(tiny, data, tmp_path, reward, round):
+    """From the diagnosed round to its end; of no other reward than the one that the forecast is of."""
+    output = trained(tiny, data, tmp_path / "run", step=0.4, reward=reward)
+    betas = [one["beta"] for one in records(output)]
+    rows = silent(None, run=output, round=round, **ASK).forecast.rows
+    found = [(row.target, row.beta) for row in rows if isinstance(row.beta, tuple)]
+    paths = [tuple(betas[round:end]) for end in range(round + 1, SETTINGS["rounds"] + 1)]
+    wanted = [(kind, path) for kind in ("escort", "clipped") for path in paths] if reward != "random" else []
+    assert found == wanted and len(betas) == SETTINGS["rounds"] + 1
 
 
 def test_a_run_that_set_prompts_aside_is_asked_about_those(tiny, tmp_path):

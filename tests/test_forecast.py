@@ -74,6 +74,29 @@ def test_brackets_hold_the_truth(seed, responses, scale, known, loose, cell):
     assert row.failure.low <= max(share) and row.failure.high >= min(share)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.floats(0.3, 3) | st.just(math.inf), max_size=4),
+    st.sampled_from([math.inf, 2.0]),
+    st.integers(1, 8),
+)
+def test_brackets_hold_the_truth_with_a_beta_a_round(seed, betas, clip, known):
+    log_prob = table(seed, 3, 12, 1.5)
+    right = np.random.default_rng(seed + 1).random(log_prob.shape) < 0.4
+    row = forecast(evidence(log_prob, right, 5, known, 0.3, seed), betas, clip=clip)
+    assert (row.beta, row.rounds) == (tuple(betas), len(betas))
+    truth = log_prob
+    for beta in betas:
+        truth = target(truth, beta, 1, clip)
+    mode = np.exp(np.take_along_axis(truth, log_prob.argmax(-1)[:, None], -1)[:, 0])
+    for estimate, value in ((row.mode_mass, mode.mean()), (row.accuracy, (np.exp(truth) * right).sum(-1).mean())):
+        assert estimate.low - 1e-9 <= value <= estimate.high + 1e-9
+        assert estimate.low - 1e-9 <= estimate.point <= estimate.high + 1e-9
+    everything = forecast(evidence(log_prob, right, 5, 12, 0.0, seed), betas, clip=clip)
+    assert everything.mode_mass.point == pytest.approx(mode.mean())
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.3, 3), st.integers(1, 4), st.integers(2, 6))
 def test_the_mode_bracket_of_the_escort_is_that_of_the_theory(seed, beta, rounds, known):

@@ -236,6 +236,25 @@ def test_forecasts_are_those_of_beta_and_of_the_escort_where_there_is_one() -> N
     assert all(s.forecast is None for s in plan(diagnosis(), **CLASS, beta=0.3, budget=1000).splits)
 
 
+def test_rounds_with_a_beta_of_their_own() -> None:
+    """The bound of the largest, the exponent of each, forecasts of the same betas; and no more rounds than betas."""
+    betas = (2e-3, 5e-4, 1.0)
+    made = plan(**GIVEN | {"beta": betas})
+    assert [split.rounds for split in made.splits] == [1, 2, 3] and made.inputs.beta == betas
+    for split in made.splits:
+        assert split.guarantee.total == pytest.approx(total(split.rounds, beta=1.0))
+        assert split.exponent == pytest.approx(math.prod(1 + 1 / beta for beta in betas[: split.rounds]))
+    assert plan(**GIVEN | {"beta": [0.5]}) == plan(**GIVEN | {"beta": 0.5})
+    known = diagnosis()
+    row = known["forecast"]["rows"][0]
+    known["forecast"]["rows"] += [row | {"beta": [0.7, 0.3], "rounds": 2, "target": "escort"}, row | {"beta": [0.7]}]
+    one, two = plan(known, **CLASS, beta=(0.7, 0.3), budget=1000).splits
+    assert (one.forecast.target, two.forecast.target) == ("clipped", "escort")
+    assert all(split.forecast is None for split in plan(known, **CLASS, beta=(0.7, 0.4), budget=1000).splits[1:])
+    same = plan(known, **CLASS, beta=(0.5, 0.5), budget=1000).splits
+    assert [s.forecast for s in same] == [s.forecast for s in plan(known, **CLASS, beta=0.5, budget=1000).splits[:2]]
+
+
 def test_a_file_is_as_good_as_what_is_in_it(tmp_path: Path) -> None:
     file = tmp_path / "diagnose.json"
     file.write_text(json.dumps(diagnosis()))

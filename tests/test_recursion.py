@@ -217,3 +217,18 @@ def test_what_is_out_of_range_is_refused(function, valid, name, value) -> None:
 def test_one_trajectory_has_one_number_of_rounds(function, valid) -> None:
     with pytest.raises(ValueError, match="rounds must be one whole number"):
         function(**{**valid, "rounds": [1, 2]})
+
+
+def test_a_coefficient_a_round_is_one_round_at_a_time() -> None:
+    betas = [0.3, 0.0, 0.05]
+    relaxed = kappa_recursion(1e4, None, 1.0, 0.2, betas)
+    exact = tail_integral_recursion(1e4, None, 0.01, betas, 0.1)
+    for t, beta in enumerate(betas):
+        assert relaxed[t + 1] == kappa_recursion(relaxed[t], 1, 1.0, 0.2, beta)[1]
+        assert exact[t + 1] == tail_integral_recursion(exact[t], 1, 0.01, beta, 0.1)[1]
+    several = kappa_recursion([10.0, 1e4], None, 1.0, 0.2, [[[0.3, 0.3]], [[0.1, 0.2]]])
+    assert several.shape == (2, 2, 3)
+    np.testing.assert_allclose(several[0, 1], kappa_recursion(1e4, 2, 1.0, 0.2, 0.3))
+    for recursion in (kappa_recursion, tail_integral_recursion):
+        with pytest.raises(ValueError, match="where rounds are not given"):
+            recursion(10.0, None, 1.0, 0.2, 0.3)

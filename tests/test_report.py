@@ -380,6 +380,36 @@ def test_bound_on_kappa_is_attained_by_equal_rivals(tmp_path, clip):
         log_prob -= np.logaddexp.reduce(log_prob)
 
 
+@pytest.mark.parametrize("betas", [[2.0, 0.5, 1.0], [2.0, None, 1.0]])
+def test_a_run_that_solved_its_betas_is_held_against_its_own_forecast(tmp_path, betas):
+    margin = 0.7
+    folder = write_run(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] |= {"step": 0.4, "clip": 0.0}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_records(folder, [record(t, 0.5) | {"beta": beta, "step": 0.4} for t, beta in enumerate(betas)])
+    file = write_diagnosis(tmp_path / "d") / "diagnose.json"
+    found = json.loads(file.read_text())
+    found["sequence"] |= {"log_kappa": [0.0, 1.0], "margin": [margin, 2.0]}
+    rows = found["forecast"]["rows"]
+    rows += [
+        rows[0] | {"beta": path, "rounds": len(path), "target": "escort"} for path in (betas[:1], betas[:2], [9.0])
+    ]
+    file.write_text(json.dumps(found))
+    every = charts(read_all([folder], file))
+    (kappa,) = [chart for chart in every if chart.id == "kappa"]
+    assert list(kappa.series[2].x) == [0, 1, 2]
+    if betas[1] is None:  # null: the round asked for nothing, or nothing is known of it
+        assert "The bound on exact updates is not known." in kappa.caption
+    else:
+        wanted = [1 + (math.e - 1) * math.exp(-(alpha - 1) * margin) for alpha in (1, 1.5, 4.5)]
+        assert kappa.series[3].y == pytest.approx(wanted)
+    (step,) = [chart for chart in every if chart.id == "step"]
+    assert step.series[0].y == [0.4] * 3
+    card = model_card(manifest, read_folder(folder).records)
+    assert "- step: `0.4`" in card and "- beta" not in card and "| β |" in card and "| 2 |" in card
+
+
 def test_histograms_are_of_prompts(run):
     folder = read_folder(run)
     rounds = by_round([s for s in folder.samples if s.part == HELD_OUT])
@@ -735,6 +765,7 @@ def test_card(run):
     head = yaml.safe_load(card.split("---")[1])
     assert (head["base_model"], head["library_name"]) == ("some/model", "transformers")
     assert "license" not in head
+    assert "- beta: `1.0`" in card and "- step" not in card and "β |" not in card
     assert (
         "| 2 | 1.00 | 0.800 [0.750, 0.850] | 0.800 [0.750, 0.850] | 0.920 [0.870, 0.970] | 0.860 [0.810, 0.910] |"
         in card

@@ -47,6 +47,25 @@ def test_rounds_of_the_exact_update_are_one_escort(seed: int, responses: int, be
     np.testing.assert_allclose(sharpen(start, alpha), policy, rtol=1e-6, atol=1e-9)
 
 
+@given(seeds, st.integers(2, 6), st.lists(st.floats(0.1, 10) | st.just(math.inf), max_size=5))
+def test_rounds_of_their_own_beta_are_one_escort(seed: int, responses: int, betas: list[float]) -> None:
+    start = policy = random_table(seed, responses)
+    for beta in betas:
+        policy = policy + policy / beta
+        policy = policy - np.logaddexp.reduce(policy)
+    alpha = sharpening_exponent(betas)
+    assert alpha == pytest.approx(math.prod(1 + 1 / beta for beta in betas), rel=1e-12)
+    np.testing.assert_allclose(sharpen(start, alpha), policy, rtol=1e-6, atol=1e-9)
+
+
+def test_exponents_of_several_paths() -> None:
+    np.testing.assert_allclose(sharpening_exponent([[1.0, 2.0], [0.5, math.inf]]), [3, 3])
+    with pytest.raises(ValueError, match="where rounds are not given, got 2"):
+        sharpening_exponent(2.0)
+    with pytest.raises(ValueError, match=r"^beta must be in \(0, inf\], got 0"):
+        sharpening_exponent([1.0, 0.0])
+
+
 @given(seeds, st.integers(2, 6), exponents)
 def test_sharpening_multiplies_log_odds(seed: int, responses: int, alpha: float) -> None:
     start = random_table(seed, responses)
@@ -222,6 +241,25 @@ def test_stretched_log_odds_are_those_of_updated_tables(seed, beta, rounds, clip
         log_prob -= np.log(np.exp(log_prob - log_prob.max()).sum(-1, keepdims=True)) + log_prob.max()
     after = sharpened_log_odds(odds, beta, rounds, clip)
     np.testing.assert_allclose(after, log_prob.max(-1, keepdims=True) - log_prob, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6), st.lists(st.floats(0.2, 4) | st.just(math.inf), max_size=5), st.sampled_from([math.inf, 2.0])
+)
+def test_stretched_log_odds_with_a_beta_a_round(seed, betas, clip) -> None:
+    log_prob = np.random.default_rng(seed).standard_normal((3, 7)) * 3
+    odds = log_prob.max(-1, keepdims=True) - log_prob
+    for beta in betas:
+        log_prob = log_prob + np.maximum(log_prob, log_prob.max(-1, keepdims=True) - clip) / beta
+    after = sharpened_log_odds(odds, betas, clip=clip)
+    np.testing.assert_allclose(after, log_prob.max(-1, keepdims=True) - log_prob, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("beta", "rounds"), [(2.0, None), ([[1.0]], None), ([1.0, 2.0], 2), (1.0, [1, 2])])
+def test_betas_and_rounds_that_do_not_fit(beta, rounds) -> None:
+    with pytest.raises(ValueError, match=r"^beta (must be|and rounds must be one number each)"):
+        sharpened_log_odds(1.0, beta, rounds, 2.0)
 
 
 def test_what_clipping_leaves_of_responses_far_below() -> None:

@@ -54,10 +54,10 @@ class ForecastRow:
 
     target: escort (rewards as they are) or clipped (B nats under the best); training is content with either, and with
         all between. kappa: Eq. 5. mode_mass: E_x pi_T(y*|x). failure: P_x[pi_T(y*|x) <= 1/2].
-    accuracy: E_x P_{y ~ pi_T}[y is right], None without labels.
+    accuracy: E_x P_{y ~ pi_T}[y is right], None without labels. beta: of all rounds, or one for each of them.
     """
 
-    beta: float
+    beta: float | tuple[float, ...]
     rounds: int
     target: str
     kappa: Estimate
@@ -66,19 +66,23 @@ class ForecastRow:
     accuracy: Estimate | None
 
 
-def forecast(evidence: Sequence[Evidence], beta: float, rounds: int, clip: float = math.inf) -> ForecastRow:
-    """One cell of the grid; clip is B in nats, inf for the escort.
+def forecast(
+    evidence: Sequence[Evidence], beta: float | Sequence[float], rounds: int | None = None, clip: float = math.inf
+) -> ForecastRow:
+    """One cell of the grid; clip is B in nats, inf for the escort. Without rounds, beta has one entry a round, inf for
+    one that asks for nothing.
 
     A prompt whose mode is not certified has no more than this to say: pi_T(y*) lies in [pi_0(best known), 1], the
     accuracy in [0, 1]. Its point estimate takes the best known response for the mode.
     """
+    beta = tuple(beta) if isinstance(beta, Sequence) else beta
     cells = [_cell(one, beta, rounds, clip) for one in evidence]
     with np.errstate(over="ignore"):  # kappa of long responses may be inf
         inverse = np.exp(np.stack([log_inverse for log_inverse, _ in cells]))
     rights = [right for _, right in cells if right is not None]
     return ForecastRow(
         beta=beta,
-        rounds=rounds,
+        rounds=len(beta) if isinstance(beta, tuple) else rounds or 0,
         target="escort" if math.isinf(clip) else "clipped",
         kappa=_estimate(inverse),
         mode_mass=_estimate(1 / inverse),
@@ -94,7 +98,9 @@ def limit_accuracy(evidence: Sequence[Evidence]) -> Estimate:
     return Estimate(float((right & certain).mean()), float(right.mean()), float((right | ~certain).mean()), math.nan)
 
 
-def _cell(one: Evidence, beta: float, rounds: int, clip: float) -> tuple[Floats, Floats | None]:
+def _cell(
+    one: Evidence, beta: float | Sequence[float], rounds: int | None, clip: float
+) -> tuple[Floats, Floats | None]:
     """log 1/pi_T(y*) and accuracy of one prompt, each [2 + 1 + K]: both ends, the point estimate, and that estimate
     without each of the samples."""
     found = one.found
@@ -109,7 +115,8 @@ def _cell(one: Evidence, beta: float, rounds: int, clip: float) -> tuple[Floats,
     inside = -stretched(known)
     mass = min(float(logsumexp(known)), 0.0)
     unknown = math.log(-math.expm1(mass)) if mass < 0 else -math.inf
-    steepest = rounds * clip / beta if rounds and math.isfinite(clip) else (math.inf if rounds else 0.0)
+    betas = beta if isinstance(beta, Sequence) else (beta,) * (rounds or 0)
+    steepest = sum(clip / each for each in betas if math.isfinite(each))
     least = unknown - mode - steepest
     gap = max(mode - found.open_log_prob, 0.0)
     most = unknown - mode - float(stretched(mode - gap) - gap) if math.isfinite(gap) else least

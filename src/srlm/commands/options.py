@@ -233,5 +233,7 @@ def _help(text: str, default: Any, usual: Any) -> str:
     if default is None and usual not in (None, ()):
         text = f"{text} (default: the run's, or {usual})"
     elif default not in (None, "", ()) and not isinstance(default, bool):
-        text = f"{text} (default: {default:g})" if isinstance(default, float) else f"{text} (default: {default})"
+        values = default if isinstance(default, tuple) else (default,)
+        words = " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        text = f"{text} (default: {words})"
     return text.replace("%", "%%")

@@ -23,8 +23,9 @@ class Plan:
     """Gamma: nats between the mode and its best rival, the least of all prompts and rounds (Def. 5.2)."""
     min_confidence: float | None = None
     """p: least probability of a mode after the first round."""
-    beta: float = 1.0
-    """Strength of the KL term, as in training."""
+    beta: tuple[float, ...] = (1.0,)
+    """Strength of the KL term, as in training; several are those of round 0, 1, ..., as a run with --step records
+    them."""
     log_class_size: float | None = None
     """log|Pi| of a finite class, in nats; or else --dimension or --eigenvalues."""
     dimension: float | None = None

@@ -14,7 +14,7 @@ from srlm.errors import UserError
 
 FIRST = (
     *("model", "prompts", "held_out", "output", "rounds", "num_samples", "max_new_tokens", "reward", "answers", "beta"),
-    *("stop", "compare"),
+    *("step", "stop", "compare"),
 )
 
 

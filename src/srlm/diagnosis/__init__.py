@@ -89,7 +89,7 @@ def diagnose(
     }
     # A search is over the full distribution, so samples are too.
     changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
-    name, load, labelled, config = subject(model, prompts, run, round, changes)
+    name, load, labelled, config, solved = subject(model, prompts, run, round, changes)
     labelled = labelled.take(max_prompts, seed)
     rule = match_rule(config.match)
     check_answers(labelled, rule)
@@ -106,7 +106,7 @@ def diagnose(
     right = levels.judge(seen, rule, classified, votes)
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
     labels = None if right is None else levels.label_level(seen, right)
-    prediction = levels.forecasts(levels.evidence(seen, right), config.clip)
+    prediction = levels.forecasts(levels.evidence(seen, right), config.clip, solved)
     settings = {
         "num_samples": num_samples,
         "search_best": search_best,

@@ -110,8 +110,8 @@ class LabelLevel:
 
 @dataclass(frozen=True)
 class Forecast:
-    """rows: the grid. limit: accuracy as T grows. saturates: for each beta the first T of the grid at which accuracy
-    (without labels, mode mass) is within 0.01 of its limit, None if none is."""
+    """rows: the grid, and the betas that a run has solved. limit: accuracy as T grows. saturates: for each beta the
+    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is."""
 
     clip: float
     rows: list[ForecastRow]

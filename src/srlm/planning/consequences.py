@@ -25,7 +25,8 @@ RESPONSES = 2  # a pair per prompt, as in Eq. 3
 
 def split(inputs: Inputs, bound: Guarantee, rounds: int, read: Diagnosis | None) -> Split:
     """bound: of T = 1, 2, ..., `rounds` among them."""
-    n, alpha = inputs.budget / rounds, float(sharpening_exponent(inputs.beta, rounds))
+    n, beta, betas = inputs.budget / rounds, inputs.beta, inputs.betas(rounds)
+    alpha = float(sharpening_exponent(beta, rounds) if isinstance(beta, float) else sharpening_exponent(betas))
     parts = {f.name: np.asarray(getattr(bound, f.name))[rounds - 1].item() for f in dataclasses.fields(bound)}
     return Split(
         rounds=rounds,
@@ -34,7 +35,7 @@ def split(inputs: Inputs, bound: Guarantee, rounds: int, read: Diagnosis | None)
         guarantee=Guarantee(**parts),
         exponent=alpha,
         exact_kappa=float(sharpened_kappa_bound(inputs.kappa0, inputs.margin, alpha)),
-        forecast=read.forecast(inputs.beta, rounds) if read is not None else None,
+        forecast=read.forecast(betas) if read is not None else None,
     )
 
 
@@ -71,7 +72,7 @@ def remedy(inputs: Inputs) -> Remedy:
     without = _smallest_budget(dataclasses.replace(inputs, beta=0.0))
     if without is None:
         return Remedy(None, None, None)
-    enough, too_much = 1e-30 * inputs.beta, inputs.beta
+    enough, too_much = 1e-30 * inputs.largest_beta, inputs.largest_beta
     for _ in range(17):  # 69 nats, halved to a relative 0.001
         middle = math.sqrt(enough) * math.sqrt(too_much)
         if _is_vacuous(inputs, beta=middle, budget=LARGEST_BUDGET):
@@ -108,7 +109,7 @@ def _elasticity(inputs: Inputs, name: str, best: Split) -> float:
     if name == "dimension" and inputs.eigenvalues is not None:
         effective = float(effective_dimension(inputs.eigenvalues, 1 / best.num_samples))
         inputs = dataclasses.replace(inputs, eigenvalues=None, dimension=effective)
-    value = getattr(inputs, name)
+    value: Any = inputs.largest_beta if name == "beta" else getattr(inputs, name)
     ends = []
     for step in (-STEP, 0.0, STEP):
         try:

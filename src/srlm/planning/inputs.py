@@ -41,8 +41,8 @@ class Diagnosis:
     log_kappa: float | None
     min_confidence: float | None
     margin: float | None
-    forecasts: Sequence[tuple[float, int, Forecast]]
-    """(beta, T, what is forecast)."""
+    forecasts: Sequence[tuple[tuple[float, ...], Forecast]]
+    """(beta_0, ..., beta_{T-1}), and what is forecast."""
 
     @classmethod
     def read(cls, diagnosis: str | Path | Mapping[str, Any]) -> Diagnosis:
@@ -64,7 +64,7 @@ class Diagnosis:
                 min_confidence=_end(sequence["min_confidence"], 0),
                 margin=_end(sequence.get("margin"), 0),
                 forecasts=[
-                    (float(row["beta"]), int(row["rounds"]), _forecast(row))
+                    (_betas(row["beta"], int(row["rounds"])), _forecast(row))
                     for row in (content.get("forecast") or {}).get("rows", ())
                 ],
             )
@@ -75,9 +75,20 @@ class Diagnosis:
             ) from error
         return found
 
-    def forecast(self, beta: float, rounds: int) -> Forecast | None:
-        rows = [f for b, t, f in self.forecasts if t == rounds and math.isclose(b, beta, rel_tol=1e-6)]
+    def forecast(self, betas: Sequence[float]) -> Forecast | None:
+        rows = [row for known, row in self.forecasts if len(known) == len(betas) and _close(known, betas)]
         return min(rows, key=lambda row: row.target != "escort", default=None)
+
+
+def _betas(beta: Any, rounds: int) -> tuple[float, ...]:
+    """One a round; null is a round that asked for nothing."""
+    if isinstance(beta, Sequence) and not isinstance(beta, str):
+        return tuple(math.inf if each is None else float(each) for each in beta)
+    return (float(beta),) * rounds
+
+
+def _close(some: Sequence[float], others: Sequence[float]) -> bool:
+    return all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(some, others, strict=True))
 
 
 def _end(interval: Any, index: int) -> float | None:
@@ -118,6 +129,8 @@ def inputs_of(given: dict[str, Any], read: Diagnosis | None) -> Inputs:
         change = "leave it out" if given["norm_bound"] is not None else "give a number in (0, inf)"
         raise UserError(f"--norm-bound {wanted} {_option(classes[0])}: {change}")
     values = {name: _checked(name, value, origin.get(name, _option(name))) for name, value in given.items()}
+    if isinstance(values["beta"], tuple):
+        values["max_rounds"] = min(values["max_rounds"], len(values["beta"]))
     _kappa(math.log(values["kappa0"]), "--kappa0")
     return Inputs(**values)
 
@@ -125,6 +138,11 @@ def inputs_of(given: dict[str, Any], read: Diagnosis | None) -> Inputs:
 def _checked(name: str, value: Any, what: str) -> Any:
     if value is None:
         return None
+    if name == "beta" and isinstance(value, Sequence) and not isinstance(value, str):
+        if not value:
+            raise UserError(f"--beta has no number, expected one, or one a round, in {RANGES['beta']}: give it")
+        each = tuple(_checked(name, one, what) for one in value)
+        return each if len(each) > 1 else each[0]
     whole = "whole " if name in WHOLE else ""
     try:
         values = argument(name, value, RANGES[name], whole=bool(whole))

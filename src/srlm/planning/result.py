@@ -15,12 +15,13 @@ from srlm.theory import Guarantee, covering_log_size, effective_dimension, finit
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a plan was made from: the keyword arguments of `plan`, a diagnosis filled in."""
+    """What a plan was made from: the keyword arguments of `plan`, a diagnosis filled in. max_rounds: at most as many as
+    there are betas, where every round has its own."""
 
     kappa0: float
     margin: float
     min_confidence: float
-    beta: float
+    beta: float | tuple[float, ...]
     level: float
     failure_probability: float
     budget: float
@@ -30,6 +31,15 @@ class Inputs:
     dimension: float | None = None
     norm_bound: float | None = None
     eigenvalues: tuple[float, ...] | None = None
+
+    @property
+    def largest_beta(self) -> float:
+        """Of all rounds: what a bound on every one of them takes."""
+        return self.beta if isinstance(self.beta, float) else max(self.beta)
+
+    def betas(self, rounds: int) -> tuple[float, ...]:
+        """Of the first T rounds."""
+        return (self.beta,) * rounds if isinstance(self.beta, float) else self.beta[:rounds]
 
     def all_rounds(self) -> NDArray[np.float64]:
         """T = 1, 2, ... with at least one prompt a round."""
@@ -45,7 +55,7 @@ class Inputs:
             log_class_size=self.log_size(n),
             min_confidence=self.min_confidence,
             margin=self.margin,
-            beta=self.beta,
+            beta=self.largest_beta,
             level=self.level,
             failure_probability=self.failure_probability,
             constant=self.constant,
@@ -87,7 +97,7 @@ class Split:
     log_class_size: float
     guarantee: Guarantee
     exponent: float
-    """alpha_T = (1 + 1/beta)^T."""
+    """alpha_T = (1 + 1/beta)^T, or the product of 1 + 1/beta_t."""
     exact_kappa: float
     """`sharpened_kappa_bound`: realizable class, infinite samples."""
     forecast: Forecast | None

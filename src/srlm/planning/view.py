@@ -81,8 +81,8 @@ def _advice(remedy: Remedy, given: Inputs) -> str:
         return f"it would take more than {_count(LARGEST_BUDGET)} prompts to say something"
     return (
         f"it would take more than {_count(LARGEST_BUDGET)} prompts to say something, because of the part with beta = "
-        f"{_short(given.beta)}: it needs beta below {_short(remedy.largest_beta or 0)}, and with beta near 0 about "
-        f"{_count(remedy.budget_without_beta)} prompts"
+        f"{_short(given.largest_beta)}: it needs beta below {_short(remedy.largest_beta or 0)}, and with beta near 0 "
+        f"about {_count(remedy.budget_without_beta)} prompts"
     )
 
 
@@ -127,6 +127,8 @@ def _proved(made: Plan) -> list[str]:
         "a bound that falls with T is not a forecast that rounds pay: where self-rewards are exact, one round was not "
         "beaten (srlm verify single-vs-iterated)",
     ]
+    if isinstance(made.inputs.beta, tuple):
+        lines.append("every round has its own beta: the bound takes the largest, exact κ_T and forecasts take each")
     if made.source is not None:
         source = made.source
         share = "" if source.certified_share is None else f", {100 * source.certified_share:.0f} % of them certified"

@@ -30,8 +30,9 @@ COLUMNS: tuple[Column, ...] = (
     ("learned", "greedy_learned", ".2f"),
     ("lost", "greedy_lost", ".2f"),
 )
+SOLVED = ("β", "beta", ".3g")  # where every round has its own
 SETTINGS = (
-    *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "clip", "anchor", "learning_rate", "epochs"),
+    *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "step", "clip", "anchor", "learning_rate", "epochs"),
     *("lora_rank", "temperature", "top_p", "raw_prompts", "stop", "seed"),
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -57,6 +58,8 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
     about["tags"] = ["self-rewarding", "self-improvement", "srlm", "arxiv:2601.22513"]
     found = verdict(Folder(Path(), "", "run", dict(manifest), list(records)))
     config, data = ((one if isinstance(one := manifest.get(key), dict) else {}) for key in ("config", "data"))
+    solved = config.get("step") is not None
+    unused = "beta" if solved else "step"
     control = "Its reward saw the answers: a control, not self-rewarding."
     labels = control if manifest.get("labels_used") else "No labels were used."
     lines = [
@@ -73,7 +76,11 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         f"{_code(base or PurePath(model).name)} answered prompts, scored its own answers and was updated on those "
         f"scores ([arXiv 2601.22513](https://arxiv.org/abs/2601.22513), srlm {__version__}). {labels}",
         "",
-        *(f"- {name.replace('_', ' ')}: {_code(config[name])}" for name in SETTINGS if name in config),
+        *(
+            f"- {name.replace('_', ' ')}: {_code(config[name])}"
+            for name in SETTINGS
+            if name in config and name != unused
+        ),
         "",
         "## Data",
         "",
@@ -81,7 +88,7 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         "",
         "## Results",
         "",
-        *_results(records),
+        *_results(records, (*COLUMNS, SOLVED) if solved else COLUMNS),
         "",
         "κ is an upper estimate on training prompts; accuracies are of held-out prompts, with 95 % intervals; "
         "displacement and leak are in nats. pass@k: one of k samples is right; maj@k: the answer most of them give is "
@@ -107,11 +114,11 @@ def _data(data: dict[str, Any]) -> list[str]:
     return lines or ["- not recorded"]
 
 
-def _results(records: Sequence[Record]) -> list[str]:
+def _results(records: Sequence[Record], columns: Sequence[Column]) -> list[str]:
     at_k: list[Column] = [
         (f"{kind}@{k}", f"{kind}_at_{k}", ".3f") for kind in ("pass", "maj") for k in measured_at(records, kind)[-1:]
     ]
-    columns = (*COLUMNS[:3], *at_k, *COLUMNS[3:])
+    columns = (*columns[:3], *at_k, *columns[3:])
     shown = [column for column in columns if any(number(record.get(column[1])) is not None for record in records)]
     if not shown:
         return ["No round was recorded."]

@@ -174,6 +174,21 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
         (("distinct_1", "distinct-1"), ("distinct_2", "distinct-2")),
     ),
     ("gain", "Gain", "Inverse temperature that training gave the logits.", "factor", (("gain", "gain"),)),
+    (
+        "step",
+        "Step",
+        "How far the round's exact update is from its policy: KL on its own samples, with rewards as they are.",
+        "nats",
+        (("step", "step"),),
+    ),
+    (
+        "effective-samples",
+        "Effective samples",
+        "On how many responses a prompt's normaliser Z rests once they are weighed by exp(r/β). Near 1 it is one.",
+        "responses",
+        (("effective_samples", "effective samples"),),
+    ),
+    ("beta", "β", "Strength of the KL term of the round's update.", "unit of the reward", (("beta", "β"),)),
 )
 
 
@@ -262,15 +277,26 @@ def _bound(rows: list[dict[str, Any]], run: Folder) -> tuple[list[float], str]:
     found, config = run.diagnosis.get("sequence"), run.manifest["config"]
     found = found if isinstance(found, dict) else {}
     (_, log_kappa), (margin, _) = (_pair(found.get(key)) for key in ("log_kappa", "margin"))
-    beta, clip, start = number(config.get("beta")), number(config.get("clip")), _diagnosed_round(run)
-    rounds = [row["rounds"] - start for row in rows]
+    clip, rounds = number(config.get("clip")), [row["rounds"] - _diagnosed_round(run) for row in rows]
+    betas = _betas(run, max(rounds, default=0)) if all(t in range(MOST_BOUNDED) for t in rounds) else None
     if margin is None or margin <= 0:
         return [], "The bound on exact updates is vacuous: a margin may be 0."
-    if log_kappa is None or not 0 <= log_kappa < 700 or not beta or any(t not in range(MOST_BOUNDED) for t in rounds):
+    if log_kappa is None or not 0 <= log_kappa < 700 or betas is None:
         return [], "The bound on exact updates is not known."
-    stretched = [float(sharpened_log_odds(margin, beta, int(t), clip or math.inf)) / margin for t in rounds]
+    stretched = [float(sharpened_log_odds(margin, betas[: int(t)], clip=clip or math.inf)) / margin for t in rounds]
     bound = [float(sharpened_kappa_bound(math.exp(log_kappa), margin, exponent)) for exponent in stretched]
     return bound, f"Bound: where they end at worst, all that is known being margins of {margin:.2g} nats or more."
+
+
+def _betas(run: Folder, rounds: float) -> list[float] | None:
+    """Of so many rounds from the diagnosed one on: the run's own, or those that it solved."""
+    config, start = run.manifest["config"], _diagnosed_round(run)
+    if config.get("step") is None:
+        betas = [number(config.get("beta"))] * int(rounds)
+    else:
+        betas = [number(record.get("beta")) for record in run.records[start : start + int(rounds)]]
+    known = [beta for beta in betas if beta is not None and beta > 0]
+    return known if len(known) == rounds else None
 
 
 def _pair(value: Any) -> tuple[float | None, float | None]:
@@ -282,10 +308,17 @@ def _forecast_rows(run: Folder) -> list[dict[str, Any]]:
     """Rows of a forecast with the run's own β and clipping, rounds counted as the run does."""
     config = run.manifest.get("config")
     config = config if isinstance(config, dict) else {}
-    beta, target = number(config.get("beta")), "clipped" if number(config.get("clip")) else "escort"
-    start = _diagnosed_round(run)
+    target, start = "clipped" if number(config.get("clip")) else "escort", _diagnosed_round(run)
+    solved = [record.get("beta") for record in run.records[start:]]
+
+    def own(row: dict[str, Any]) -> bool:
+        beta = row.get("beta")
+        if config.get("step") is None:
+            return number(beta) == number(config.get("beta"))
+        return beta == solved[: len(beta)] if isinstance(beta, list) else row.get("rounds") == 0 and beta == 1
+
     last = max([number(config.get("rounds")) or 0, *(t for t in _rounds(run) if t is not None)])
-    rows = [row for row in forecast_rows(run) if number(row.get("beta")) == beta and row.get("target") == target]
+    rows = [row for row in forecast_rows(run) if own(row) and row.get("target") == target]
     shifted = [row | {"rounds": (number(row.get("rounds")) or 0) + start} for row in rows]
     return [row for row in shifted if row["rounds"] <= last]
 

@@ -276,7 +276,9 @@ def _forecast(folder: Folder) -> list[list[str]]:
     for row in forecast_rows(folder):
         if row.get("rounds") in SHOWN_ROUNDS and row.get("target") == "escort":
             cells = [row.get(key) for key in ("kappa", "mode_mass", "failure", "accuracy")]
-            rows.append([_cell(row.get("beta")), _cell(row.get("rounds")), *(_estimate(cell) for cell in cells)])
+            beta = row.get("beta")
+            betas = ", ".join(map(_cell, beta)) if isinstance(beta, list) else _cell(beta)
+            rows.append([betas, _cell(row.get("rounds")), *(_estimate(cell) for cell in cells)])
     return rows
 
 

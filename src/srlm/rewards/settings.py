@@ -12,7 +12,7 @@ class RewardSettings:
     reward: str = "log_likelihood"
     """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority, implicit,
     judge, judge_pairwise, module:function, a sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random,
-    inverted, oracle (uses labels). Set beta to its scale."""
+    inverted, oracle (uses labels). Set beta to its scale, or leave that to a step."""
     answers: str = "normalised"
     """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
     regex:PATTERN or module:function."""
