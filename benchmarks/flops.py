@@ -30,10 +30,9 @@ class Work:
 
     def __init__(self, policy: TransformerPolicy, data: Data) -> None:
         groups = policy.groups(data.prompts, data.responses)
-        plans = policy.scorer.plans(groups)
-        shares = [share for step in policy.scorer.steps(plans, range(len(groups))) for share in step]
+        shares = [s for step in policy.scorer.steps(range(len(groups))) for s in policy.scorer.shares(groups, step)]
         packed = [policy.scorer.pack(groups, batch, masked=s.masked) for s in shares for batch in s.batches]
-        self.nodes = sum(sum(plan.nodes) for plan in plans)
+        self.nodes = sum(sum(policy.scorer.plan(group).nodes) for group in groups)
         self.padded = sum(p.input_ids.numel() for p in packed)
         self.rows = sorted(p.input_ids.numel() for p in packed)[len(packed) // 2]
         self.edges = sorted(len(p.source) for p in packed)[len(packed) // 2]

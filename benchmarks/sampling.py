@@ -74,7 +74,7 @@ def theirs(model: Any, policy: TransformerPolicy, prompts: Prompts, k: int, seed
 
 def run(policy: TransformerPolicy, sizes: Sizes) -> str:
     prompts = load_prompts(policy, sizes)
-    policy.scorer.token_budget = 10**9  # all prompts in one batch, as in generate
+    policy.room.tokens = 10**9  # all prompts in one batch, as in generate
     merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
     seeds = {name: iter(range(10**6)) for name in ("ours", "lora", "merged")}
     say("  warming up")

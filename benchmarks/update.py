@@ -132,9 +132,9 @@ def describe(policy: TransformerPolicy, data: Data) -> tuple[str, ...]:
     prompt = sum(len(p) for p, _ in sequences) / len(sequences)
     response = data.responses.length.float().mean().item()
     rows = sum(len(p) + len(y) for p, responses in sequences for y in responses)
-    plans = policy.scorer.plans(policy.groups(data.prompts, data.responses))
+    groups = policy.groups(data.prompts, data.responses)
     flat = sum(len(p) + sum(map(len, responses)) for p, responses in sequences)
-    nodes = sum(sum(plan.nodes) for plan in plans)
+    nodes = sum(sum(policy.scorer.plan(group).nodes) for group in groups)
     return (f"{prompt:.0f}", f"{response:.1f}", f"{prompt / response:.1f}", str(rows), str(flat), str(nodes))
 
 

@@ -207,7 +207,7 @@ plans = st.lists(
 
 @given(plans, st.integers(1, 200))
 def test_every_piece_is_in_one_micro_batch_of_bounded_size(plans: list[Plan], budget: int) -> None:
-    made = shares(plans, range(len(plans)), budget)
+    made = shares(dict(enumerate(plans)), range(len(plans)), budget)
     assert sorted(i for share in made for i in share.groups) == list(range(len(plans)))
     seen = []
     for share in made:
@@ -222,20 +222,20 @@ def test_every_piece_is_in_one_micro_batch_of_bounded_size(plans: list[Plan], bu
 
 def test_a_group_is_cut_only_where_it_does_not_fit() -> None:
     plan = Plan([[0], [1], [2]], [10, 30, 20], masked=False)
-    (whole,) = shares([plan], [0], 90)
+    (whole,) = shares({0: plan}, [0], 90)
     assert len(whole.batches) == 1
-    (cut,) = shares([plan], [0], 60)
+    (cut,) = shares({0: plan}, [0], 60)
     assert cut.batches == [[(0, [0]), (0, [2])], [(0, [1])]]
-    (cut,) = shares([plan], [0], 5)
+    (cut,) = shares({0: plan}, [0], 5)
     assert [len(batch) for batch in cut.batches] == [1, 1, 1]
 
 
 def test_masks_of_a_micro_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("srlm.policies.transformer.layout.batches.LARGEST_MASK", 3 * 10 * 10)
     trees = [Plan([[0, 1]], [10], masked=True)] * 7
-    assert [len(share.groups) for share in shares(trees, range(7), 10**6)] == [3, 3, 1]
+    assert [len(share.groups) for share in shares(dict(enumerate(trees)), range(7), 10**6)] == [3, 3, 1]
     rows = [dataclasses.replace(plan, masked=False) for plan in trees]
-    assert [len(share.groups) for share in shares(rows, range(7), 10**6)] == [7]
+    assert [len(share.groups) for share in shares(dict(enumerate(rows)), range(7), 10**6)] == [7]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 120), st.integers(1, 4))

@@ -183,7 +183,7 @@ def test_samples_depend_on_the_generator_and_nothing_else(short: Path) -> None:
     assert same(policy.sample(PROMPTS, 6, seeded()), one)
     assert not same(policy.sample(PROMPTS, 6, seeded(1)), one)
     for budget in (1, 60, 10_000):
-        policy.scorer.token_budget = budget
+        policy.room.tokens = budget
         assert same(policy.sample(PROMPTS, 6, seeded()), one)
     stream = seeded()
     assert same(policy.sample(PROMPTS, 6, stream), one)
@@ -233,7 +233,7 @@ def test_scoring_does_not_depend_on_the_token_budget(short: Path) -> None:
     assert torch.equal(policy.score(PROMPTS, responses)[1], torch.zeros_like(entropy))
     seen: list[tuple[int, int]] = []
     for budget, step in ((1, 4), (10_000, 4), (300, 1), (300, 99)):
-        policy.scorer.token_budget, policy.scorer.prompts_per_step = budget, step
+        policy.room.tokens, policy.scorer.prompts_per_step = budget, step
         again, entropies = policy.score(
             PROMPTS, responses, with_entropy=True, progress=lambda done, total: seen.append((done, total))
         )

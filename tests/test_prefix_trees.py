@@ -107,12 +107,12 @@ def test_the_policy_searches_in_batches_and_agrees_with_its_scores(policy):
     seen = []
     whole = policy.most_probable(prompts, starts, progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (4, 4)
-    small = policy.scorer.token_budget
+    small = policy.room.tokens
     try:
-        policy.scorer.token_budget = 1  # every prompt alone
+        policy.room.tokens = 1  # every prompt alone
         apart = policy.most_probable(prompts, starts)
     finally:
-        policy.scorer.token_budget = small
+        policy.room.tokens = small
     for i, (one, other) in enumerate(zip(whole, apart, strict=True)):
         sure = min(one.num_certified, other.num_certified, 2)
         assert sure >= 1

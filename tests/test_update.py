@@ -192,7 +192,7 @@ def test_the_first_log_ratio_of_a_round_is_exactly_zero(
     tiny: Path, dtype: str, lora_rank: int, recompute: bool
 ) -> None:
     policy = load(tiny, lora_rank=lora_rank, dtype=dtype, gradient_checkpointing=recompute)
-    policy.scorer.prompts_per_step, policy.scorer.token_budget = 3, 150
+    policy.scorer.prompts_per_step, policy.room.tokens = 3, 150
     rollouts = rollouts_of(policy)
     spy = Spy()
     info = run(policy, rollouts, rate=0.0, epochs=1, objective=spy)
@@ -297,9 +297,9 @@ def test_the_gradient_of_a_step_whatever_layout_and_budget(tiny: Path, seen, mon
     second = expected_gradient(policy, rollouts, [4, 5], 2 * share)
     for budget in (1, 100, 10_000):
         seen.clear()
-        policy.scorer.token_budget = budget
-        plans = policy.scorer.plans(policy.groups(rollouts.prompts, rollouts.responses))
-        cut = [len(part.batches) for step in policy.scorer.steps(plans, range(6)) for part in step]
+        policy.room.tokens = budget
+        groups = policy.groups(rollouts.prompts, rollouts.responses)
+        cut = [len(part.batches) for part in policy.scorer.shares(groups, range(6))]
         assert (max(cut) > 1) == (budget < 10_000 and layout != "tree"), "a group is cut where it does not fit"
         run(policy, rollouts, epochs=1, max_grad_norm=math.inf, warmup=0.0)
         assert [share for _, share in seen] == [1.0, 0.5]
@@ -312,7 +312,7 @@ def test_what_is_learned_does_not_depend_on_layout_or_budget(tiny: Path, monkeyp
     for layout, budget in (("tree", 10_000), ("rows", 10_000), ("rows", 1), ("two trees", 40)):
         policy = load(tiny, prompts_per_step=4)
         lay_out(monkeypatch, layout)
-        policy.scorer.token_budget = budget
+        policy.room.tokens = budget
         run(policy, rollouts_of(policy), epochs=2)
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     for other in weights[1:]:
@@ -323,14 +323,14 @@ def test_responses_that_count_for_nothing_are_not_computed_again(tiny: Path, mon
     """Where a group is learned from in pieces, imitation of the best goes through the best alone."""
     policy = load(tiny, prompts_per_step=4)
     lay_out(monkeypatch, "rows")
-    policy.scorer.token_budget = 1
+    policy.room.tokens = 1
     rollouts = rollouts_of(policy)
     passes = [0]
     policy.model.model.layers[0].register_forward_pre_hook(
         lambda *_: passes.__setitem__(0, passes[0] + torch.is_grad_enabled())
     )
     run(policy, rollouts, epochs=1, objective=best_of_k)
-    plans = policy.scorer.plans(policy.groups(rollouts.prompts, rollouts.responses))
+    plans = [policy.scorer.plan(group) for group in policy.groups(rollouts.prompts, rollouts.responses)]
     assert passes[0] == len(plans) < sum(len(plan.pieces) for plan in plans)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def evaluate(
     stop: Sequence[str] = (),
     raw_prompts: bool = False,
     dtype: str = "auto",
-    token_budget: int = 2048,
+    token_budget: int | Literal["auto"] = "auto",
     trust_remote_code: bool = False,
     adapter: str = "auto",
     seed: int = 0,

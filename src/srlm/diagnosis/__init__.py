@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
@@ -43,7 +43,7 @@ def diagnose(
     stop: Sequence[str] | None = None,
     raw_prompts: bool | None = None,
     dtype: str | None = None,
-    token_budget: int | None = None,
+    token_budget: int | Literal["auto"] | None = None,
     trust_remote_code: bool | None = None,
     adapter: str | None = None,
     seed: int = 0,

@@ -113,6 +113,8 @@ class SelfRewardTrainer:
     def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
         config = self.config
         self.display.say(self._headline(policy))
+        policy.room.tokens = self.run.manifest.get("token_budget", policy.room.tokens)
+        policy.room.say = partial(self._remember_room, policy)
         for note in policy.notes:
             self.display.say(note)
         recorded = self.run.records()
@@ -169,6 +171,12 @@ class SelfRewardTrainer:
         if self.report_to:
             table = self.run.table(round, "rollouts" if self.held_out is None else "held_out")
             trackers.log(record, table.head().to_pydict())
+
+    def _remember_room(self, policy: TransformerPolicy, said: str) -> None:
+        """Memory was too small; a run that is resumed need not find out again."""
+        self.display.say(said)
+        if self.main:
+            self.run.save_manifest(token_budget=policy.room.tokens)
 
     # Beginning and end
 

@@ -64,7 +64,7 @@ class Learning:
     def _log_prob(self, part: Share, batch: Sequence[Piece]) -> Tensor:
         """[G K] of the groups of `part`; 0 for responses that are in another micro-batch."""
         packed = self.scorer.pack(self.groups, batch, masked=part.masked)
-        large = packed.input_ids.numel() > self.scorer.token_budget
+        large = packed.input_ids.numel() > self.scorer.room.tokens
         with recomputing(self.scorer.model) if large else nullcontext():
             values, _ = response_log_prob(self.scorer.model, packed)
         whole = torch.zeros(len(part.groups) * self.reward.shape[-1], dtype=values.dtype, device=values.device)

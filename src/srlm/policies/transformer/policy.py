@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -24,14 +24,13 @@ from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certai
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
 from srlm.policies.transformer.responses import Responses, refuse_too_many
-from srlm.policies.transformer.sample import Decoding, prompt_streams, respond
+from srlm.policies.transformer.room import Room, measured
+from srlm.policies.transformer.sample import DECODE_BUDGET, Decoding, prompt_streams, respond
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
 from srlm.policies.transformer.weights import Weights
 from srlm.search import Found
 from srlm.types import PromptItem, Prompts
-
-DECODE_BUDGET = 8  # tokens in a decoding batch per token of `token_budget`: decoding keeps no activations
 
 
 class TransformerPolicy:
@@ -39,7 +38,7 @@ class TransformerPolicy:
 
     stop: strings that end a response exactly like EOS.
     raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
-    prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch.
+    prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch, or auto.
     gain: train the gain of the final norm, where there is one, as one scalar.
     base: what the LoRA layers lie on, where they were trained before and are part of pi_0.
     """
@@ -55,7 +54,7 @@ class TransformerPolicy:
         top_p: float = 1.0,
         raw_prompts: bool = False,
         prompts_per_step: int = 4,
-        token_budget: int = 2048,
+        token_budget: int | Literal["auto"] = "auto",
         peft_model: PeftModel | None = None,
         gain: bool = True,
         name: str = "",
@@ -73,7 +72,14 @@ class TransformerPolicy:
         self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos, vocabulary=vocabulary)
         self._texts = Texts(tokenizer, stop, eos)
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
-        self.scorer = Scorer(self.model, self.processes, reads_trees(self.model), prompts_per_step, token_budget)
+        self.room = Room(measured(self.model) if token_budget == "auto" else token_budget)
+        self.scorer = Scorer(
+            self.model,
+            self.processes,
+            trees=reads_trees(self.model),
+            prompts_per_step=prompts_per_step,
+            room=self.room,
+        )
         self._context = Context.of(self.model)
         self.weights = Weights(self.model, peft_model, base or name, begun=base is not None)
         self.gain = Gain.of(self.model) if gain else None
@@ -160,7 +166,7 @@ class TransformerPolicy:
                 num_samples,
                 draws,
                 self.decoding,
-                token_budget=DECODE_BUDGET * self.scorer.token_budget,
+                room=self.room,
                 together=self.processes,
                 progress=progress,
             )
@@ -241,8 +247,8 @@ class TransformerPolicy:
                 num_best=num_best,
                 budget=budget,
                 width=width,
-                cache_tokens=DECODE_BUDGET * self.scorer.token_budget,
-                row_tokens=self.scorer.token_budget,
+                cache_tokens=DECODE_BUDGET * self.room.tokens,
+                row_tokens=self.room.tokens,
                 progress=progress,
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -16,8 +17,11 @@ from srlm.policies.transformer.layout.batches import micro_batches
 from srlm.policies.transformer.log_prob import Head
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.room import Room
 
 BLOCK = 512  # words per partial sum of the two-level inverse CDF
+
+DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
 
 Draws: TypeAlias = Callable[[Sequence[int]], Tensor]
 """numbers of prompts -> uniforms [P, K, T] in [0, 1)"""
@@ -179,27 +183,38 @@ def respond(
     draws: Draws | None,
     how: Decoding,
     *,
-    token_budget: int,
+    room: Room,
     together: PartialState,
     progress: Progress,
 ) -> Responses:
-    """K responses to each prompt, in batches of at most `token_budget` padded tokens, which processes share; greedy
-    ones without `draws`."""
+    """K responses to each prompt, in batches that processes share; greedy ones without `draws`. The responses to a
+    prompt are in several batches where there is no room for all."""
     shape = (len(prompts), num_samples)
     tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
     length, finished = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    sizes = [num_samples * (len(ids) + how.max_new_tokens) for ids in prompts]
+
+    def fill(batch: Sequence[int], first: int, last: int) -> None:
+        """Responses `first` to `last` of some prompts."""
+        uniform = None if draws is None else draws(batch)[:, first:last]
+        made = decode(model, [prompts[i] for i in batch], uniform, last - first, how)
+        for part, whole in zip(made, (tokens, length, finished), strict=True):
+            whole[torch.tensor(batch), first:last] = part.to(whole.dtype)
+
+    def respond_to(batch: Sequence[int]) -> None:
+        budget = DECODE_BUDGET * room.tokens
+        for part in micro_batches([sizes[i] for i in batch], budget):
+            some = [batch[i] for i in part]
+            at_once = num_samples if len(some) > 1 else max(1, num_samples * budget // sizes[some[0]])
+            for first in range(0, num_samples, at_once):
+                fill(some, first, min(first + at_once, num_samples))
+
     batches = micro_batches(
-        [num_samples * (len(ids) + how.max_new_tokens) for ids in prompts],
-        token_budget,
-        rank=together.process_index,
-        world=together.num_processes,
+        sizes, DECODE_BUDGET * room.tokens, rank=together.process_index, world=together.num_processes
     )
     done, total = 0, sum(map(len, batches))
     for batch in batches:
-        uniform = None if draws is None else draws(batch)
-        made = decode(model, [prompts[i] for i in batch], uniform, num_samples, how)
-        for part, whole in zip(made, (tokens, length, finished), strict=True):
-            whole[torch.tensor(batch)] = part.to(whole.dtype)
+        room.within(partial(respond_to, batch))
         done += len(batch)
         progress(done, total)
     return Responses(gather(together, tokens), gather(together, length), gather(together, finished).bool())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,21 +19,18 @@ from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.log_prob import Statistic, response_log_prob
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.room import Room
 
 
-@dataclass
 class Scorer:
-    """trees: the model reads them. prompts_per_step, token_budget: prompts per optimiser step; padded tokens per
-    micro-batch."""
+    """trees: the model reads them. prompts_per_step: of an optimiser step. room: for a micro-batch."""
 
-    model: PreTrainedModel
-    processes: PartialState
-    trees: bool
-    prompts_per_step: int
-    token_budget: int
-
-    def __post_init__(self) -> None:
-        self._cost = Cost.of(self.model)
+    def __init__(
+        self, model: PreTrainedModel, processes: PartialState, *, trees: bool, prompts_per_step: int, room: Room
+    ) -> None:
+        self.model, self.processes, self.trees = model, processes, trees
+        self.prompts_per_step, self.room = prompts_per_step, room
+        self._cost = Cost.of(model)
 
     def groups(self, prompts: Sequence[Sequence[int]], responses: Responses) -> list[Group]:
         tokens, lengths = responses.tokens.numpy(), responses.length.tolist()
@@ -50,18 +47,21 @@ class Scorer:
         group = Group.of(first[:common], rows)
         return Group(group.prompt, group.responses, tuple(len(ending) for _ in prompts for ending in endings))
 
-    def plans(self, groups: Sequence[Group]) -> list[Plan]:
-        return [Plan.of(group, self._cost, trees=self.trees, budget=self.token_budget) for group in groups]
+    def plan(self, group: Group) -> Plan:
+        return Plan.of(group, self._cost, trees=self.trees, budget=self.room.tokens)
 
-    def steps(self, plans: Sequence[Plan], order: Sequence[int]) -> list[list[Share]]:
-        """This process's part of each optimiser step: `prompts_per_step` groups in the given order.
+    def steps(self, order: Sequence[int]) -> list[Sequence[int]]:
+        """The groups of each optimiser step, in the given order."""
+        size = self.prompts_per_step
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def shares(self, groups: Sequence[Group], step: Sequence[int]) -> list[Share]:
+        """This process's part of a step, in micro-batches.
 
         What is learned depends on the step, what fits in memory on the micro-batch.
         """
-        rank, world = self.processes.process_index, self.processes.num_processes
-        starts = range(0, len(order), self.prompts_per_step)
-        parts = [order[start : start + self.prompts_per_step][rank::world] for start in starts]
-        return [shares(plans, mine, self.token_budget) for mine in parts]
+        mine = step[self.processes.process_index :: self.processes.num_processes]
+        return shares({i: self.plan(groups[i]) for i in mine}, mine, self.room.tokens)
 
     def pack(self, groups: Sequence[Group], batch: Sequence[Piece], *, masked: bool) -> Packed:
         return pack([build_tree(groups[i], members) for i, members in batch], masked=masked).to(self.model.device)
@@ -80,25 +80,29 @@ class Scorer:
         k = len(groups[0])
         log_prob, mean = torch.zeros(len(groups) * k), torch.zeros(len(groups) * k)
         every = None if token_log_prob is None else token_log_prob.view(len(groups) * k, -1)
-        work = [share for step in self.steps(self.plans(groups), range(len(groups))) for share in step]
-        done, total = 0, sum(len(share.groups) for share in work)
+
+        def fill(step: Sequence[int]) -> None:
+            some = self.shares(groups, step)
+            for batch, masked in ((batch, share.masked) for share in some for batch in share.batches):
+                packed = self.pack(groups, batch, masked=masked)
+                place = torch.tensor([i * k + member for i, members in batch for member in members])
+                each: list[Tensor] = []
+                values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
+                log_prob[place] = values.cpu()
+                if means is not None:
+                    mean[place] = means.cpu()
+                if every is not None:
+                    length = torch.bincount(packed.owner, minlength=len(place)).cpu()
+                    part = torch.zeros(len(place), every.shape[-1])
+                    part[torch.arange(every.shape[-1]) < length[:, None]] = each[0].cpu()
+                    every[place] = part
+
+        done = 0
         with torch.no_grad():
-            for share in work:
-                for batch in share.batches:
-                    packed = self.pack(groups, batch, masked=share.masked)
-                    place = torch.tensor([i * k + member for i, members in batch for member in members])
-                    each: list[Tensor] = []
-                    values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
-                    log_prob[place] = values.cpu()
-                    if means is not None:
-                        mean[place] = means.cpu()
-                    if every is not None:
-                        length = torch.bincount(packed.owner, minlength=len(place)).cpu()
-                        part = torch.zeros(len(place), every.shape[-1])
-                        part[torch.arange(every.shape[-1]) < length[:, None]] = each[0].cpu()
-                        every[place] = part
-                done += len(share.groups)
-                progress(done, total)
+            for step in self.steps(range(len(groups))):
+                self.room.within(partial(fill, step))
+                done += len(step)
+                progress(done, len(groups))
         if token_log_prob is not None:
             token_log_prob.copy_(gather(self.processes, token_log_prob))
         whole = (values.view(len(groups), k) for values in (log_prob, mean))

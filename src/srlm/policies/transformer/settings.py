@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from srlm.errors import expect
 
@@ -41,16 +42,20 @@ class OptimisationSettings:
     """Passes over a round's rollouts."""
     prompts_per_step: int = 4
     """Prompts (with all their responses) per optimiser step, over all processes."""
-    token_budget: int = 2048
-    """Padded tokens per micro-batch of one process: memory, never what is learned."""
+    token_budget: int | Literal["auto"] = "auto"
+    """Padded tokens per micro-batch of one process: memory, never what is learned. auto measures what fits on an
+    accelerator, and is 2048 on a CPU; where memory is too small all the same, it is halved."""
     checkpoint_steps: int = 10
     """Optimiser steps between checkpoints inside a round."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "prompts_per_step", "token_budget", "checkpoint_steps"):
+        for name in ("epochs", "prompts_per_step", "checkpoint_steps"):
             expect(self, name, getattr(self, name) >= 1, "at least 1")
+        budget = self.token_budget
+        fits = budget == "auto" if isinstance(budget, str) else budget >= 1
+        expect(self, "token_budget", fits, "at least 1, or auto")
         rate, gain = self.learning_rate, self.gain_learning_rate
         expect(self, "learning_rate", math.isfinite(rate) and rate > 0, "a finite number above 0")
         expect(self, "gain_learning_rate", math.isfinite(gain) and gain >= 0, "a finite number of 0 or more")

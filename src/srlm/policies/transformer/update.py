@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -71,7 +72,10 @@ class MasterAdamW:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Meanwhile gradients are added up here in fp32, where a bf16 model would round each sum."""
+        """Meanwhile gradients are added up here, from nothing, in fp32: a bf16 model would round each sum."""
+        self.sums = {}
+        for parameter in (*self.parameters, *self._scaled()):
+            parameter.grad = None
 
         def add(parameter: Tensor) -> None:
             assert parameter.grad is not None
@@ -153,16 +157,10 @@ def fit(
     scorer = policy.scorer
     count = len(reward)
     groups = policy.groups(rollouts.prompts, rollouts.responses)
-    plans = scorer.plans(groups)
     orders = [list(range(count))]
     for epoch in range(1, optimisation.epochs):
         orders.append(np.random.default_rng([seed, rollouts.round, epoch]).permutation(count).tolist())
-    steps = [step for order in orders for step in scorer.steps(plans, order)]
-    sizes = [
-        len(order[i : i + scorer.prompts_per_step])
-        for order in orders
-        for i in range(0, count, scorer.prompts_per_step)
-    ]
+    steps = [step for order in orders for step in scorer.steps(order)]
     learning = Learning(
         scorer,
         groups,
@@ -189,11 +187,16 @@ def fit(
         advice = "expected finite numbers: lower --learning-rate or use --dtype fp32"
         return Diverged(f"round {rollouts.round}, {what}, {advice}")
 
-    for number in range(first, len(steps)):
+    def learn(step: Sequence[int]) -> Tensor:
+        """The loss of a step; its gradients are in the optimiser."""
         loss = torch.zeros(())
         with optimiser.listening():
-            for part in steps[number]:
-                loss = loss + learning.backward(part, sizes[number]).cpu()
+            for part in scorer.shares(groups, step):
+                loss = loss + learning.backward(part, len(step)).cpu()
+        return loss
+
+    for number in range(first, len(steps)):
+        loss = scorer.room.within(partial(learn, steps[number]))
         gradients = optimiser.gradients()
         whole = gather(policy.processes, torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
         losses[number] = whole[0].item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -43,11 +43,11 @@ class Share:
     masked: bool
 
 
-def shares(plans: Sequence[Plan], numbers: Sequence[int], budget: int) -> list[Share]:
+def shares(plans: Mapping[int, Plan], numbers: Sequence[int], budget: int) -> list[Share]:
     """Groups in micro-batches: rows x longest row <= budget, and masks of at most LARGEST_MASK elements. A piece that
     exceeds either goes alone."""
     found: list[Share] = []
-    size = [plan.padded for plan in plans]
+    size = {i: plans[i].padded for i in numbers}
     whole = sorted((i for i in numbers if size[i] <= budget), key=lambda i: (plans[i].masked, size[i]))
     batch: list[int] = []
     for i in whole:
@@ -67,7 +67,7 @@ def _fits(nodes: Sequence[int], plan: Plan, budget: int) -> bool:
     return padded <= budget and not (plan.masked and padded * max(nodes) > LARGEST_MASK)
 
 
-def _together(plans: Sequence[Plan], groups: list[int]) -> Share:
+def _together(plans: Mapping[int, Plan], groups: list[int]) -> Share:
     pieces = [(i, members) for i in groups for members in plans[i].pieces]
     return Share(groups, [pieces], plans[groups[0]].masked)
 

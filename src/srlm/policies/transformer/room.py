@@ -1,0 +1,86 @@
+"""How many tokens a micro-batch may have: as many as fit into the device's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from srlm.policies.transformer.context import Context
+from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.layout.pack import pack
+from srlm.policies.transformer.layout.tree import build_tree
+from srlm.policies.transformer.log_prob import response_log_prob
+
+ON_CPU = 2048  # tokens: more make nothing faster there
+LARGEST = 2**16
+SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest
+OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, what it was, what it becomes
+
+Result = TypeVar("Result")
+
+
+class Room:
+    """tokens: padded ones of a micro-batch. say: is told when they become fewer."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.say: Callable[[str], object] = lambda _: None
+
+    def within(self, work: Callable[[], Result]) -> Result:
+        """Do what memory may be too small for; with half as many tokens as long as it is. `work` begins anew each time.
+
+        Raises:
+            torch.OutOfMemoryError: not even one token at a time fits.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.tokens == 1:
+                    raise
+                self.tokens //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.say(f"memory was too small: going on with --token-budget {self.tokens}")
+
+
+def measured(model: PreTrainedModel) -> int:
+    """Padded tokens of a micro-batch whose forward and backward pass fit into what is free on an accelerator."""
+    if model.device.type != "cuda":
+        return ON_CPU
+    few, many = (_peak(model, rows) for rows in (1, 4))
+    free, _ = torch.cuda.mem_get_info(model.device)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return fitting(free - OPTIMISER_BYTES * trained, few, many, _row(model))
+
+
+def fitting(free: int, few: int, many: int, row: int) -> int:
+    """The largest power of two that fits, of what one row and four rows of `row` tokens each took; at least one row's.
+    Bytes grow by the token."""
+    each = max(many - few, 1) / (3 * row)
+    most = (SHARE * free - max(few - each * row, 0)) / each
+    tokens = 1
+    while 2 * tokens <= min(most, LARGEST):
+        tokens *= 2
+    return tokens
+
+
+def _row(model: PreTrainedModel) -> int:
+    return int(min(512, Context.of(model).tokens))
+
+
+def _peak(model: PreTrainedModel, rows: int) -> int:
+    """Bytes that scoring and learning from some rows took at most."""
+    ids = [(7919 * i + 13) % model.get_input_embeddings().weight.shape[0] for i in range(_row(model))]
+    group = Group.of(ids[:1], [ids[1:]] * rows)
+    packed = pack([build_tree(group, [i]) for i in range(rows)], masked=False).to(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    torch.autograd.backward(response_log_prob(model, packed)[0].sum())
+    taken = torch.cuda.max_memory_allocated(model.device) - before
+    for parameter in model.parameters():
+        parameter.grad = None
+    return taken

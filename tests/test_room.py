@@ -1,0 +1,107 @@
+"""What is done where memory is too small: the same, in smaller pieces."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from support import command, refused, train_words, write_prompts
+from test_update import load, rollouts_of, run
+
+from srlm.objectives.regression import regression
+from srlm.policies.transformer import backward, sample, score
+from srlm.policies.transformer.room import LARGEST, Room, fitting
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A device on which micro-batches of more than so many padded tokens do not fit."""
+
+    def limit(tokens: int) -> None:
+        real, decode = score.response_log_prob, sample.decode
+
+        def limited(model, packed, **options):
+            if packed.input_ids.numel() > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(model, packed, **options)
+
+        def limited_decode(model, prompts, uniform, num_samples, how):
+            if len(prompts) * num_samples * (max(map(len, prompts)) + how.max_new_tokens) > 8 * tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return decode(model, prompts, uniform, num_samples, how)
+
+        monkeypatch.setattr(score, "response_log_prob", limited)
+        monkeypatch.setattr(backward, "response_log_prob", limited)
+        monkeypatch.setattr(sample, "decode", limited_decode)
+
+    return limit
+
+
+def test_work_begins_anew_with_half_as_much() -> None:
+    room, said, tried = Room(100), [], []
+    room.say = said.append
+
+    def work() -> str:
+        tried.append(room.tokens)
+        if room.tokens > 30:
+            raise torch.OutOfMemoryError
+        return "done"
+
+    assert room.within(work) == "done"
+    assert tried == [100, 50, 25]
+    assert [s for s in said if "--token-budget 25" in s] and len(said) == 2
+    assert room.within(work) == "done" and len(said) == 2  # remembered
+    with pytest.raises(torch.OutOfMemoryError):
+        Room(100).within(_never)
+
+
+def _never() -> None:
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(0, 1000), (10**7, 1000), (5, 123_456)])
+def test_what_fits(fixed: int, each: int) -> None:
+    free = 10**10
+    found = fitting(free, fixed + 512 * each, fixed + 4 * 512 * each, 512)
+    assert found in {2**n for n in range(17)}
+    assert fixed + found * each <= 0.7 * free + 1
+    assert found == LARGEST or fixed + 2 * found * each > 0.7 * free
+    assert fitting(0, 10, 40, 1) == 1
+
+
+def test_what_is_learned_does_not_change(tiny, small) -> None:
+    def learned(limit: int | None) -> torch.Tensor:
+        policy = load(tiny, prompts_per_step=4)
+        if limit:
+            small(limit)
+        run(policy, rollouts_of(policy), objective=partial(regression, beta=1.0))
+        assert policy.room.tokens < 2048 or limit is None
+        return torch.cat([p.detach().flatten() for p in policy.trainable().values()])
+
+    assert (learned(None) - learned(120)).abs().max() <= 1e-5
+
+
+def test_a_run_says_it_goes_on_and_remembers(tiny, tmp_path, small) -> None:
+    write_prompts(tmp_path)
+    given = {"model": tiny, "prompts": tmp_path / "prompts.jsonl", "dtype": "fp32"}
+    small(100)
+    outcome = command(*train_words(**given, output=tmp_path / "run"))
+    assert outcome.code == 0
+    said = [line for line in (outcome.out + outcome.err).splitlines() if "memory was too small" in line]
+    assert said and len(said) == len(set(said)) <= 5
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["token_budget"] <= 100
+    small(0)
+    assert "memory is too small for this" in refused(*train_words(**given, output=tmp_path / "no"))
+    again = command("train", "--resume", tmp_path / "run", "--from-round", 1)
+    assert again.code == 2 and "--token-budget 64" not in again.out + again.err
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 10**6])
+def test_responses_to_a_prompt_are_drawn_in_as_many_batches_as_there_is_room_for(tiny, tokens) -> None:
+    policy = load(tiny)
+    whole_ = rollouts_of(policy).responses
+    policy.room.tokens = tokens
+    again = rollouts_of(policy).responses
+    assert torch.equal(again.tokens, whole_.tokens) and torch.equal(again.length, whole_.length)
