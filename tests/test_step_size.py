@@ -301,32 +301,34 @@ def test_dropped_responses_take_no_part(tiny: Path, data: dict[str, Path], tmp_p
 def test_what_is_learned_knows_no_unit_of_the_reward(
     tiny: Path, data: dict[str, Path], tmp_path: Path, monkeypatch
 ) -> None:
+    """In the small unit no gradient would reach the limit, in the large one each would."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "unit_of.py").write_text(
         textwrap.dedent(
             """\
             def plain(policy, rollouts): return rollouts.log_prob
             def large(policy, rollouts): return 100 * rollouts.log_prob
+            def small(policy, rollouts): return rollouts.log_prob / 100
             """
         )
     )
-    found = {}
-    for way in ({"step": 0.4}, {"beta": 1.0}):
-        for name in ("plain", "large"):
-            output = tmp_path / f"{name}-{next(iter(way))}"
-            found[name, next(iter(way))] = run(tiny, data, output, reward=f"unit_of:{name}", clip=0.0, rounds=1, **way)
-
-    def after(name: str, way: str) -> Tensor:
-        return torch.tensor(table(found[name, way], 0)["log_prob_next"])
-
-    plain, large = (records(found[name, "step"]) for name in ("plain", "large"))
-    assert large[0]["beta"] == pytest.approx(100 * plain[0]["beta"], rel=1e-5)
-    for key in ("step", "effective_samples"):
-        assert large[0][key] == pytest.approx(plain[0][key], rel=1e-5)
-    assert large[1]["fidelity_r2"] == pytest.approx(plain[1]["fidelity_r2"], rel=1e-4)
-    torch.testing.assert_close(after("large", "step"), after("plain", "step"), rtol=0, atol=1e-3)
-    assert (after("large", "beta") - after("plain", "beta")).abs().max() > 0.1
-    assert (after("plain", "step") - torch.tensor(table(found["plain", "step"], 0)["log_prob"])).abs().max() > 0.1
+    found = {
+        name: run(tiny, data, tmp_path / name, reward=f"unit_of:{name}", clip=0.0, rounds=1, step=0.4)
+        for name in ("plain", "large", "small")
+    }
+    before, after = (
+        {name: torch.tensor(table(one, 0)[column]) for name, one in found.items()}
+        for column in ("log_prob", "log_prob_next")
+    )
+    plain = records(found["plain"])
+    for name, unit in (("large", 100), ("small", 0.01)):
+        other = records(found[name])
+        assert other[0]["beta"] == pytest.approx(unit * plain[0]["beta"], rel=1e-5)
+        for key in ("step", "effective_samples"):
+            assert other[0][key] == pytest.approx(plain[0][key], rel=1e-5)
+        assert other[1]["fidelity_r2"] == pytest.approx(plain[1]["fidelity_r2"], rel=1e-4)
+        torch.testing.assert_close(after[name], after["plain"], rtol=0, atol=1e-3)
+    assert (after["plain"] - before["plain"]).abs().max() > 0.1
 
 
 def test_rewards_that_all_tie_ask_for_nothing(tiny: Path, data: dict[str, Path], tmp_path: Path, monkeypatch) -> None:

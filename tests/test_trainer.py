@@ -45,6 +45,7 @@ from srlm.prompts.select import PromptSet
 
 T, K = SETTINGS["rounds"], SETTINGS["num_samples"]
 ALWAYS = {
+    *("round", "beta", "step", "effective_samples"),
     *("round", "log10_kappa_upper", "mean_log_prob", "mean_reward", "entropy", "mean_length", "eos_rate"),
     *(
         "truncation_rate",
