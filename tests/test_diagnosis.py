@@ -471,7 +471,7 @@ def test_betas_that_a_run_has_solved_are_forecast(tiny, data, tmp_path, reward, 
     rows = silent(None, run=output, round=round, **ASK).forecast.rows
     found = [(row.target, row.beta) for row in rows if isinstance(row.beta, tuple)]
     paths = [tuple(betas[round:end]) for end in range(round + 1, SETTINGS["rounds"] + 1)]
-    wanted = [(kind, path) for kind in ("escort", "clipped") for path in paths] if reward != "random" else []
+    wanted = [("escort", path) for path in paths] if reward != "random" else []
     assert found == wanted and len(betas) == SETTINGS["rounds"] + 1
 
 

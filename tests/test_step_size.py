@@ -188,8 +188,8 @@ def test_the_regression_in_nats_knows_no_unit(seed: int, beta: float, clip: floa
     reward, weight = groups(seed)
     ratio = torch.from_numpy(np.random.default_rng(seed).normal(size=reward.shape))
     loss = regression_in_nats(ratio, reward, weight, beta=beta, clip=clip)
-    torch.testing.assert_close(loss, regression(ratio, reward, weight, beta=beta, clip=clip) / beta**2)
-    scaled = regression_in_nats(ratio, scale * reward, weight, beta=scale * beta, clip=scale * clip)
+    torch.testing.assert_close(loss, regression(ratio, reward, weight, beta=beta, clip=clip * beta) / beta**2)
+    scaled = regression_in_nats(ratio, scale * reward, weight, beta=scale * beta, clip=clip)
     torch.testing.assert_close(scaled, loss, rtol=1e-6, atol=1e-9)
 
 
@@ -197,7 +197,7 @@ def test_a_step_reaches_the_objective() -> None:
     reward, weight = groups(3)
     ratio = torch.randn(reward.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     config = SelfRewardConfig(step=0.4, clip=2.0, anchor=0.5)
-    wanted = regression(ratio, reward, weight, beta=7.0, anchor=0.5, clip=2.0) / 49
+    wanted = regression(ratio, reward, weight, beta=7.0, anchor=0.5, clip=14.0) / 49
     torch.testing.assert_close(objective_function(config, None, 7.0)(ratio, reward, weight), wanted)
 
 
@@ -313,7 +313,7 @@ def test_what_is_learned_knows_no_unit_of_the_reward(
         )
     )
     found = {
-        name: run(tiny, data, tmp_path / name, reward=f"unit_of:{name}", clip=0.0, rounds=1, step=0.4)
+        name: run(tiny, data, tmp_path / name, reward=f"unit_of:{name}", rounds=1, step=0.4)
         for name in ("plain", "large", "small")
     }
     before, after = (

@@ -224,10 +224,10 @@ def evidence(probe: Probe, right: Rights | None) -> list[Evidence]:
 
 def forecasts(every: Sequence[Evidence], clip: float, solved: Sequence[float] = ()) -> Forecast:
     """The grid of BETAS and ROUNDS, for the escort and, with clip B > 0, for rewards clipped there; and, round by
-    round, the betas that a run has solved."""
+    round, for the betas that a run has solved, the escort."""
     levels = [math.inf, clip] if clip > 0 else [math.inf]
     rows = [forecast(every, beta, rounds, b) for b in levels for beta in BETAS for rounds in ROUNDS]
-    rows += [forecast(every, solved[:rounds], clip=b) for b in levels for rounds in range(1, len(solved) + 1)]
+    rows += [forecast(every, solved[:rounds]) for rounds in range(1, len(solved) + 1)]
     limit = limit_accuracy(every) if every[0].found_right is not None else None
 
     def reached(row: ForecastRow) -> bool:

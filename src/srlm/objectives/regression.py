@@ -71,5 +71,5 @@ def regression_in_nats(
 ) -> Tensor:
     """`regression` / beta^2: what log-ratios miss the target r / beta by, squared. With beta from `step_size` neither
     value nor gradient knows the unit of the reward, so that a limit on gradients acts alike in every unit. beta (0,
-    inf]; inf asks for no change. clip stays in the unit of the reward."""
-    return regression(log_ratio, reward / beta, weight, beta=1.0, anchor=anchor, clip=clip / beta)
+    inf]; inf asks for no change. clip: B in nats of log-ratio."""
+    return regression(log_ratio, reward / beta, weight, beta=1.0, anchor=anchor, clip=clip)

@@ -20,11 +20,10 @@ class ObjectiveSettings(Sizes):
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     step: float | None = None
     """Instead of beta: nats of KL that a round may move on average over prompts, above 0 and below log K. beta_t is
-    solved from the round's samples, whatever unit the reward has; clip stays in that unit, so set it to the reward's
-    scale or to 0."""
+    solved from the round's samples, whatever unit the reward has."""
     clip: float = 8.0
     """B: of a response whose reward lies further under its group's best it is only asked to fall by B / beta or more;
-    0 asks for exactly what Eq. 3 does."""
+    0 asks for exactly what Eq. 3 does. With step: by B nats or more, B beta_t under the best."""
     anchor: float = 1.0
     """Lambda: weight of the mass-conserving anchor; 0 is the plain pairwise objective of Eq. 3."""
     pairs: str = "all"

@@ -277,7 +277,8 @@ def _bound(rows: list[dict[str, Any]], run: Folder) -> tuple[list[float], str]:
     found, config = run.diagnosis.get("sequence"), run.manifest["config"]
     found = found if isinstance(found, dict) else {}
     (_, log_kappa), (margin, _) = (_pair(found.get(key)) for key in ("log_kappa", "margin"))
-    clip, rounds = number(config.get("clip")), [row["rounds"] - _diagnosed_round(run) for row in rows]
+    clip = number(config.get("clip")) if config.get("step") is None else None  # beside a step each round has its own
+    rounds = [row["rounds"] - _diagnosed_round(run) for row in rows]
     betas = _betas(run, max(rounds, default=0)) if all(t in range(MOST_BOUNDED) for t in rounds) else None
     if margin is None or margin <= 0:
         return [], "The bound on exact updates is vacuous: a margin may be 0."
@@ -308,7 +309,8 @@ def _forecast_rows(run: Folder) -> list[dict[str, Any]]:
     """Rows of a forecast with the run's own β and clipping, rounds counted as the run does."""
     config = run.manifest.get("config")
     config = config if isinstance(config, dict) else {}
-    target, start = "clipped" if number(config.get("clip")) else "escort", _diagnosed_round(run)
+    start = _diagnosed_round(run)
+    target = "clipped" if number(config.get("clip")) and config.get("step") is None else "escort"
     solved = [record.get("beta") for record in run.records[start:]]
 
     def own(row: dict[str, Any]) -> bool:

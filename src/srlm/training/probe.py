@@ -43,7 +43,7 @@ class Probe:
             best, first_best = torch.maximum(best, before.best_initial), before.first_best
             following = stages.followed(policy, before.rollouts, "held_out")
         self._before = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
-        record = held_out_record(self._before, before, following, config.total_beta, config.clip)
+        record = held_out_record(self._before, before, following, *stages.update_before(round))
         greedy = stages.responses(policy, prompts, round, "greedy", partial(policy.greedy, prompts))
         if self._held_out.answers is not None:
             right, greedy_right = (

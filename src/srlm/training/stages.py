@@ -103,6 +103,14 @@ class Stages:
         kept = self.ledger.record(round)["beta"]
         return math.inf if kept is None else float(kept)  # JSON has no infinity
 
+    def update_before(self, round: int) -> tuple[float | None, float]:
+        """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did."""
+        if not round:
+            return None, self.config.clip
+        beta = self.beta(round - 1)
+        in_nats = self.config.step is not None and self.config.clip > 0
+        return beta, self.config.clip * beta if in_nats else self.config.clip
+
     # What they are made of, on any table of responses
 
     def responses(

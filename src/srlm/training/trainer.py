@@ -157,8 +157,8 @@ class SelfRewardTrainer:
     def _measure(self, step: Step) -> Record:
         policy, responses = step.policy, step.rollouts.responses
         tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
-        beta = self.stages.beta(step.round - 1) if step.round else None
-        record = train_record(step, responses.length, responses.finished, tokens, beta, self.config.clip)
+        how = self.stages.update_before(step.round)
+        record = train_record(step, responses.length, responses.finished, tokens, *how)
         record |= self.stages.step(step.rollouts, step.reward)
         record["gain"] = policy.sharpness()
         if self.probe is not None:
