@@ -58,6 +58,16 @@ TREES: dict[str, dict[str, object]] = {
     "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.7},
     "gpt_oss": {**_ALTERNATING, **_EXPERTS},
 }
+# Models of which one thing or another is tried.
+MORE: dict[str, dict[str, object]] = {
+    "laguna": {**_EXPERTS, "num_attention_heads_per_layer": [4, 4], "shared_expert_intermediate_size": 16},
+    "moshi": {"ffn_dim": 64, "sliding_window": WINDOW},
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": WINDOW},
+}
+# Models whose positions are slots of a row: no padding on the left.
+SLOTS: dict[str, dict[str, object]] = {
+    "bart": {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64},
+}
 # Models that mix tokens by more than masked attention: one plain row per response.
 ROWS: dict[str, dict[str, object]] = {
     "mamba": {"state_size": 8},
@@ -72,13 +82,25 @@ ROWS: dict[str, dict[str, object]] = {
     },
     # Its window counts slots, not depths, and is longer than what a probe can afford to try.
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 200},
+    "llama4_text": {**_EXPERTS, "num_experts_per_tok": 1, "attention_chunk_size": WINDOW, "intermediate_size_mlp": 64},
+    "inkling_text": {
+        **_EXPERTS,
+        "sliding_window_size": WINDOW,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 8,
+        "d_rel": 8,
+        "rel_extent": 64,
+        "n_routed_experts": 4,
+        "logits_mup_width_multiplier": 3.0,
+    },
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},  # ALiBi
 }
 
 
 def build(name: str, scale: float = 5.0, **changes: object) -> PreTrainedModel:
     """A random model, away from uniform, so that a wrong mask, position or scale shows in the log-probs."""
-    options = {**_SIZES, **(TREES | ROWS).get(name, {}), **changes}
+    options = {**_SIZES, **(TREES | SLOTS | ROWS | MORE).get(name, {}), **changes}
     config = AutoConfig.for_model(name.split()[0], **options)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()

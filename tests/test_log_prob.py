@@ -80,6 +80,12 @@ def test_models_that_cannot_read_trees_are_scored_in_rows(name: str) -> None:
     assert differences(model, hard_groups(), shared=False).max() <= 1e-4
 
 
+def test_a_soft_cap_by_another_name() -> None:
+    model = build("recurrent_gemma", logits_soft_cap=0.5)
+    assert not reads_trees(model)
+    assert differences(model, hard_groups(), shared=False).max() <= 1e-4
+
+
 def test_a_bf16_model_is_recognised_too() -> None:
     assert reads_trees(make_model(vocab=VOCABULARY).bfloat16())
     assert not reads_trees(build("qwen3_next").bfloat16())
@@ -282,7 +288,7 @@ def test_more_embeddings_than_words_are_no_matter() -> None:
 def test_a_model_whose_decoder_is_out_of_reach_is_refused() -> None:
     class Closed(type(LLAMA)):
         def get_decoder(self):
-            return self
+            return self.lm_head
 
     with pytest.raises(UserError, match="Closed computes its logits"):
         reads_trees(Closed(LLAMA.config).eval())

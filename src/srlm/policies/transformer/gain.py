@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from srlm.policies.transformer.log_prob import decoder_of
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -33,7 +35,7 @@ class Gain:
             for name, module in model.named_modules()
             if isinstance(getattr(module, "weight", None), nn.Parameter)
         ]
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         ids = torch.zeros(1, 4, dtype=torch.long, device=model.device)
         try:
             with torch.no_grad():

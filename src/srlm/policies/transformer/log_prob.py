@@ -21,6 +21,10 @@ from srlm.policies.transformer.layout.tree import build_tree
 # fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
 CHUNK_ELEMENTS = 2**24
 PROBED_WINDOW = 8  # tokens
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
+
+# What models raise that are asked for what they cannot do.
+UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
 """log pi(.|history) [E, V] -> [E]"""
@@ -43,9 +47,11 @@ class Head:
         for name in ("logit_scale", "lm_head_multiplier"):  # Cohere and Falcon-H1 multiply
             if isinstance(value := getattr(config, name, None), int | float):
                 scale = float(value)
-        if isinstance(value := getattr(config, "logits_scaling", None), int | float):  # Granite divides
-            scale = 1.0 / float(value)
-        return cls(linear.weight, linear.bias, scale, getattr(config, "final_logit_softcapping", None))
+        for name in ("logits_scaling", "logits_mup_width_multiplier"):  # Granite and Inkling divide
+            if isinstance(value := getattr(config, name, None), int | float):
+                scale = 1.0 / float(value)
+        caps = (getattr(config, name, None) for name in SOFT_CAPS)
+        return cls(linear.weight, linear.bias, scale, next((cap for cap in caps if cap is not None), None))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[E, D] -> fp32 [E, V]."""
@@ -112,6 +118,12 @@ def _pick(logits: Tensor, target: Tensor) -> Tensor:
     return logits.gather(-1, target[:, None])[:, 0]
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """What maps token ids to the hidden states that the head reads."""
+    found = cast(Any, model.get_decoder())
+    return cast(Any, model).model if found is model and hasattr(model, "model") else found  # Llama 4 does not say
+
+
 def token_log_prob(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
     """log pi(target | history) [E] in nats, fp32, from hidden states [E, D]."""
 
@@ -176,9 +188,8 @@ def response_log_prob(
 
     each: takes the log-probs of single tokens [S], response by response.
     """
-    decoder = model.get_decoder()
     position, visible = packed.position_ids, packed.visible
-    output = decoder(
+    output = decoder_of(model)(
         input_ids=packed.input_ids,
         attention_mask=None if visible is None else attention_mask(model, visible, position, position),
         position_ids=position,
@@ -246,6 +257,6 @@ def _reproduces(model: PreTrainedModel, *, masked: bool) -> bool:
         group = Group.of(prompt, responses)
         trees = [build_tree(group, members) for members in ([range(4)] if masked else [[i] for i in range(4)])]
         mine, _ = response_log_prob(model, pack(trees, masked=masked).to(model.device))
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):  # a 4-D mask it cannot take
+    except UNFIT:  # a 4-D mask it cannot take
         return False
     return bool(((mine - torch.stack(own)).abs().cpu() <= tolerance).all())

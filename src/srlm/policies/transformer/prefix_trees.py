@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from srlm.policies.transformer.log_prob import CHUNK_ELEMENTS, Head, attention_mask
+from srlm.policies.transformer.log_prob import CHUNK_ELEMENTS, Head, attention_mask, decoder_of
 
 
 class CachedTrees:
@@ -80,7 +80,7 @@ class CachedTrees:
         mask = None
         if visible is not None:
             mask = attention_mask(self.model, visible.to(device), position, self.position.to(device))
-        output = cast(Any, self.model.get_decoder())(
+        output = decoder_of(self.model)(
             input_ids=ids.to(device),
             attention_mask=mask,
             position_ids=position,
@@ -120,9 +120,7 @@ class PlainPrefixes:
                 ids[i, : len(row)] = torch.tensor(row)
                 mask[i, : len(row)] = 1
             device = self.model.device
-            output = cast(Any, self.model.get_decoder())(
-                input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-            )
+            output = decoder_of(self.model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
             last = torch.tensor([len(row) - 1 for row in part], device=device)
             parts.append(output.last_hidden_state[torch.arange(len(part), device=device), last])
         return torch.cat(parts)
