@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer.continuation import reads_padding
 from srlm.policies.transformer.sample import BLOCK, Decoding, decode, inverse_cdf, nucleus
 
 LLAMA = make_model(vocab=VOCABULARY)
@@ -280,3 +281,15 @@ def test_a_model_without_a_cache_that_branches_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="RwkvForCausalLM keeps its state"):
         decode(model, [[1, 2]], None, 1, Decoding(3, ENDS))
+
+
+def test_padding_is_read_or_not() -> None:
+    assert reads_padding(LLAMA) and reads_padding(build("mamba"))
+    assert not reads_padding(build("bart"))
+    assert reads_padding(make_model(vocab=VOCABULARY).bfloat16())
+
+
+def test_a_cache_that_is_not_the_text_is_refused() -> None:
+    """Moshi looks through its window when it goes on from a cache, and past it otherwise."""
+    with pytest.raises(UserError, match="MoshiForCausalLM goes on from its cache otherwise than from the whole text"):
+        reads_padding(build("moshi"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srlm.errors import UserError
 from srlm.policies.transformer import modes
 from srlm.policies.transformer.context import Context
+from srlm.policies.transformer.continuation import reads_padding
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout.group import Group
@@ -158,6 +160,10 @@ class TransformerPolicy:
         """The argmax word at every step, [P, 1]: not the mode of pi(y|x) in general (Prop. 4.3)."""
         return self._respond(prompts, 1, None, progress)
 
+    @cached_property
+    def _padding(self) -> bool:
+        return reads_padding(self.model)
+
     def _respond(self, prompts: Prompts, num_samples: int, draws: Any, progress: Progress) -> Responses:
         with self.weights.merged():
             return respond(
@@ -166,6 +172,7 @@ class TransformerPolicy:
                 num_samples,
                 draws,
                 self.decoding,
+                padding=self._padding,
                 room=self.room,
                 together=self.processes,
                 progress=progress,

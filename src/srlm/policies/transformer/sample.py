@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias
 
 import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from srlm.errors import UserError
+from srlm.policies.transformer.continuation import Continuation
 from srlm.policies.transformer.layout.batches import micro_batches
-from srlm.policies.transformer.log_prob import Head
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 from srlm.policies.transformer.room import Room
@@ -73,13 +72,6 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside.scatter(-1, words, outside), -torch.inf)
 
 
-def _unbranched(model: PreTrainedModel) -> UserError:
-    return UserError(
-        f"model class {type(model).__name__} keeps its state in a way srlm cannot branch into samples: "
-        "use a causal LM with a transformers Cache"
-    )
-
-
 @torch.inference_mode()
 def decode(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], uniform: Tensor | None, num_samples: int, how: Decoding
@@ -89,40 +81,16 @@ def decode(
     uniform: [P, K, T] draws in [0, 1), so that a response depends on its own draws alone, whatever shares the batch;
     None decodes greedily.
     """
-    device = model.device
-    total, longest = len(prompts) * num_samples, max(map(len, prompts))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):  # on the left, so that every row's next token comes next
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
-    padded = bool((mask == 0).any())
-    ids, mask = ids.to(device), mask.to(device)
-    decoder, head = cast(Any, model.get_decoder()), Head.of(model)
-    output = decoder(
-        input_ids=ids,
-        attention_mask=mask if padded else None,
-        position_ids=(mask.cumsum(-1) - 1).clamp_(min=0),
-        use_cache=True,
-    )
-    # Some recurrent models call their cache otherwise, and read no padding mask once it is filled.
-    names = [name for name in ("past_key_values", "cache_params") if hasattr(output.get(name), "reorder_cache")]
-    if not names:
-        raise _unbranched(model)
-    (name,) = names
-    cache = output[name]
-    cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(num_samples))
-    logits = head.logits(output.last_hidden_state[:, -1]).repeat_interleave(num_samples, 0)
-    mask = mask.repeat_interleave(num_samples, 0)
-    position = mask.sum(-1)
+    said = Continuation(model, prompts, num_samples)
+    total, device = len(prompts) * num_samples, model.device
     draws = None if uniform is None else uniform.flatten(0, 1).to(device)
-
     tokens = torch.zeros(total, how.max_new_tokens, dtype=torch.int32)
     length = torch.full((total,), how.max_new_tokens)
     finished = torch.zeros(total, dtype=torch.bool)
     alive = torch.arange(total)  # rows of the result that the batch still carries
     eos = torch.tensor(sorted(how.eos), device=device)
     for step in range(how.max_new_tokens):
+        logits = said.logits
         if draws is None:
             word = logits.argmax(-1)
         else:
@@ -142,25 +110,10 @@ def decode(
             if not len(stay):
                 break
             alive = alive[stay]
-            stay = stay.to(device)
-            word, mask, position = word[stay], mask[stay], position[stay]
-            cache.reorder_cache(stay)
-        if step + 1 == how.max_new_tokens:
-            break
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
-        try:
-            output = decoder(
-                input_ids=word[:, None],
-                attention_mask=mask if padded and name == "past_key_values" else None,
-                position_ids=(position + step)[:, None],
-                use_cache=True,
-                **{name: cache},
-            )
-        except RuntimeError as error:
-            if "size of tensor" not in str(error):
-                raise
-            raise _unbranched(model) from error  # part of the state was not repeated for the samples
-        logits = head.logits(output.last_hidden_state[:, -1])
+            word = word[stay.to(device)]
+            said.keep(stay)
+        if step + 1 < how.max_new_tokens:
+            said.feed(word)
     shape = (len(prompts), num_samples)
     return tokens.view(*shape, -1), length.view(shape), finished.view(shape)
 
@@ -176,6 +129,10 @@ def prompt_streams(number: int, num_samples: int, longest: int, generator: torch
     return draws
 
 
+def _places(prompts: Sequence[Sequence[int]], size: int) -> list[int]:
+    return [place for place, ids in enumerate(prompts) if len(ids) == size]
+
+
 def respond(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -183,12 +140,16 @@ def respond(
     draws: Draws | None,
     how: Decoding,
     *,
+    padding: bool,
     room: Room,
     together: PartialState,
     progress: Progress,
 ) -> Responses:
     """K responses to each prompt, in batches that processes share; greedy ones without `draws`. The responses to a
-    prompt are in several batches where there is no room for all."""
+    prompt are in several batches where there is no room for all.
+
+    padding: may prompts of unequal length share a batch?
+    """
     shape = (len(prompts), num_samples)
     tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
     length, finished = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -209,9 +170,13 @@ def respond(
             for first in range(0, num_samples, at_once):
                 fill(some, first, min(first + at_once, num_samples))
 
-    batches = micro_batches(
-        sizes, DECODE_BUDGET * room.tokens, rank=together.process_index, world=together.num_processes
-    )
+    alike = [range(len(prompts))] if padding else [_places(prompts, size) for size in sorted({*map(len, prompts)})]
+    rank, world, budget = together.process_index, together.num_processes, DECODE_BUDGET * room.tokens
+    batches = [
+        [some[i] for i in part]
+        for some in alike
+        for part in micro_batches([sizes[i] for i in some], budget, rank=rank, world=world)
+    ]
     done, total = 0, sum(map(len, batches))
     for batch in batches:
         room.within(partial(respond_to, batch))
