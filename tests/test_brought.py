@@ -21,7 +21,14 @@ from peft import PeftModel
 from reference import build
 from support import command, refused, save_adapter, train_words, words, write_rows
 from test_load import cache, with_code, write_gguf  # noqa: F401
-from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from srlm import SelfRewardConfig
 from srlm.errors import UserError
@@ -320,6 +327,14 @@ def test_a_router_gets_no_adapter(tmp_path, prompts_file):
     assert command(*train_words(**given)).code == 0
 
 
+def test_a_linear_layer_of_its_own_class_gets_one(tmp_path):
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=259, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    adapted = load(saved(tmp_path, FalconForCausalLM(config)), lora_rank=4)
+    names = " ".join(adapted.trainable())
+    assert all(f"{name}.lora_A" in names for name in ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"))
+
+
 def test_a_cache_that_cannot_branch(tmp_path, prompts_file):
     model = build("minimax", vocab_size=259, num_local_experts=4, num_experts_per_tok=2)
     given = {"model": saved(tmp_path / "m", model), "prompts": prompts_file, "output": tmp_path / "run", "rounds": 1}
@@ -466,3 +481,10 @@ def test_a_parquet_file_that_expands(tmp_path, column, monkeypatch):
     monkeypatch.setattr(sources, "MOST_BYTES", 2**10)
     with pytest.raises(UserError, match=r"bomb\.parquet holds a row group of"):
         load_prompts(tmp_path / "bomb.parquet")
+
+
+def test_an_adapter_of_which_peft_drops_a_part(tmp_path):
+    base = saved(tmp_path / "base", build("laguna", vocab_size=259))
+    load(base, lora_rank=4).save_weights(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"peft finds no place for 6 of the weights .*shared_experts"):
+        load_model(str(tmp_path / "adapter"))

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import safetensors.torch
 import torch
-from peft import PeftModel, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
@@ -99,11 +99,15 @@ class Weights:
         """Become the policy that `save` left in `folder`."""
         self.keep_initial()
         if self.peft_model is not None:
-            state = safetensors.torch.load_file(folder / "adapter_model.safetensors")
-            set_peft_model_state_dict(self.peft_model, state)
+            saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+            # Not set_peft_model_state_dict: it renames keys as if they came from an old checkpoint of the model.
+            mine = get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
+            with torch.no_grad():
+                for key, value in mine.items():
+                    value.copy_(saved[key])
             return
-        saved = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
-        self._put(dict(saved.named_parameters()))
+        model = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
+        self._put(dict(model.named_parameters()))
 
     @torch.no_grad()
     def check_saved(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import safetensors.torch
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
@@ -41,12 +41,7 @@ def with_lora(
         r=rank,
         lora_alpha=cast(int, alpha or 2 * rank),
         target_modules="all-linear",
-        # A router is a linear layer that returns more than one thing; an adapter would not know what to add to.
-        exclude_modules=[
-            key
-            for key, module in model.named_modules()
-            if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
-        ],
+        exclude_modules=_routers(model),
         modules_to_save=[norm.name] if norm is not None else None,
     )
     # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.
@@ -88,6 +83,35 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
         raise _misfit(folder, error) from error
     peft_model.eval()
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
+
+
+@torch.no_grad()
+def _routers(model: PreTrainedModel) -> list[str]:
+    """Linear layers by class that return more than a product, or the product of parts: an adapter would not know what
+    to add to."""
+    suspects = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
+    }
+    if not suspects:
+        return []
+    plain: set[str] = set()
+
+    def look(name: str, layer: nn.Linear, given: Tensor, output: Any) -> None:
+        if isinstance(output, Tensor) and output.shape == (*given.shape[:-1], layer.out_features):
+            plain.add(name)
+
+    hooks = [
+        module.register_forward_hook(lambda layer, given, output, name=name: look(name, layer, given[0], output))
+        for name, module in suspects.items()
+    ]
+    try:
+        cast(Any, model)(input_ids=torch.zeros(1, 4, dtype=torch.long, device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [name for name in suspects if name not in plain]
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -141,9 +165,16 @@ def merged_from(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
     _refuse_without_weights(folder)
     try:
         joined: Any = PeftModel.from_pretrained(cast(Any, model), str(folder))
-        return cast(PreTrainedModel, joined.merge_and_unload())
+        left = set_peft_model_state_dict(joined, safetensors.torch.load_file(folder / WEIGHTS)).unexpected_keys
+        merged = cast(PreTrainedModel, joined.merge_and_unload())
     except Exception as error:  # peft and torch raise what they like where shapes or names differ
         raise _misfit(folder, error) from error
+    if left:  # peft passes over them
+        raise UserError(
+            f"peft finds no place for {len(left)} of the weights of the LoRA adapter of {folder} in its base model "
+            f"({min(left)}, ...): give a model into which it is merged already"
+        )
+    return merged
 
 
 def _refuse_without_weights(folder: Path) -> None:
