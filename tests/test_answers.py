@@ -425,6 +425,18 @@ def test_a_pattern_without_end_is_given_up(user: str) -> None:
     assert time.monotonic() - start < 10
 
 
+def test_a_pattern_whose_search_would_not_begin_in_time_is_refused() -> None:
+    """regex prepares the search for one letter many times in time that grows with its cube, and heeds no timeout."""
+    with pytest.raises(UserError, match=r"has 10000 characters, but the match rule regex expects at most 2000"):
+        regex("a" * 20_000, ["a" * 10_000])
+    assert regex("ab" * 2000, ["ab" * 1000])
+
+
+def test_a_power_of_a_number_with_thousands_of_digits() -> None:
+    assert not number(f"{'9' * 6000}^2", ["1"])
+    assert number(f"{'9' * 6000}^1", ["9" * 6000])
+
+
 @given(st.text(max_size=60))
 def test_rules_bear_any_text(text: str) -> None:
     for rule in (contains, exact, number):

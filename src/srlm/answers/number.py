@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice
+from math import log10
 
 LONGEST = 10_000  # characters of a number: time to convert grows with the square, half a minute for a million digits
 _LARGEST_POWER = 5_000  # digits that a power may have
@@ -158,6 +159,6 @@ def _term(part: re.Match[str]) -> Fraction | None:
     value = value + Fraction(Decimal(part["top"])) / below if part["top"] else value / below
     if (power := int(part["power"] or "1")) == 1:
         return value
-    if not value or abs(power) * len(str(max(abs(value.numerator), value.denominator))) > _LARGEST_POWER:
+    if not value or abs(power) * (1 + log10(max(abs(value.numerator), value.denominator))) > _LARGEST_POWER:
         return None
     return value**power

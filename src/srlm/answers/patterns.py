@@ -11,6 +11,7 @@ import regex
 from srlm.errors import UserError
 
 PATIENCE = 1.0  # seconds for one text: a pattern that takes longer tries ways without end
+LONGEST = 2000  # characters: the search for one letter 10,000 times takes minutes to begin, and heeds no timeout
 
 
 class Pattern:
@@ -18,6 +19,11 @@ class Pattern:
 
     def __init__(self, pattern: str, what: str, user: str) -> None:
         self._what = f"the {what} {pattern!r}"
+        if len(pattern) > LONGEST:
+            raise UserError(
+                f"the {what} {pattern[:40]!r}... has {len(pattern)} characters, but the {user} expects at most "
+                f"{LONGEST}: shorten it"
+            )
         try:
             self._compiled = regex.compile(pattern)
         except (regex.error, OverflowError, RecursionError, ValueError) as error:
