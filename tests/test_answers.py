@@ -226,7 +226,7 @@ def test_unknown_answer_class(name: str) -> None:
         answer_classes(name)
 
 
-@pytest.mark.parametrize("pattern", ["(", "a{99999999999999999999}"])
+@pytest.mark.parametrize("pattern", ["(", "a{0,99999999999999999999}"])
 def test_broken_pattern_of_an_answer_class(pattern: str) -> None:
     with pytest.raises(UserError, match=r"the pattern .* is not a regular expression \(.+\).* correct it"):
         answer_classes(f"regex:{pattern}")
@@ -430,6 +430,20 @@ def test_a_pattern_whose_search_would_not_begin_in_time_is_refused() -> None:
     with pytest.raises(UserError, match=r"has 10000 characters, but the match rule regex expects at most 2000"):
         regex("a" * 20_000, ["a" * 10_000])
     assert regex("ab" * 2000, ["ab" * 1000])
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999}", "b(a{999,}){9999}", "a{99999999999999999999}"])
+def test_a_pattern_that_would_fill_the_memory_is_refused(pattern: str) -> None:
+    """regex writes repetitions out: the first took half a minute and 7 GB."""
+    with pytest.raises(
+        UserError, match=r"repeats something \d+ times, but the match rule regex expects at most 100000"
+    ):
+        regex("a", [pattern])
+
+
+def test_repetitions_as_people_write_them() -> None:
+    assert regex("0a1b2c3d-4e5f-4a4b-8c8d-0123456789ab", ["^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"])
+    assert regex("{99999999}", [r"\{99999999\}"]) and regex("a" * 20_000, ["^a{0,99999999}$"])
 
 
 def test_a_power_of_a_number_with_thousands_of_digits() -> None:

@@ -32,6 +32,7 @@ from srlm.report.page import MARK, page, samples_data
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
 from srlm.report.verdict import change, verdict
 from srlm.report.watch import server
+from srlm.run.tables import write_columns
 
 PROMPTS = ["Capital of A?", "Capital of B?", "Capital of C?"]
 ANSWERS = [("Aa",), ("Bb",), ("Cc",)]
@@ -641,7 +642,10 @@ def test_numbers_of_any_kind():
 # Half-written folders
 
 DAMAGE = {
-    "manifest.json": [b"", b"{", b"[]", b"null", b'{"config": 3, "data": [], "command": [1], "guard": {"events": 3}}'],
+    "manifest.json": [
+        *(b"", b"{", b"[]", b"null", b'{"config": 3, "data": [], "command": [1], "guard": {"events": 3}}'),
+        b'{"data": {"prompts": ["file"], "held_out": null}}',
+    ],
     "records.jsonl": [b"", b"{", b"[1]\n3\nnull\n", b'{"round": "x"}\n', b'{"round": 0, "loss": "a", "seconds_a": []}'],
     "round-001/stages.json": [b"", b"[]", b'{"loss": {"a": 1}, "x": 3}', b"[" * 100_000],
     "round-001/held_out.parquet": [b"", b"PAR1", b"PAR1" + b"\0" * 100],
@@ -664,6 +668,18 @@ def test_a_table_of_many_responses_is_shown_in_part(run, monkeypatch):
     name = "round-001/rollouts.parquet"
     count = parquet.read_metadata(run / name).num_rows
     assert f"Of {name} the first 2 of {count} responses are shown." in read_folder(run).notes
+
+
+def test_a_flipped_bit_is_not_shown_as_a_response(run):
+    """In a table that a run or a diagnosis wrote: pages of both have checksums."""
+    file = run / "round-001" / "held_out.parquet"
+    write_columns(parquet.read_table(file), file)
+    whole = {(s.part, s.round, s.response) for s in read_folder(run).samples}
+    content = file.read_bytes()
+    at = content.index(b"wrong")  # a response, in its page
+    file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    os.utime(file, ns=(0, 0))  # the clock of a file is coarse, and what was read before is kept
+    assert {(s.part, s.round, s.response) for s in read_folder(run).samples} < whole
 
 
 def test_missing_files_leave_a_part_out(run):

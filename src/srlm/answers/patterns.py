@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,8 @@ from srlm.errors import UserError
 
 PATIENCE = 1.0  # seconds for one text: a pattern that takes longer tries ways without end
 LONGEST = 2000  # characters: the search for one letter 10,000 times takes minutes to begin, and heeds no timeout
+REPEATED = 100_000  # how often at least, in all: regex writes such repetitions out, some 80 bytes each
+_TIMES = re.compile(r"(?<!\\)\{(\d{1,30})(?:,\d*)?\}")
 
 
 class Pattern:
@@ -23,6 +27,11 @@ class Pattern:
             raise UserError(
                 f"the {what} {pattern[:40]!r}... has {len(pattern)} characters, but the {user} expects at most "
                 f"{LONGEST}: shorten it"
+            )
+        if (times := math.prod(max(int(number), 1) for number in _TIMES.findall(pattern))) > REPEATED:
+            raise UserError(
+                f"{self._what} repeats something {times} times, but the {user} expects at most {REPEATED} in all: "
+                "lower the numbers in its braces"
             )
         try:
             self._compiled = regex.compile(pattern)

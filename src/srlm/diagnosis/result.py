@@ -158,7 +158,7 @@ class Diagnosis:
         new_folder(folder)
         for name in TABLES:
             table = pa.table(getattr(self, name))
-            write_atomically(folder / f"{name}.parquet", partial(parquet.write_table, table))
+            write_atomically(folder / f"{name}.parquet", partial(parquet.write_table, table, write_page_checksum=True))
         text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         write_atomically(folder / "diagnose.json", lambda path: path.write_text(text, encoding="utf-8"))
 

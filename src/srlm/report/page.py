@@ -204,7 +204,8 @@ def _pairs(values: Any) -> list[tuple[str, str]]:
 def _origin(folder: Folder) -> list[tuple[str, str]]:
     manifest = folder.manifest
     data = manifest.get("data")
-    prints = [(name, one.get("fingerprint")) for name, one in (data.items() if isinstance(data, dict) else ())]
+    entries = data.items() if isinstance(data, dict) else ()
+    prints = [(name, one.get("fingerprint")) for name, one in entries if isinstance(one, dict)]
     found = [("srlm", manifest.get("srlm") or folder.diagnosis.get("srlm")), *_pairs(manifest.get("versions"))]
     found += [(key.replace("_", " "), manifest.get(key)) for key in ("device", "threads", "git_commit", "started")]
     found += [(f"{name.replace('_', ' ')}, sha256", print) for name, print in prints]
