@@ -44,12 +44,15 @@ def main() -> None:
         (damage.Damages(world).kinds(), given.damaged),
         (kills.kinds(world), given.kills),
     )
-    for kinds, count in parts:
-        names = [name for name in kinds if not given.only or name in given.only]
-        if names and count:
-            campaign(
-                in_turn(kinds, names, given.start, count), seed, folder, tally, lambda line: print(line, flush=True)
-            )
+    try:
+        for kinds, count in parts:
+            names = [name for name in kinds if not given.only or name in given.only]
+            if names and count:
+                campaign(
+                    in_turn(kinds, names, given.start, count), seed, folder, tally, lambda line: print(line, flush=True)
+                )
+    except KeyboardInterrupt:
+        print("interrupted")
     print(f"\n{tally.table()}\n\n{time.time() - began:.0f} s")
     for sort, number in tally.sorts.most_common():
         print(f"{number} × {sort}")

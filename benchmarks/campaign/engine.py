@@ -116,9 +116,9 @@ def campaign(
                 shutil.rmtree(here, ignore_errors=True)
         tally.counts[kind, end] += 1
         tally.seconds[kind] += time.perf_counter() - began
-        if done % 500 == 0:
+        if done % 250 == 0:
             ends = ", ".join(f"{sum(n for (_, e), n in tally.counts.items() if e == end)} {end}" for end in ENDS)
-            progress(f"{done} tried; in all {ends}")
+            progress(f"up to {kind} {number}: {ends}")
 
 
 @contextlib.contextmanager
