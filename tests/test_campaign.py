@@ -12,7 +12,7 @@ from benchmarks.campaign.world import World
 
 INPUTS = (
     *("prompts jsonl", "prompts json", "prompts csv", "prompts tsv", "prompts txt", "yaml", "words", "words of plan"),
-    *("paths", "arms", "match rule", "answer classes", "chat template", "diagnosis"),
+    *("arms", "match rule", "answer classes", "chat template", "diagnosis"),
 )
 DAMAGES = ("damage finished report", "damage finished diagnose")
 KILLS = ("kill lora", "kill set aside", "kill dpo")

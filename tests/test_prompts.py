@@ -111,7 +111,10 @@ def test_conversations(write: Write, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "accepted"),
-    [("Rome", ("Rome",)), (7, ("7",)), (7.0, ("7",)), (0.5, ("0.5",)), (["a", 2, None, ""], ("a", "2"))],
+    [
+        *(("Rome", ("Rome",)), (7, ("7",)), (7.0, ("7",)), (0.5, ("0.5",)), (["a", 2, None, ""], ("a", "2"))),
+        (10**400, (f"1{'0' * 400}",)),
+    ],
 )
 def test_answers(write: Write, answer: Any, accepted: tuple[str, ...]) -> None:
     assert load_prompts(write("a.jsonl", jsonl({"prompt": "p", "answer": answer}))).answers == (accepted,)

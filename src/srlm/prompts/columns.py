@@ -69,7 +69,9 @@ def answers(where: str, value: Any) -> tuple[str, ...]:
 def _answer(what: str, value: Any) -> str:
     if isinstance(value, str):
         return _words(what, value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # of any size: a float could not hold it
+    if not isinstance(value, (float, Decimal)) or not math.isfinite(value):
         raise UserError(f"{what} is {kind(value)}, expected a string or a finite number; correct it")
     return str(int(value)) if value == int(value) else str(value)
 
