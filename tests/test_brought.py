@@ -178,6 +178,13 @@ def test_the_end_of_turn_of_a_base_models_template_ends_a_response(tmp_path):
     assert load(folder, raw_prompts=True).decoding.eos == {0}
 
 
+@pytest.mark.parametrize("odd", [{}, [[2]], "2", None])
+def test_ends_that_are_no_ids_are_left_out(tmp_path, odd):
+    file = saved(tmp_path / "odd", make_model()) / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": odd}))
+    assert load(file.parent).decoding.eos == {2}
+
+
 def test_a_prompt_that_brings_its_own_bos_has_one(tmp_path):
     folder = saved(tmp_path / "bos", make_model(), chat=None)
     policy = load(folder)

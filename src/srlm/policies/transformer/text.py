@@ -49,12 +49,12 @@ class Texts:
 def eos_ids(model: PreTrainedModel, tokenizer: Any, *, template: bool) -> frozenset[int]:
     """Ids that end a response: the tokenizer's, those with which the model ends its own, and, where prompts go through
     the chat template, the one with which that ends a turn, which base models have besides."""
-    found: set[Any] = {tokenizer.eos_token_id}
+    found: list[Any] = [tokenizer.eos_token_id]
     for config in (model.generation_config, model.config):
         ids = getattr(config, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [ids])
+        found += ids if isinstance(ids, list) else [ids]
     if template and tokenizer.chat_template is not None:
-        found.add(_end_of_turn(tokenizer))
+        found.append(_end_of_turn(tokenizer))
     return frozenset(i for i in found if isinstance(i, int))
 
 
