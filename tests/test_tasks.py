@@ -196,3 +196,9 @@ def test_training_on_a_task(tiny, tmp_path):
     assert records(run)[0].items() >= alone.items()
     assert command("train", "--resume", run).code == 0
     assert command("evaluate", *words(model=tiny, prompts=source, max_new_tokens=4), "--quiet").code == 0
+
+
+def test_a_question_without_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(tasks, "ITEM_SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"cannot be generated \(it took more than 0\.3 s\); correct its parameters"):
+        load_prompts("reasoning-gym:basic_arithmetic?size=3&max_terms=1e19")

@@ -30,9 +30,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from srlm.errors import UserError
+from srlm.patience import at_most
 
 PREFIX = "reasoning-gym:"
 SPACING = 1_000_000  # from one seed's first item to the next one's
+ITEM_SECONDS = 10.0  # of one question: one of 1e19 terms is never written
 _MOST_SEEDS = 4000  # some tasks hand their seeds to numpy, which takes 32 bits
 _PROBES = 20  # items by which a task's answers are told to be numbers or not, the same for every size and seed
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
@@ -141,7 +143,11 @@ def _generated(source: str, name: str, **parameters: Any) -> tuple[Any, tuple[An
         )
     try:
         dataset = create(name, **parameters)
-        return dataset, tuple(dataset[number] for number in range(parameters["size"]))
+        entries = []
+        for number in range(parameters["size"]):
+            with at_most(ITEM_SECONDS):
+                entries.append(dataset[number])
+        return dataset, tuple(entries)
     except Exception as error:  # an assertion, a TypeError or whatever an odd value leads to
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"{source} cannot be generated ({reason}); correct its parameters") from error
