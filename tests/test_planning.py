@@ -266,6 +266,7 @@ def test_a_file_is_as_good_as_what_is_in_it(tmp_path: Path) -> None:
 NO_DIAGNOSIS = ["", "[]", "3", "{}", '{"sequence": {}}', '{"sequence": {"log_kappa": 3, "min_confidence": [0, 1]}}']
 NO_DIAGNOSIS += [json.dumps(diagnosis() | {"forecast": {"rows": [{"beta": 1}]}}), '{"prompt": "a"}\n{"prompt": "b"}']
 NO_DIAGNOSIS += [json.dumps(diagnosis(log_kappa=["x", "y"])), json.dumps(diagnosis(min_confidence=[]))]
+NO_DIAGNOSIS += [json.dumps(diagnosis(log_kappa=[1, 10**400]))]
 
 
 @pytest.mark.parametrize("content", NO_DIAGNOSIS)

@@ -41,6 +41,8 @@ def said(outcome: Outcome) -> str:
     """
     if "Traceback" in outcome.err:
         raise Wrong(f"a traceback on stderr: {outcome.err[-500:]}")
+    if outcome.code == 130:  # whoever runs the campaign has had enough
+        raise KeyboardInterrupt
     if outcome.code == 0:
         return RIGHT
     *before, last = outcome.err.rstrip("\n").split("\n")

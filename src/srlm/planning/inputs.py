@@ -68,7 +68,7 @@ class Diagnosis:
                     for row in (content.get("forecast") or {}).get("rows", ())
                 ],
             )
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"{name} is not a diagnosis ({type(error).__name__}: {error}): give --diagnosis the diagnose.json of "
                 "srlm diagnose"
