@@ -62,6 +62,13 @@ TREES: dict[str, dict[str, object]] = {
 MORE: dict[str, dict[str, object]] = {
     "laguna": {**_EXPERTS, "num_attention_heads_per_layer": [4, 4], "shared_expert_intermediate_size": 16},
     "moshi": {"ffn_dim": 64, "sliding_window": WINDOW},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "head_dim": 16,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 8,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": WINDOW},
 }
 # Models whose positions are slots of a row: no padding on the left.

@@ -356,6 +356,19 @@ def test_merged_weights_are_the_adapted_model(tiny: Path) -> None:
         assert torch.equal(policy.model(ids).logits, adapted)
 
 
+def test_layers_that_share_a_weight_have_no_adapters_of_their_own(tmp_path: Path) -> None:
+    """Merged, their one weight would be changed by both."""
+    build("zamba", vocab_size=259).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    policy = load(tmp_path)
+    perturb(policy, 0.2)
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        adapted = policy.model(ids, use_cache=False).logits
+        with policy.merged():
+            assert (policy.model(ids, use_cache=False).logits - adapted).abs().max() <= 1e-3
+
+
 @pytest.mark.parametrize("lora_rank", [4, 0])
 def test_initial_is_pi_0(tiny: Path, lora_rank: int) -> None:
     policy = load(tiny, lora_rank=lora_rank)

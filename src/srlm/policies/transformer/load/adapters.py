@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def with_lora(
         r=rank,
         lora_alpha=cast(int, alpha or 2 * rank),
         target_modules="all-linear",
-        exclude_modules=_routers(model),
+        exclude_modules=_routers(model) + _shared(model),
         modules_to_save=[norm.name] if norm is not None else None,
     )
     # fp32 adapters inside a bf16 model would compute in fp32; the optimiser keeps fp32 masters instead.
@@ -83,6 +84,13 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
         raise _misfit(folder, error) from error
     peft_model.eval()
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
+
+
+def _shared(model: PreTrainedModel) -> list[str]:
+    """Linear layers with a weight in common (Zamba): merged, it would hold the adapters of all of them at once."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    number = Counter(id(layer.weight) for layer in layers.values())
+    return [name for name, layer in layers.items() if number[id(layer.weight)] > 1]
 
 
 @torch.no_grad()
