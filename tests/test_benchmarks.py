@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-NAMES = [file.stem for file in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if file.stem != "__main__"]
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+NAMES = [".".join(file.relative_to(FOLDER).with_suffix("").parts) for file in FOLDER.rglob("[!_]*.py")]
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
