@@ -12,9 +12,12 @@ from benchmarks.campaign.world import World
 
 INPUTS = (
     *("prompts jsonl", "prompts json", "prompts csv", "prompts tsv", "prompts txt", "yaml", "words", "words of plan"),
-    *("arms", "match rule", "answer classes", "chat template", "diagnosis"),
+    *("arms", "match rule", "answer classes", "chat template", "diagnosis", "paths", "run", "prompts parquet"),
 )
-DAMAGES = ("damage finished report", "damage finished diagnose")
+DAMAGES = (
+    *("damage finished report", "damage finished diagnose", "damage finished resume"),
+    *("damage unfinished report", "damage unfinished diagnose", "damage unfinished resume"),
+)
 KILLS = ("kill lora", "kill set aside", "kill dpo")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from support import tree
 
+from srlm.errors import UserError
 from srlm.run.columns import column, grid, numbered, padded, ragged, rows
 from srlm.run.files import SCRATCH
 from srlm.run.folder import RunFolder
@@ -60,7 +61,7 @@ def test_columns_keep_the_order_in_which_they_came(grown):
     assert grown.names() == ["z", "a", "m"] and len(grown.files()) == 3
     assert grown.read().column_names == ["z", "a", "m"]
     assert grown.read(["m", "z"]).to_pydict() == {"m": list(range(2500)), "z": list(range(2500))}
-    with pytest.raises(KeyError):
+    with pytest.raises(UserError, match="its column nothing is missing"):
         grown.read(["nothing"])
 
 

@@ -68,7 +68,7 @@ def decoding(policy: TransformerPolicy, own: Any) -> float:
         None,
         Decoding(NEW_TOKENS, ends),
         padding=reads_padding(policy.model),
-        token_budget=policy.scorer.token_budget,
+        room=policy.room,
         together=policy.processes,
         progress=silent,
     )
@@ -89,7 +89,7 @@ def search(policy: TransformerPolicy, own: Any) -> float:
     tree: Any = (
         CachedTrees(policy.model, prompts)
         if policy.shared
-        else PlainPrefixes(policy.model, prompts, policy.scorer.token_budget)
+        else PlainPrefixes(policy.model, prompts, policy.room.tokens)
     )
     paths: list[list[list[int]]] = [[[]] for _ in prompts]
     answers: list[list[torch.Tensor]] = [[] for _ in prompts]

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -130,7 +131,10 @@ class RunFolder:
             UserError: one cannot be read.
         """
         file = self.path / RECORDS
-        lines = file.read_bytes().splitlines()[:most] if file.exists() else []
+        try:
+            lines = file.read_bytes().splitlines()[:most] if file.exists() else []
+        except OSError as error:
+            raise damaged(file, "it is no file", 0) from error
         records: list[Record] = []
         for number, line in enumerate(lines):
             try:
@@ -139,6 +143,8 @@ class RunFolder:
                 raise damaged(file, f"line {number + 1} is not JSON", number) from error
             if not isinstance(record, dict) or record.get("round") != number:
                 raise damaged(file, f"line {number + 1} is not the record of round {number}", number)
+            if odd := [key for key, value in record.items() if not (value is None or _is_number(value))]:
+                raise damaged(file, f"{odd[0]!r} on line {number + 1} is no number", number)
             records.append(record)
         return records
 
@@ -197,10 +203,18 @@ class RunFolder:
             UserError: they cannot be read.
         """
         file = self.round(round) / "stages.json"
+        if not file.exists():
+            return {}
         try:
-            return dict(json.loads(file.read_bytes())) if file.exists() else {}
-        except (ValueError, TypeError, RecursionError) as error:
-            raise damaged(file, "it is not JSON") from error
+            stages = dict(json.loads(file.read_bytes()))
+            for facts in stages.values():
+                if isinstance(facts, dict) and not {"seconds", "tokens"} <= facts.keys():
+                    raise ValueError
+                if not all(map(_is_number, facts.values() if isinstance(facts, dict) else facts)):
+                    raise ValueError
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise damaged(file, "it is not what a stage leaves") from error
+        return stages
 
     def save_stages(self, round: int, stages: Mapping[str, Any]) -> None:
         text = dump(stages)
@@ -208,6 +222,10 @@ class RunFolder:
 
     def checkpoint(self, round: int) -> StepCheckpoint:
         return StepCheckpoint(self.round(round) / "update.safetensors")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 class StepCheckpoint:

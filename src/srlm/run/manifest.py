@@ -93,11 +93,13 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
         for field in dataclasses.fields(SelfRewardConfig):
             if field.name not in config and not field.name.startswith(("guard_", *NEWER)):
                 raise KeyError(field.name)
+        if odd := [name for name, value in config.items() if isinstance(value, dict)]:
+            raise TypeError(f"{odd[0]} is an object")
         config["output"] = str(folder)
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
         return SelfRewardConfig(**config), data["prompts"]["source"], held_out
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
         raise UserError(
             f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
             "the run"

@@ -8,12 +8,14 @@ the same rows in the same order. Of a column in two files the newer counts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from srlm.errors import UserError
 from srlm.run.files import SCRATCH, damaged, remove, write_atomically
 
 ROW_GROUP = 1024  # rows; earlier versions wrote one group for all
@@ -32,13 +34,13 @@ class Table:
 
     def names(self) -> list[str]:
         """Columns so far; none before the first stage."""
-        return list(dict.fromkeys(name for file in self.files() for name in parquet.read_schema(file).names))
+        return list(dict.fromkeys(name for file in self.files() for name in _columns(file)))
 
     def read(self, names: Sequence[str] | None = None) -> pa.Table:
         """Some columns or all, from the files that hold them.
 
         Raises:
-            KeyError: there is no such column.
+            UserError: there is no such column, or a file is damaged.
         """
         columns: dict[str, pa.ChunkedArray] = {}
         for file, own in _sources(self.files()):
@@ -46,7 +48,10 @@ class Table:
             if here:
                 found = read_columns(file, here)
                 columns |= {name: found[name] for name in here}
-        return pa.table({name: columns[name] for name in (self.names() if names is None else names)})
+        wanted = self.names() if names is None else names
+        if lacking := [name for name in wanted if name not in columns]:
+            raise damaged(self.file, f"its column {lacking[0]} is missing")
+        return pa.table({name: columns[name] for name in wanted})
 
     def head(self) -> pa.Table:
         """All columns of the first rows, ROW_GROUP at most."""
@@ -86,10 +91,13 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> pa.Table:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        return parquet.read_table(file, columns=names, partitioning=None, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(file, str(error).split("\n")[0]) from error
+    with _readable(file):
+        if not file.is_file():
+            raise ValueError("it is no file")
+        found = parquet.read_table(file, columns=names, partitioning=None, page_checksum_verification=True)
+        if lacking := set(names or ()) - set(found.column_names):
+            raise ValueError(f"its column {min(lacking)} is missing")
+        return found
 
 
 def verify_columns(file: Path) -> None:
@@ -98,22 +106,38 @@ def verify_columns(file: Path) -> None:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
-            for number in range(opened.num_row_groups):
-                opened.read_row_group(number).validate(full=True)
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(file, str(error).split("\n")[0]) from error
+    with _readable(file), parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+        for number in range(opened.num_row_groups):
+            opened.read_row_group(number).validate(full=True)
 
 
 def write_columns(columns: pa.Table, file: Path) -> None:
     parquet.write_table(columns, file, row_group_size=ROW_GROUP, write_page_checksum=True)
 
 
+def _columns(file: Path) -> list[str]:
+    with _readable(file):
+        return list(parquet.read_schema(file).names)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: the file is damaged, which Arrow finds out in many ways.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, UserError):
+            raise
+        raise damaged(file, (str(error).split("\n")[0] or type(error).__name__)[:200]) from error
+
+
 def _sources(files: Sequence[Path], leave_out: Iterable[str] = ()) -> list[tuple[Path, list[str]]]:
     """Each file with the columns that are taken from it."""
-    newest = {name: file for file in files for name in parquet.read_schema(file).names if name not in set(leave_out)}
-    own = [(file, [n for n in parquet.read_schema(file).names if newest.get(n) == file]) for file in files]
+    newest = {name: file for file in files for name in _columns(file) if name not in set(leave_out)}
+    own = [(file, [n for n in _columns(file) if newest.get(n) == file]) for file in files]
     return [(file, names) for file, names in own if names]
 
 
@@ -142,14 +166,11 @@ def _row_groups(file: Path, names: list[str]) -> Iterator[pa.Table]:
         UserError: the file is damaged.
     """
     held: list[pa.Table] = []
-    try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as opened:
-            for number in range(opened.num_row_groups):
-                held = [pa.concat_tables([*held, opened.read_row_group(number, names)])]
-                while held[0].num_rows >= ROW_GROUP:
-                    yield held[0].slice(0, ROW_GROUP)
-                    held = [held[0].slice(ROW_GROUP)]
-    except (OSError, pa.ArrowException) as error:
-        raise damaged(file, str(error).split("\n")[0]) from error
+    with _readable(file), parquet.ParquetFile(file, page_checksum_verification=True) as opened:
+        for number in range(opened.num_row_groups):
+            held = [pa.concat_tables([*held, opened.read_row_group(number, names)])]
+            while held[0].num_rows >= ROW_GROUP:
+                yield held[0].slice(0, ROW_GROUP)
+                held = [held[0].slice(ROW_GROUP)]
     if held and held[0].num_rows:
         yield held[0]
