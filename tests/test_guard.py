@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.estimators.diversity import repeated_ngrams
+from srlm.guard.advice import advice
 from srlm.guard.decision import best_round, decide, history
 from srlm.guard.signals import alarms, settled
 from srlm.objectives.imitation import nll
@@ -410,3 +411,18 @@ def test_every_objective_makes_the_model_more_often_right(place, tmp_path, way):
     if way == "length window":
         for log_prob, tokens, reward in zip(*(rows[c] for c in ("log_prob", "tokens", "reward")), strict=True):
             assert reward == pytest.approx(log_prob - abs(len(tokens) - 5), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"truncation_rate": 0.51, "effective_samples": 3.0}, ["cut off at 64 tokens"]),
+        ({"truncation_rate": 0.5, "effective_samples": 2.0}, []),
+        ({"truncation_rate": 0.0, "effective_samples": 1.05}, ["1.05 effective samples of 8"]),
+        ({"truncation_rate": 1.0, "effective_samples": 1.0}, ["--truncated drop", "--step"]),
+        ({}, []),
+    ],
+)
+def test_advice_before_anything_is_trained(record, words):
+    said = advice(record, SelfRewardConfig())
+    assert len(said) == len(words) and all(word in one for word, one in zip(words, said, strict=True))

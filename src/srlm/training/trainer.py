@@ -13,6 +13,7 @@ from srlm.answers import answer_classes, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.evaluation import check_answers
+from srlm.guard.advice import advice
 from srlm.guard.decision import decide
 from srlm.loop import self_reward
 from srlm.measure import peak_memory_gb, train_record
@@ -140,6 +141,8 @@ class SelfRewardTrainer:
                     self.ledger.close(step.round - 1)
                 decision = decide(self.run.records()[: step.round + 1], config)
                 self.display.row(record | {"stage": decision.stage})
+                for said in advice(record, config) if step.round == 0 else ():
+                    self.display.say(f"advice: {said}")
                 if decision.stage == "collapsing":
                     self.display.say(f"round {step.round} · guard: {decision.reason}")
                 if decision.action != "continue":

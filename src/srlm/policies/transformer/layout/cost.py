@@ -53,7 +53,7 @@ def cheapest(group: Group, cost: Cost, *, budget: int) -> tuple[list[Places], bo
     """How to cut the responses of a group into pieces of their own behind the prompt, and whether these need a mask:
     plain rows do not, trees do.
 
-    budget: padded tokens of a micro-batch; a group that exceeds it is computed twice when it is learned from.
+    budget: padded tokens of a micro-batch; what exceeds it costs another pass.
     """
     rows = group.prefixes.chains()
     best, masked, least = rows, False, _work(group, cost, rows, budget, masked=False)
@@ -82,4 +82,7 @@ def _work(group: Group, cost: Cost, cut: list[Places], budget: int, *, masked: b
     longest = max(nodes)
     of_one = cost.tree if masked else cost.row
     work = sum(of_one(longest, n - len(group.prompt)) for n in nodes)  # padded alike
-    return work * 4 / 3 if len(cut) > 1 and longest * len(cut) > budget else work
+    # A forward pass is a third of the work: one more for a group in several micro-batches, whose coefficients come
+    # first, and one more to recompute the activations of a piece that does not fit.
+    more = (len(cut) > 1 and longest * len(cut) > budget) + (longest > budget)
+    return work * (1 + more / 3)
