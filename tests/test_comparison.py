@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from scipy import stats
-from support import ANSWER, SETTINGS, command, measured, records, refused, words, write_rows
+from support import ANSWER, SETTINGS, command, measured, records, refused, table, words, write_rows
 
 from srlm.commands.train import arms_of
 from srlm.config import SelfRewardConfig
@@ -106,6 +106,25 @@ def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path)
     assert "− random" not in outcome.out  # there is no such arm
 
 
+def test_an_arm_by_tokens_learns_what_it_learns_alone(tiny, prompts_file, labelled, tmp_path):
+    """The start it shares was scored without log-probs of single tokens."""
+    line = ["train", *words(**OPTIONS), "--model", tiny, "--prompts", prompts_file, "--held-out", labelled, "--quiet"]
+    arms = "log_likelihood, log_likelihood objective=grpo, log_likelihood objective=dpo length_normalised=true"
+    assert command(*line, "--output", tmp_path / "c", "--compare", arms).code == 0
+    assert command(*line, "--output", tmp_path / "alone", "--objective", "grpo").code == 0
+    plain, mean, tokens = (
+        tmp_path / "c" / f"log_likelihood{more}-seed-3"
+        for more in ("", "_objective_dpo_length_normalised_true", "_objective_grpo")
+    )
+    assert json.loads((mean / "manifest.json").read_text())["config"]["length_normalised"] is True
+    ends = [[measured(r) for r in records(run)][-1] for run in (tokens, tmp_path / "alone", plain)]
+    assert ends[0] == ends[1] != ends[2]
+    rows = table(tokens, 0)
+    for each, log_prob, ids in zip(*(rows[key] for key in ("token_log_prob", "log_prob", "tokens")), strict=True):
+        assert len(each) == len(ids) and sum(each) == pytest.approx(log_prob, abs=1e-5)
+    assert "token_log_prob" not in table(plain, 0)
+
+
 @pytest.mark.parametrize(
     ("compared", "changes", "what"),
     [
@@ -126,6 +145,7 @@ def test_arms_have_settings_of_their_own(tiny, prompts_file, labelled, tmp_path)
         ("random beta=0", {}, "--beta is 0.0"),
         ("random beta=much", {}, "beta"),
         ("random beta=1 beta=2", {}, "sets something twice"),
+        ("random objective=dpo length_normalised=yes", {}, "expected true or false"),
         ("random,majority answers='number", {}, "has a quote that is not closed"),
         ("random,majority answers=numbers", {}, "numbers"),
         ("random,oracle", {}, "has no answers, which the reward oracle needs"),

@@ -22,6 +22,7 @@ from srlm.guard.advice import advice
 from srlm.guard.decision import best_round, decide, history
 from srlm.guard.signals import alarms, settled
 from srlm.objectives.imitation import nll
+from srlm.objectives.policy_gradient import dapo
 from srlm.objectives.preferences import ipo
 from srlm.objectives.regression import regression
 from srlm.training.parts import objective_function
@@ -380,6 +381,10 @@ def test_options_reach_the_objective() -> None:
         pairs = ipo(ratio, reward, weight, beta=0.7, pairs="best_worst", margin=0.3, label_smoothing=smoothing)
         wanted = pairs + 0.7 * nll(ratio, reward, weight, margin=0.3)
         torch.testing.assert_close(objective_function(config, tau)(ratio, reward, weight), wanted)
+    tokens, on = ratio[..., None].repeat(1, 1, 4), weight[..., None].repeat(1, 1, 4)
+    config = SelfRewardConfig(objective="dapo", ratio_clip=(0.1, 0.3), nll=0.7, margin=0.3)
+    wanted = dapo(tokens, reward, on, ratio_clip=(0.1, 0.3)) + 0.7 * nll(ratio, reward, weight, margin=0.3)
+    torch.testing.assert_close(objective_function(config)(tokens, reward, on), wanted)
     plain = objective_function(SelfRewardConfig(clip=2.0, anchor=0.5))(ratio, reward, weight)
     torch.testing.assert_close(plain, regression(ratio, reward, weight, beta=1.0, clip=2.0, anchor=0.5))
 
@@ -389,7 +394,12 @@ WAYS = {
     "dpo of best and worst with nll": {"objective": "dpo", "pairs": "best_worst", "nll": 0.5, "margin": 1.0},
     "ipo with CREAM's labels": {"objective": "ipo", "beta": 0.1, "label_smoothing": "consistency"},
     "best of k": {"objective": "best_of_k"},
+    "dpo by length": {"objective": "dpo", "length_normalised": True, "beta": 5.0},
+    "ipo by length": {"objective": "ipo", "length_normalised": True},
     "grpo": {"objective": "grpo"},
+    "dapo": {"objective": "dapo"},
+    "dr_grpo with nll": {"objective": "dr_grpo", "nll": 0.5},
+    "gspo": {"objective": "gspo"},
     "kl to the start": {"kl_initial": 0.5},
     "length window": {"length_penalty": 1.0, "length_window": (5, 5)},
     "dropped": {"truncated": "drop", "max_new_tokens": 5},
@@ -411,6 +421,30 @@ def test_every_objective_makes_the_model_more_often_right(place, tmp_path, way):
     if way == "length window":
         for log_prob, tokens, reward in zip(*(rows[c] for c in ("log_prob", "tokens", "reward")), strict=True):
             assert reward == pytest.approx(log_prob - abs(len(tokens) - 5), abs=1e-5)
+
+
+def test_a_run_by_tokens_goes_on_where_it_was_killed(place, tmp_path, monkeypatch):
+    """From its tables: the log-probs of single tokens are those that were kept."""
+    way = {"objective": "grpo", "rounds": 2, "guard": False}
+    whole = train(place, tmp_path / "whole", **way)
+    replace_file = os.replace
+    for number in (8, 20, 31):
+        left = [number]
+
+        def counted(source, target, left=left):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            replace_file(source, target)
+
+        run = tmp_path / f"run-{number}"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", counted)
+            train(place, run, **way)
+        result = train(place, run, resume=True, **way)
+        assert [measured(r) for r in result.records] == [measured(r) for r in whole.records]
+        assert weights(result.model / "model.safetensors") == weights(whole.model / "model.safetensors")
+        assert table(run, 1) == table(whole.output, 1)
 
 
 @pytest.mark.parametrize(

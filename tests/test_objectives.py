@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srlm.objectives.imitation import best_of_k, nll
-from srlm.objectives.policy_gradient import grpo
+from srlm.objectives.policy_gradient import dapo, dr_grpo, grpo, gspo
 from srlm.objectives.preferences import consistency, dpo, ipo
 from srlm.objectives.regression import censored, clip_reward, log_partition, regression
 from srlm.objectives.shaping import kl_initial, length_penalty, truncated
@@ -304,19 +304,152 @@ def test_best_of_k_learns_the_law_of_the_best() -> None:
     assert close(found.log_table()[0].exp(), upto**3 - below**3, 1e-4)
 
 
-@pytest.mark.parametrize("by_std", [True, False])
-def test_grpo_goes_to_its_clips_and_no_further_matters(by_std: bool) -> None:
-    log_p, clip = torch.log(torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)), 0.2
+def of_one_token(objective: Objective) -> Objective:
+    """An objective of single tokens, as policies see it whose responses are one token long."""
+    return lambda log_ratio, reward, weight: objective(log_ratio[..., None], reward, weight[..., None])
+
+
+CLIPS = {grpo: (0.2, 0.2), dapo: (0.2, 0.28), dr_grpo: (0.2, 0.2), gspo: (3e-4, 4e-4)}  # as published
+
+
+@pytest.mark.parametrize("objective", CLIPS)
+def test_a_clipped_gradient_goes_to_its_clips_and_no_further_matters(objective: Objective) -> None:
+    low, high = CLIPS[objective]
+    log_p = torch.log(torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64))
     reward = torch.tensor([[2.0, -1.0], [0.5, 1.5]], dtype=torch.float64)
-    objective = partial(grpo, ratio_clip=clip, by_std=by_std)
-    ratio = table_minimiser(objective, log_p, reward, steps=400) - log_p
+    whole = objective if objective is gspo else of_one_token(objective)
+    ratio = table_minimiser(whole, log_p, reward, steps=400) - log_p
     mean = (log_p.exp() * reward).sum(-1, keepdim=True)
     advantage = reward - mean
-    if by_std:
+    if objective is not dr_grpo:
         advantage /= (log_p.exp() * (reward - mean) ** 2).sum(-1, keepdim=True).sqrt()
-    least = -2 * clip * (log_p.exp() * advantage.clamp_min(0)).sum(-1)
-    assert close(objective(ratio, reward, log_p.exp()), least, 1e-9)
-    assert (ratio.exp()[advantage > 0] >= 1 + clip).all() and (ratio.exp()[advantage < 0] <= 1 - clip).all()
+    least = -(log_p.exp() * (high * advantage.clamp_min(0) - low * advantage.clamp_max(0))).sum(-1)  # sum of p A is 0
+    assert close(whole(ratio, reward, log_p.exp()), least, 1e-9)
+    assert (ratio.exp()[advantage > 0] >= 1 + high).all() and (ratio.exp()[advantage < 0] <= 1 - low).all()
+
+
+# Token by token
+
+
+def on_tokens(weight: Tensor, length: Tensor, width: int) -> Tensor:
+    return weight[..., None] * (torch.arange(width) < length[..., None])
+
+
+def by_definition(
+    name: str, ratio: list[list[float]], reward: list[float], weight: list[float], clip: tuple[float, float], most: int
+) -> tuple[float, list[list[float]]]:
+    """Loss of one group and its gradient in each token's log-ratio, from sums over responses and tokens."""
+    mean = sum(w * r for w, r in zip(weight, reward, strict=True))
+    std = math.sqrt(sum(w * (r - mean) ** 2 for w, r in zip(weight, reward, strict=True)))
+    tokens = sum(w * len(row) for w, row in zip(weight, ratio, strict=True))
+    loss, gradient = 0.0, []
+    for row, r, w in zip(ratio, reward, weight, strict=True):
+        advantage = r - mean if name == "dr_grpo" else (r - mean) / std
+        rows = [sum(row) / len(row)] if name == "gspo" else row
+        share = {"gspo": w, "grpo": w / len(row), "dapo": w / tokens, "dr_grpo": w / most}[name]
+        pulls = []
+        for value in rows:
+            u = math.exp(value)
+            held = min(max(u, 1 - clip[0]), 1 + clip[1])
+            loss -= share * min(u * advantage, held * advantage)
+            free = u <= 1 + clip[1] if advantage > 0 else u >= 1 - clip[0]
+            pulls.append(-share * u * advantage if free else 0.0)
+        gradient.append([pulls[0] / len(row)] * len(row) if name == "gspo" else pulls)
+    return loss, gradient
+
+
+@given(st.sampled_from(list(CLIPS)), st.integers(2, 5), st.booleans(), st.booleans(), st.integers(0, 2**32))
+def test_clipped_gradients_token_by_token(
+    objective: Objective, k: int, uniform: bool, published: bool, seed: int
+) -> None:
+    draw, most = torch.Generator().manual_seed(seed), 6
+    length = torch.randint(1, most + 1, (2, k), generator=draw)
+    clip = CLIPS[objective] if published else (0.3, 0.9)
+    size = 1e-3 if published and objective is gspo else 0.5  # about half of the ratios are clipped
+    token = size * torch.randn(2, k, most, generator=draw, dtype=torch.float64)
+    weight = torch.full((2, k), 1 / k).double() if uniform else torch.softmax(randn(2, k, seed=seed + 1), -1)
+    reward = randn(2, k, seed=seed + 2)
+    more = {} if published else {"ratio_clip": clip}
+    leaf = token.requires_grad_()
+    if objective is gspo:
+        inside = on_tokens(torch.ones(2, k), length, most)
+        loss = objective((leaf * inside).sum(-1) / length, reward, weight, **more)
+    else:
+        loss = objective(leaf, reward, on_tokens(weight, length, most), **more)
+    (found,) = torch.autograd.grad(loss.sum(), leaf)
+    for x in range(2):
+        rows = [token[x, i, : length[x, i]].tolist() for i in range(k)]
+        value, pulls = by_definition(objective.__name__, rows, reward[x].tolist(), weight[x].tolist(), clip, most)
+        assert float(loss[x].detach()) == pytest.approx(value, abs=1e-12)
+        for i in range(k):
+            assert found[x, i].tolist() == pytest.approx(pulls[i] + [0.0] * (most - len(pulls[i])), abs=1e-12)
+
+
+def test_of_responses_of_one_token_three_are_the_same() -> None:
+    ratio, reward, weight = 0.3 * randn(3, 4), randn(3, 4, seed=1), torch.softmax(randn(3, 4, seed=2), -1)
+    one, two, three = (
+        objective(ratio, reward, weight)
+        for objective in (
+            partial(gspo, ratio_clip=(0.1, 0.2)),
+            of_one_token(partial(grpo, ratio_clip=(0.1, 0.2))),
+            of_one_token(partial(dapo, ratio_clip=(0.1, 0.2))),
+        )
+    )
+    assert torch.equal(one, two) and close(one, three, 1e-12)
+
+
+def test_grpo_counts_responses_alike_and_dapo_tokens() -> None:
+    """Pull of a short response over that of one five times as long, both of the same advantage."""
+    length, reward = torch.tensor([[2, 10, 6]]), torch.tensor([[1.0, 1.0, 0.0]])
+    weight = on_tokens(torch.full((1, 3), 1 / 3), length, 12)
+    for objective, wanted in ((grpo, 1.0), (dapo, 0.2), (dr_grpo, 0.2)):
+        leaf = torch.zeros(1, 3, 12, requires_grad=True)
+        (pull,) = torch.autograd.grad(objective(leaf, reward, weight).sum(), leaf)
+        assert float(pull[0, 0].sum() / pull[0, 1].sum()) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("objective", CLIPS)
+def test_the_clip_is_that_of_a_token_however_long_the_response(objective: Objective) -> None:
+    """Just inside every token pulls, just outside none does; sums over 400 tokens are up to 73 and -89 nats."""
+    low, high = CLIPS[objective]
+    reward, length = torch.tensor([[1.0, 0.0]], dtype=torch.float64), 400
+    weight = torch.full((1, 2, length), 0.5, dtype=torch.float64)
+    for factor, pulls in ((0.99, True), (1.01, False)):
+        edge = torch.tensor([[math.log1p(factor * high), math.log1p(-factor * low)]], dtype=torch.float64)
+        leaf = edge.clone() if objective is gspo else edge[..., None].repeat(1, 1, length)
+        loss = objective(leaf.requires_grad_(), reward, weight[..., 0] if objective is gspo else weight)
+        (pull,) = torch.autograd.grad(loss.sum(), leaf)
+        assert bool((pull != 0).all()) if pulls else bool((pull == 0).all())
+
+
+LONG = {"dpo": dpo, "ipo": ipo, "gspo": gspo, "grpo": grpo, "dapo": dapo, "dr_grpo": dr_grpo}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_responses_stay_finite(name: str) -> None:
+    """Sums of 500 nats either way, over 400 tokens or in a single one of them, in fp32."""
+    length, total = 400, torch.tensor([[500.0, -500.0, 0.0, 500.0]])
+    even = (total / length)[..., None].repeat(1, 1, length)
+    peaked = torch.zeros(1, 4, length)
+    peaked[..., 7] = total
+    weight = torch.full((1, 4), 0.25)
+    for token in (even, peaked):
+        for reward in ([1.0, 0.0, 2.0, -1.0], [-1.0, 1.0, 0.0, 2.0]):
+            by_token = name in ("grpo", "dapo", "dr_grpo")
+            leaf = (token if by_token else token.sum(-1) / length).requires_grad_()
+            own = weight[..., None].repeat(1, 1, length) if by_token else weight
+            loss = LONG[name](leaf, torch.tensor([reward]), own)
+            (pull,) = torch.autograd.grad(loss.sum(), leaf)
+            assert bool(loss.isfinite().all() and pull.isfinite().all() and (pull != 0).any())
+
+
+def test_ipo_of_log_ratios_by_length_asks_for_a_gap_of_a_token() -> None:
+    """Least where the means over tokens are 1 / (2 beta) apart, whatever the lengths."""
+    length, beta = torch.tensor([[300.0, 20.0]]).double(), 0.1
+    weight, reward = torch.full((1, 2), 0.5).double(), torch.tensor([[1.0, 0.0]]).double()
+    total = minimise(lambda sums: ipo(sums / length, reward, weight, beta=beta).sum(), torch.zeros(1, 2).double())
+    mean = total / length
+    assert float(mean[0, 0] - mean[0, 1]) == pytest.approx(1 / (2 * beta))
 
 
 def test_kl_to_the_start_is_a_reward_and_a_larger_beta() -> None:
@@ -364,7 +497,10 @@ EVERY = {
     "ipo": ipo,
     "best_of_k": best_of_k,
     "nll": nll,
-    "grpo": grpo,
+    "gspo": gspo,
+    "grpo": of_one_token(grpo),
+    "dapo": of_one_token(dapo),
+    "dr_grpo": of_one_token(dr_grpo),
 }
 
 
@@ -375,9 +511,9 @@ def test_weight_zero_takes_part_in_nothing(name: str) -> None:
     more = torch.cat([weight, torch.zeros(2, 1, dtype=torch.float64)], -1)
     alone = EVERY[name](ratio[:, :3], reward[:, :3], weight)
     for value in (100.0, -100.0, math.inf, math.nan):
-        wild = reward.clone()
-        wild[:, 3] = value
-        leaf = ratio.clone().requires_grad_()
+        wild, leaf = reward.clone(), ratio.clone()
+        wild[:, 3] = leaf[:, 3] = value
+        leaf.requires_grad_()
         loss = EVERY[name](leaf, wild, more)
         assert close(loss.detach(), alone)
         loss.sum().backward()
@@ -424,6 +560,6 @@ def test_consistency_is_cream_s() -> None:
 def test_a_ratio_beyond_floats_is_clipped_without_nan():
     for reward in ([3.0, 1.0, 0.0, 0.0], [1.0, 2.0, 0.0, 1.0]):
         log_ratio = torch.tensor([[100.0, -1.0, -2.0, 0.0]], requires_grad=True)
-        loss = grpo(log_ratio, torch.tensor([reward]), torch.full((1, 4), 0.25))
+        loss = gspo(log_ratio, torch.tensor([reward]), torch.full((1, 4), 0.25))
         (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
         assert bool(loss.isfinite().all() and gradient.isfinite().all())

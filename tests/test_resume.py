@@ -351,6 +351,22 @@ def test_a_setting_that_is_newer_than_the_run_is_at_its_default(unfinished, tmp_
     go_on(run)
 
 
+@pytest.mark.parametrize("objective", ["grpo", "dpo"])
+def test_a_grpo_that_had_one_ratio_per_response_is_no_longer_there(unfinished, tmp_path, objective):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["objective"] = objective
+    for name in ("ratio_clip", "length_normalised"):
+        del manifest["config"][name]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    before = tree(run)
+    if objective == "grpo":
+        assert "began with a grpo of one ratio per response" in refused("train", "--resume", run)
+        assert tree(run) == before
+    else:
+        go_on(run)
+
+
 @pytest.mark.parametrize("change", [{}, {"config": []}, {"config": {}}, {"config": {"wisdom": 3}}])
 def test_a_manifest_of_another_version_is_refused(unfinished, tmp_path, change):
     run = shutil.copytree(unfinished, tmp_path / "run")

@@ -37,6 +37,8 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "pairs": ("best_worst", DPO),
     "margin": (5.0, DPO),
     "label_smoothing": (0.3, DPO),
+    "length_normalised": (True, DPO),
+    "ratio_clip": ((0.01, 0.01), {"objective": "grpo"}),
     "nll": (1.0, DPO),
     "length_penalty": (1.0, {}),
     "length_window": ((0, 3), {"length_penalty": 1.0}),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from reference import alone, build
 from torch import Tensor
 
 from srlm.objectives.imitation import best_of_k
+from srlm.objectives.policy_gradient import dapo, grpo, gspo
+from srlm.objectives.preferences import dpo
 from srlm.objectives.regression import regression
 from srlm.policies.transformer import update
 from srlm.policies.transformer.gain import Gain
@@ -20,7 +24,7 @@ from srlm.policies.transformer.layout import batches, cost
 from srlm.policies.transformer.layout.group import Group, Places
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.update import Diverged, MasterAdamW, Optimisation, fit
-from srlm.types import Prompts, Rollouts, UpdateInfo
+from srlm.types import Level, Objective, Prompts, Rollouts, UpdateInfo
 
 ITEMS = ["Say abc", "n", "Say something rather long", "op op", "x", "yz"]
 K = 4
@@ -61,8 +65,9 @@ def rollouts_of(policy: TransformerPolicy, weight: Tensor | None = None, round: 
     uniform = Prompts.uniform(ITEMS)
     prompts = uniform if weight is None else Prompts(uniform.items, weight)
     responses = policy.sample(prompts, K, torch.Generator().manual_seed(0))
-    log_prob = policy.log_prob(prompts, responses)
-    return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / K))
+    each = torch.zeros(responses.tokens.shape)
+    log_prob, _ = policy.score(prompts, responses, token_log_prob=each)
+    return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / K), token_log_prob=each)
 
 
 def clipped(rollouts: Rollouts) -> Tensor:
@@ -317,6 +322,104 @@ def test_what_is_learned_does_not_depend_on_layout_or_budget(tiny: Path, monkeyp
         weights.append(torch.cat([p.detach().flatten() for p in policy.trainable().values()]))
     for other in weights[1:]:
         assert 0 < (other - weights[0]).abs().max() <= 1e-5  # by other ways to the same place
+
+
+# Objectives of means and of single tokens: their log-ratios, by the model's own forward
+
+
+STOPS = tuple(string.ascii_letters)  # so that random responses differ in length
+OTHER_LEVELS: dict[str, tuple[Level, Objective]] = {
+    "dpo by length": ("mean", partial(dpo, beta=5.0)),
+    "gspo": ("mean", partial(gspo, ratio_clip=(0.1, 0.1))),
+    "grpo": ("token", grpo),
+    "dapo": ("token", dapo),
+}
+
+
+def further_on(rollouts: Rollouts) -> Rollouts:
+    """As if the policy had moved since it was scored: by about .3 nats a token, so that clips act."""
+    assert rollouts.token_log_prob is not None
+    draw = torch.Generator().manual_seed(5)
+    moved = 0.3 * torch.randn(rollouts.token_log_prob.shape, generator=draw) * (rollouts.token_log_prob != 0)
+    return replace(rollouts, log_prob=rollouts.log_prob + moved.sum(-1), token_log_prob=rollouts.token_log_prob + moved)
+
+
+def expected_at(policy: TransformerPolicy, rollouts: Rollouts, rows: list[int], how: str) -> list[Tensor]:
+    """Gradient of the mean loss over the prompts `rows`, one response at a time through transformers' own forward."""
+    level, objective = OTHER_LEVELS[how]
+    total = torch.zeros(())
+    for p in rows:
+        prompt, width, ratios = policy.encode(ITEMS[p]), rollouts.responses.tokens.shape[-1], []
+        for k, ids in enumerate(rollouts.responses.ids(p)):
+            row = torch.tensor([[*prompt, *ids]])
+            log_p = torch.log_softmax(policy.model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1], -1)
+            token = log_p.gather(-1, torch.tensor(ids)[:, None])[:, 0] - rollouts.token_log_prob[p, k, : len(ids)]
+            ratios.append(torch.cat([token, torch.zeros(width - len(ids))]) if level == "token" else token.mean()[None])
+        ratio, reward, weight = torch.stack(ratios), clipped(rollouts)[p][None], rollouts.weight[p]
+        if level == "token":
+            inside = torch.tensor([[1.0] * n + [0.0] * (width - n) for n in rollouts.responses.length[p].tolist()])
+            loss = objective(ratio[None], reward, (weight[:, None] * inside)[None])
+        else:
+            loss = objective(ratio[:, 0][None], reward, weight[None])
+        total = total + loss[0] / len(rows)
+    trained, scaled = list(policy.trainable().values()), {id(p) for p in policy.gain.parameters}
+    pulls = torch.autograd.grad(total, trained)
+    log_gain = sum((g * p).sum() for g, p in zip(pulls, trained, strict=True) if id(p) in scaled)
+    return [*(g for g, p in zip(pulls, trained, strict=True) if id(p) not in scaled), log_gain]
+
+
+@pytest.mark.parametrize("layout", ["rows", "tree", "two trees"])
+@pytest.mark.parametrize("how", OTHER_LEVELS)
+def test_the_gradient_of_means_and_tokens_whatever_layout_and_budget(
+    tiny: Path, seen, monkeypatch, how: str, layout: str
+) -> None:
+    level, objective = OTHER_LEVELS[how]
+    policy = load(tiny, prompts_per_step=4, stop=STOPS)
+    lay_out(monkeypatch, layout)
+    rollouts = further_on(rollouts_of(policy))
+    assert len(set(rollouts.responses.length.flatten().tolist())) > 1
+    wanted = [expected_at(policy, rollouts, rows, how) for rows in ([0, 1, 2, 3], [4, 5])]
+    for budget in (1, 100, 10_000):
+        seen.clear()
+        policy.scorer.token_budget = budget
+        run(policy, rollouts, epochs=1, max_grad_norm=math.inf, objective=objective, level=level)
+        assert [relative(found, step) <= 1e-4 for (found, _), step in zip(seen, wanted, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("lora_rank", [4, 0])
+def test_the_first_log_ratio_of_every_token_is_exactly_zero(tiny: Path, dtype: str, lora_rank: int) -> None:
+    policy = load(tiny, lora_rank=lora_rank, dtype=dtype, prompts_per_step=3, token_budget=150, stop=STOPS)
+    rollouts, tokens, counted = rollouts_of(policy), [], []
+
+    def objective(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
+        tokens.append(log_ratio.detach().clone())
+        counted.append((weight > 0).sum(-1))
+        return grpo(log_ratio, reward, weight)
+
+    run(policy, rollouts, rate=0.0, epochs=1, objective=objective, level="token")
+    assert all(torch.equal(ratio, torch.zeros_like(ratio)) for ratio in tokens)
+    lengths = sorted(torch.cat(counted).flatten().tolist())
+    assert lengths == sorted(rollouts.responses.length.flatten().tolist())
+
+
+def test_an_update_by_tokens_is_resumed_bit_for_bit(tiny: Path) -> None:
+    policy, whole = load(tiny), Recorder()
+    rollouts = rollouts_of(policy)
+    options = {"epochs": 2, "rate": 1e-2, "objective": grpo, "level": "token"}
+    info = run(policy, rollouts, checkpoint=whole, checkpoint_steps=1, **options)
+    checkpoint = Recorder()
+
+    def progress(done: int, total: int) -> None:
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(load(tiny), rollouts, checkpoint=checkpoint, checkpoint_steps=2, progress=progress, **options)
+    again = load(tiny)
+    resumed = run(again, rollouts, checkpoint=checkpoint, **options)
+    assert_equal(weights(again), weights(policy))
+    assert torch.equal(resumed.loss, info.loss) and torch.equal(resumed.log_ratio, info.log_ratio)
 
 
 def test_responses_that_count_for_nothing_are_not_computed_again(tiny: Path, monkeypatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Rollouts:
     log_prob: Tensor  # [P, K] log pi_t(y|x): reward, reference and importance weight all come from here
     weight: Tensor  # [P, K] 1/K when sampled, pi_t(y|x) when enumerated
     entropy: Tensor | None = None  # [P, K] mean next-token entropy along the response, nats
+    token_log_prob: Tensor | None = None  # [P, K, T] of single tokens, 0 behind each response, where they were kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,4 +94,6 @@ class Step:
 Sampler: TypeAlias = Callable[[Any, Prompts, int, torch.Generator], Rollouts]
 Reward: TypeAlias = Callable[[Any, Rollouts], Tensor]
 Objective: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+Level: TypeAlias = Literal["sum", "mean", "token"]
+"""Which log-ratios an objective takes: of responses [P, K], their sum or mean over tokens, or of tokens [P, K, T]."""
 Update: TypeAlias = Callable[[Any, Rollouts, Tensor], tuple[Any, UpdateInfo]]

@@ -140,7 +140,8 @@ def _read(given: Mapping[str, str], settings: SelfRewardConfig) -> dict[str, Any
         elif known[name].several:
             read[name] = known[name].settled([known[name].read(word) for word in value.split()])
         else:
-            read[name] = known[name].read(value)
+            truths = {"true": True, "false": False} if known[name].kind is bool else {}
+            read[name] = known[name].read(truths.get(value, value))
     replace(settings, **{name: value for name, value in read.items() if name in names})  # is it in range?
     return read
 

@@ -44,6 +44,8 @@ def dpo(
     Population minimiser: of two responses h = log((1 - e)/e), infinite at e = 0, where only few steps keep pi close.
     Of more, beta log_ratio are the Bradley-Terry strengths of a tournament in which i beats j with probability 1 - e:
     for each i, sum_j w_ij s(h_ij) = sum_j w_ij (1 - e if r_i > r_j else e), j over the pairs of i.
+
+    Of log-ratios divided by length it is the length-normalised DPO of Tulu 3 (arXiv 2411.15124), there with beta 5.
     """
     log_ratio, reward = taking_part(log_ratio, reward, weight)
     h = beta * (log_ratio[..., :, None] - log_ratio[..., None, :])
@@ -67,6 +69,8 @@ def ipo(
 
     Population minimiser over all pairs without ties, finite at every e:
     pi = pi_t exp((1 - 2e)/(2 beta) (P(r < r_k) - P(r > r_k))) / Z. Of best and worst alone: h = (1 - 2e)/2.
+
+    TRL's `ipo` divides log-ratios by length, so that the gap asked for, 1/(2 beta), is one of nats a token.
     """
     log_ratio, reward = taking_part(log_ratio, reward, weight)
     h = beta * (log_ratio[..., :, None] - log_ratio[..., None, :])

@@ -15,7 +15,8 @@ class ObjectiveSettings(Sizes):
     """Objective"""
 
     objective: str = "regression"
-    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best) or grpo."""
+    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best), or a clipped policy
+    gradient: grpo, dapo or dr_grpo with a ratio per token, gspo with one per response."""
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     step: float | None = None
@@ -33,12 +34,19 @@ class ObjectiveSettings(Sizes):
     label_smoothing: float | Literal["consistency"] = 0.0
     """Of dpo and ipo: how often a preference is taken to be wrong; consistency is CREAM's (1 - tau) / 2 with Kendall's
     tau of this round's policy against the last one."""
+    length_normalised: bool = False
+    """Of dpo and ipo: log-ratios are means over a response's tokens instead of sums, and beta counts a token's nats:
+    Tulu 3 takes 5 for dpo."""
+    ratio_clip: tuple[float, float] | None = None
+    """Of the clipped policy gradients: ratios count from 1 less the first to 1 plus the second; as published unless
+    given: 0.2 0.2 for grpo and dr_grpo, 0.2 0.28 for dapo, 0.0003 0.0004 for gspo."""
     nll: float = 0.0
-    """Weight of an added -log pi of each group's best response."""
+    """Weight of an added -log pi of each group's best response, by token where ratios are."""
 
     def __post_init__(self) -> None:
-        known = ("regression", "dpo", "ipo", "best_of_k", "grpo")
-        expect(self, "objective", self.objective in known, "regression, dpo, ipo, best_of_k or grpo")
+        clipped = ("grpo", "dapo", "dr_grpo", "gspo")
+        known = ("regression", "dpo", "ipo", "best_of_k", *clipped)
+        expect(self, "objective", self.objective in known, f"{', '.join(known[:-1])} or {known[-1]}")
         expect(self, "beta", math.isfinite(self.beta) and self.beta > 0, "a finite number above 0")
         if self.step is not None:
             self._check_step(self.step)
@@ -49,6 +57,14 @@ class ObjectiveSettings(Sizes):
         smoothing = self.label_smoothing
         fits = smoothing == "consistency" if isinstance(smoothing, str) else 0 <= smoothing <= 1
         expect(self, "label_smoothing", fits, "a number from 0 to 1, or consistency")
+
+        paired = not self.length_normalised or self.objective in ("dpo", "ipo")
+        expect(self, "length_normalised", paired, "--objective dpo or ipo beside it")
+        if self.ratio_clip is not None:
+            low, high = self.ratio_clip
+            expect(self, "ratio_clip", 0 < low <= 1 and 0 < high < math.inf, "two numbers above 0, the first at most 1")
+            beside = f"--objective {', '.join(clipped[:-1])} or {clipped[-1]} beside it"
+            expect(self, "ratio_clip", self.objective in clipped, beside)
 
     def _check_step(self, step: float) -> None:
         most = math.log(self.num_samples)

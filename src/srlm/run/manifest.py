@@ -23,7 +23,9 @@ from srlm.prompts.select import PromptSet
 from srlm.run.files import damaged
 
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
-NEWER = ("prompt_column", "answer_column", "adapter", "step")  # settings whose default is what runs without them did
+NEWER = (  # settings whose default is what runs without them did
+    *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
+)
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 

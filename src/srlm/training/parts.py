@@ -20,9 +20,11 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import LABELLED, reward_function
-from srlm.types import Objective, Reward
+from srlm.types import Level, Objective, Reward
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
+BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo": policy_gradient.dr_grpo}
+CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
 
 
 def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
@@ -77,6 +79,13 @@ def reward_of(
     return reward_function(config.reward, classes=classes, right=right, note=note)
 
 
+def level_of(config: SelfRewardConfig) -> Level:
+    """Of the log-ratios that the objective takes."""
+    if config.objective in BY_TOKEN:
+        return "token"
+    return "mean" if config.objective == "gspo" or config.length_normalised else "sum"
+
+
 def objective_function(config: SelfRewardConfig, tau: object = None, beta: float | None = None) -> Objective:
     """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one. beta: the
     round's, which may be left out unless every round solves its own."""
@@ -91,13 +100,20 @@ def objective_function(config: SelfRewardConfig, tau: object = None, beta: float
             smoothing = preferences.consistency(tau if isinstance(tau, float) else None)
         preferred = preferences.dpo if config.objective == "dpo" else preferences.ipo
         base = partial(preferred, beta=beta, pairs=config.pairs, margin=config.margin, label_smoothing=smoothing)
+    elif config.objective in CLIPPED:
+        base = partial(CLIPPED[config.objective])
+        if config.ratio_clip is not None:
+            base = partial(base, ratio_clip=config.ratio_clip)
     else:
-        base = partial({"best_of_k": imitation.best_of_k, "grpo": policy_gradient.grpo}[config.objective])
+        base = partial(imitation.best_of_k)
     if not config.nll:
         return base
 
     def with_nll(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
-        held_up = imitation.nll(log_ratio, reward, weight, margin=config.margin)
+        whole, own = log_ratio, weight
+        if level_of(config) == "token":
+            whole, own = log_ratio.sum(-1) / (weight > 0).sum(-1).clamp_min(1), weight.amax(-1)
+        held_up = imitation.nll(whole, reward, own, margin=config.margin)
         return base(log_ratio, reward, weight) + config.nll * held_up
 
     return with_nll

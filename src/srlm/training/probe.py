@@ -33,7 +33,8 @@ class Probe:
     def __call__(self, policy: TransformerPolicy, round: int) -> Record:
         stages, config, prompts = self._stages, self._stages.config, self._held_out.prompts
         generator = held_out_generator(config.seed, round)
-        rollouts = stages.scored(policy, prompts, round, "held_out", config.held_out_samples, generator, by_token=True)
+        number = config.held_out_samples
+        rollouts = stages.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
         reward = None if judges(config.reward) else stages.rewarded(policy, rollouts, "held_out")
         classes = answers_given(policy, rollouts.responses, self._classes)
         under_initial = stages.under_initial(policy, rollouts, "held_out")

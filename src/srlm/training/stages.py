@@ -24,7 +24,7 @@ from srlm.rewards.table import asks_model
 from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Columns, Ledger
-from srlm.training.parts import objective_function
+from srlm.training.parts import level_of, objective_function
 from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo
 
 OWN_COLUMNS = ("reward", "log_prob_next")  # what a run makes of its responses; what else it knows it may lend
@@ -41,7 +41,8 @@ class Stages:
     # What the loop is handed
 
     def rollouts(self, policy: TransformerPolicy, prompts: Prompts, round: int, generator: torch.Generator) -> Rollouts:
-        return self.scored(policy, prompts, round, "rollouts", self.config.num_samples, generator)
+        by_token = level_of(self.config) == "token"
+        return self.scored(policy, prompts, round, "rollouts", self.config.num_samples, generator, by_token=by_token)
 
     def reward(self, policy: TransformerPolicy, rollouts: Rollouts) -> Tensor:
         return self.rewarded(policy, rollouts, "rollouts")
@@ -58,6 +59,7 @@ class Stages:
                 rollouts,
                 reward,
                 objective=objective_function(config, self.ledger.record(round).get("kendall_tau"), self.beta(round)),
+                level=level_of(config),
                 optimisation=Optimisation(
                     config.learning_rate,
                     config.epochs,
@@ -149,28 +151,34 @@ class Stages:
         generator: torch.Generator,
         *,
         by_token: bool = False,
+        for_readers: bool = False,
     ) -> Rollouts:
-        """Sample and score. by_token: keep what a reader needs to see how sure the policy was of each piece of a
-        text."""
+        """Sample and score. by_token: hand on the log-probs of single tokens. for_readers: keep what a reader needs to
+        see how sure the policy was of each piece of a text."""
         draw = partial(policy.sample, prompts, num_samples, generator)
         responses = self.responses(policy, prompts, round, table, draw)
 
         def work() -> Columns:
-            each = torch.zeros(responses.tokens.shape) if by_token else None
+            each = torch.zeros(responses.tokens.shape) if by_token or for_readers else None
             score = partial(policy.score, prompts, responses, with_entropy=True, token_log_prob=each)
             log_prob, entropy = self.ledger.stage(
                 round, f"score {table}", lambda progress: score(progress=progress), int(responses.length.sum())
             )
             columns = {"log_prob": column(log_prob), "entropy": column(entropy)}
             if each is not None:
-                ends = [policy.token_ends(ids) for p in range(len(prompts)) for ids in responses.ids(p)]
                 columns["token_log_prob"] = ragged(each, responses.length)
+            if for_readers:
+                ends = [policy.token_ends(ids) for p in range(len(prompts)) for ids in responses.ids(p)]
                 columns["token_end"] = pa.array(ends, pa.list_(pa.int32()))
             return columns
 
-        columns = self.ledger.columns(round, table, ("log_prob", "entropy"), work)
-        log_prob, entropy = (grid(values, len(prompts)).float() for values in columns.columns)
-        return Rollouts(round, prompts, responses, log_prob, torch.full_like(log_prob, 1 / num_samples), entropy)
+        names = ("log_prob", "entropy", *(("token_log_prob",) if by_token else ()))
+        columns = self.ledger.columns(round, table, names, work)
+        log_prob, entropy = (grid(columns[name], len(prompts)).float() for name in ("log_prob", "entropy"))
+        weight, tokens = torch.full_like(log_prob, 1 / num_samples), None
+        if by_token:
+            tokens, _ = padded(columns["token_log_prob"], len(prompts), responses.tokens.shape[-1])
+        return Rollouts(round, prompts, responses, log_prob, weight, entropy, tokens)
 
     def rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
         """[P, K] the reward as the objective is to see it."""

@@ -11,30 +11,33 @@ from torch import Tensor
 
 from srlm.policies.transformer.layout.batches import Piece, Share
 from srlm.policies.transformer.layout.group import Group
-from srlm.policies.transformer.log_prob import response_log_prob
+from srlm.policies.transformer.log_prob import by_response, response_log_prob
 from srlm.policies.transformer.recompute import recomputing
 from srlm.policies.transformer.score import Scorer
-from srlm.types import Objective
+from srlm.types import Level, Objective
 
 
 @dataclass(frozen=True, eq=False)
 class Learning:
-    """What a round learns from. share: [P] of each prompt, 1 for uniform prompts; reference, reward, weight: [P, K]."""
+    """What a round learns from. share: [P] of each prompt, 1 for uniform prompts; reward, weight, length: [P, K];
+    reference: log pi_t [P, K], of single tokens [P, K, T] if that is the objective's level."""
 
     scorer: Scorer
     groups: Sequence[Group]
     objective: Objective
+    level: Level
     share: Tensor
     reference: Tensor
     reward: Tensor
     weight: Tensor
+    length: Tensor
 
     def backward(self, part: Share, size: int) -> Tensor:
         """Add to the gradients those of what the groups of `part` lose, as part of a step of `size` prompts.
 
         A group in several micro-batches: its objective L needs all of its log-ratios at once, the backward pass does
         not. With c_k = dL / d log pi(y_k|x), taken from a pass without gradients, the gradient of L is that of
-        sum_k c_k log pi(y_k|x), which is added up micro-batch by micro-batch.
+        sum_k c_k log pi(y_k|x), which is added up micro-batch by micro-batch; so it is with one c for each token.
 
         Returns:
             The loss [scalar], detached.
@@ -56,18 +59,29 @@ class Learning:
         return loss.detach()
 
     def _loss(self, part: Share, log_prob: Tensor, size: int) -> Tensor:
-        groups, device = part.groups, log_prob.device
-        log_ratio = log_prob.view(len(groups), -1) - self.reference[groups].to(device)
-        each = self.objective(log_ratio, self.reward[groups].to(device), self.weight[groups].to(device))
-        return (each * self.share[groups].to(each)).sum() / size
+        reference, reward, weight, length = (
+            values[part.groups].to(log_prob.device)
+            for values in (self.reference, self.reward, self.weight, self.length)
+        )
+        log_ratio = log_prob.view(reference.shape) - reference
+        if self.level == "mean":
+            log_ratio = log_ratio / length
+        elif self.level == "token":
+            token = torch.arange(reference.shape[-1], device=length.device)
+            weight = weight[..., None] * (token < length[..., None])
+        each = self.objective(log_ratio, reward, weight)
+        return (each * self.share[part.groups].to(each)).sum() / size
 
     def _log_prob(self, part: Share, batch: Sequence[Piece]) -> Tensor:
-        """[G K] of the groups of `part`; 0 for responses that are in another micro-batch."""
+        """[G K], or [G K, T], of the groups of `part`; 0 for responses that are in another micro-batch."""
         packed = self.scorer.pack(self.groups, batch, masked=part.masked)
         large = packed.input_ids.numel() > self.scorer.room.tokens
         with recomputing(self.scorer.model) if large else nullcontext():
-            values, _ = response_log_prob(self.scorer.model, packed)
-        whole = torch.zeros(len(part.groups) * self.reward.shape[-1], dtype=values.dtype, device=values.device)
+            each: list[Tensor] | None = [] if self.level == "token" else None
+            values, _ = response_log_prob(self.scorer.model, packed, each=each)
+        if each is not None:
+            values = by_response(each[0], packed, self.reference.shape[-1])
+        whole = values.new_zeros(len(part.groups) * self.reward.shape[-1], *values.shape[1:])
         return whole.index_copy(0, self._place(part, batch).to(values.device), values)
 
     def _place(self, part: Share, batch: Sequence[Piece]) -> Tensor:

@@ -212,6 +212,13 @@ def response_log_prob(
     return log_prob, along_paths(token_statistic(hidden, head, statistic)) / lengths
 
 
+def by_response(each: Tensor, packed: Packed, width: int) -> Tensor:
+    """Values of single tokens [S], response by response, as [R*K, width], 0 behind each response."""
+    length = torch.bincount(packed.owner, minlength=packed.num_responses)
+    inside = torch.arange(width, device=each.device) < length[:, None]
+    return each.new_zeros(inside.shape).masked_scatter(inside, each)
+
+
 def reads_trees(model: PreTrainedModel) -> bool:
     """Does a prefix tree give this model's own log-probs? False for models that mix tokens outside attention, and for
     those whose config names a window through which they do not look.

@@ -16,7 +16,7 @@ from srlm.policies.transformer.layout.cost import Cost
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
-from srlm.policies.transformer.log_prob import Statistic, response_log_prob
+from srlm.policies.transformer.log_prob import Statistic, by_response, response_log_prob
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 from srlm.policies.transformer.room import Room
@@ -92,10 +92,7 @@ class Scorer:
                 if means is not None:
                     mean[place] = means.cpu()
                 if every is not None:
-                    length = torch.bincount(packed.owner, minlength=len(place)).cpu()
-                    part = torch.zeros(len(place), every.shape[-1])
-                    part[torch.arange(every.shape[-1]) < length[:, None]] = each[0].cpu()
-                    every[place] = part
+                    every[place] = by_response(each[0], packed, every.shape[-1]).cpu()
 
         done = 0
         with torch.no_grad():

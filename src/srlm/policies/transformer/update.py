@@ -18,7 +18,7 @@ from srlm.policies.transformer.backward import Learning
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress, gather, silent
-from srlm.types import Objective, Rollouts, UpdateInfo
+from srlm.types import Level, Objective, Rollouts, UpdateInfo
 
 
 class Diverged(UserError):
@@ -139,6 +139,7 @@ def fit(
     reward: Tensor,
     *,
     objective: Objective,
+    level: Level = "sum",
     optimisation: Optimisation,
     seed: int,
     checkpoint: Checkpoint | None = None,
@@ -149,6 +150,8 @@ def fit(
 
     Epoch 0 visits prompts in the order, and the micro-batches, in which they were scored, so its first log-ratio is 0;
     later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step.
+
+    level: of the log-ratios that `objective` takes; for single tokens `rollouts` holds their log-probs.
 
     Raises:
         Diverged: non-finite loss, gradient or result; `policy` is pi_t again.
@@ -161,14 +164,18 @@ def fit(
     for epoch in range(1, optimisation.epochs):
         orders.append(np.random.default_rng([seed, rollouts.round, epoch]).permutation(count).tolist())
     steps = [step for order in orders for step in scorer.steps(order)]
+    reference = rollouts.token_log_prob if level == "token" else rollouts.log_prob
+    assert reference is not None
     learning = Learning(
         scorer,
         groups,
         objective,
+        level,
         share=rollouts.prompts.weight * count,
-        reference=rollouts.log_prob,
+        reference=reference,
         reward=reward,
         weight=rollouts.weight,
+        length=rollouts.responses.length,
     )
     parameters = list(policy.trainable().values())
     optimiser = MasterAdamW(parameters, policy.gain, optimisation)
