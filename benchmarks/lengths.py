@@ -111,10 +111,12 @@ class Step:
             self.scorer,
             [self.group],
             regression,
+            level="sequence",
             share=torch.ones(1),
             reference=-10.0 * point.tokens * one,
             reward=torch.arange(point.k).float().view(shape),
             weight=one / point.k,
+            length=point.tokens * one,
         )
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
