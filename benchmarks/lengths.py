@@ -111,7 +111,7 @@ class Step:
             self.scorer,
             [self.group],
             regression,
-            level="sequence",
+            level="sum",
             share=torch.ones(1),
             reference=-10.0 * point.tokens * one,
             reward=torch.arange(point.k).float().view(shape),

@@ -51,8 +51,8 @@ def test_work_begins_anew_with_half_as_much() -> None:
 
     assert room.within(work) == "done"
     assert tried == [100, 50, 25]
-    assert [s for s in said if "--token-budget 25" in s] and len(said) == 2
-    assert room.within(work) == "done" and len(said) == 2  # remembered
+    assert len(said) == 1 and "--token-budget 25" in said[0]
+    assert room.within(work) == "done" and len(said) == 1  # remembered
     with pytest.raises(torch.OutOfMemoryError):
         Room(100).within(_never)
 
@@ -90,7 +90,8 @@ def test_a_run_says_it_goes_on_and_remembers(tiny, tmp_path, small) -> None:
     outcome = command(*train_words(**given, output=tmp_path / "run"))
     assert outcome.code == 0
     said = [line for line in (outcome.out + outcome.err).splitlines() if "memory was too small" in line]
-    assert said and len(said) == len(set(said)) <= 5
+    assert len(said) <= 2  # where sampling needs less room than learning, each finds out
+    assert said
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["token_budget"] <= 100
     small(0)
     assert "memory is too small for this" in refused(*train_words(**given, output=tmp_path / "no"))

@@ -35,16 +35,21 @@ class Room:
         Raises:
             torch.OutOfMemoryError: not even one token at a time fits.
         """
+        before = self.tokens
         while True:
             try:
-                return work()
+                result = work()
             except torch.OutOfMemoryError:
                 if self.tokens == 1:
                     raise
                 self.tokens //= 2
+            else:
+                break
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+        if self.tokens < before:
             self.say(f"memory was too small: going on with --token-budget {self.tokens}")
+        return result
 
 
 def measured(model: PreTrainedModel) -> int:
