@@ -53,7 +53,7 @@ def test_the_gradient_of_the_gain(name: str) -> None:
         return torch.log_softmax(model(input_ids=IDS, use_cache=False).logits, -1)[0, :, 3].sum()
 
     loss().backward()
-    slope = float(gain.gradient())
+    slope = float(gain.gradient({p: p.grad for p in gain.parameters}))
     values = []
     for step in (-0.01, 0.01):
         gain.put(start, torch.tensor(step, dtype=torch.float64))

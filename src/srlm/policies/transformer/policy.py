@@ -129,7 +129,7 @@ class TransformerPolicy:
 
     # Prompts
 
-    def check_prompts(self, prompts: Prompts, num_samples: int) -> None:
+    def check_prompts(self, prompts: Prompts, num_samples: int = 1) -> None:
         """Refuse, before any work, a prompt that does not fit the context together with its response, and more
         responses than memory holds."""
         refuse_too_many(len(prompts), num_samples, self.decoding.max_new_tokens)
