@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srlm.policies.transformer.layout.batches import Piece, Share
+from srlm.policies.transformer.layout.cost import SLACK
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.log_prob import by_response, response_log_prob
 from srlm.policies.transformer.recompute import recomputing
@@ -75,7 +76,7 @@ class Learning:
     def _log_prob(self, part: Share, batch: Sequence[Piece]) -> Tensor:
         """[G K], or [G K, T], of the groups of `part`; 0 for responses that are in another micro-batch."""
         packed = self.scorer.pack(self.groups, batch, masked=part.masked)
-        large = packed.input_ids.numel() > self.scorer.room.tokens
+        large = packed.input_ids.numel() > SLACK * self.scorer.room.tokens
         with recomputing(self.scorer.model) if large else nullcontext():
             each: list[Tensor] | None = [] if self.level == "token" else None
             values, _ = response_log_prob(self.scorer.model, packed, each=each)

@@ -16,6 +16,7 @@ from srlm.policies.transformer.layout.group import Group, Places
 
 MASKED = 1.4  # times as long as its multiply-adds in a linear layer a pair takes under a mask, of all L x L pairs
 CAUSAL = 0.7  # and in a plain row, where nothing is computed of what lies behind
+SLACK = 1.25  # times the budget: what a single piece may have before its activations are recomputed
 LARGEST_MASK = 2**24  # elements: 4,096 nodes; a bf16 mask of 32 MB
 
 
@@ -84,5 +85,5 @@ def _work(group: Group, cost: Cost, cut: list[Places], budget: int, *, masked: b
     work = sum(of_one(longest, n - len(group.prompt)) for n in nodes)  # padded alike
     # A forward pass is a third of the work: one more for a group in several micro-batches, whose coefficients come
     # first, and one more to recompute the activations of a piece that does not fit.
-    more = (len(cut) > 1 and longest * len(cut) > budget) + (longest > budget)
+    more = (len(cut) > 1 and longest * len(cut) > budget) + (longest > SLACK * budget)
     return work * (1 + more / 3)
