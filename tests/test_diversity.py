@@ -2,9 +2,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from srlm.estimators.diversity import distinct_n
+from srlm.estimators import diversity
+from srlm.estimators.diversity import distinct_n, repeated_ngrams
+
+
+def grams(ids: list[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 
 def test_counts_over_all_responses() -> None:
@@ -17,5 +25,24 @@ def test_counts_over_all_responses() -> None:
 def test_is_nan_without_n_grams() -> None:
     assert math.isnan(distinct_n([[1, 2], []], 3))
     assert math.isnan(distinct_n([], 1))
+    assert math.isnan(repeated_ngrams([[1], []], 2)) and math.isnan(repeated_ngrams([], 1))
     with pytest.raises(ValueError, match="n >= 1"):
         distinct_n([[1]], 0)
+
+
+ids = st.lists(st.one_of(st.integers(0, 3), st.sampled_from([0, 7, 150_000, 2**31 - 1])), max_size=9)
+
+
+@given(st.lists(ids, min_size=1, max_size=8), st.integers(1, 5), st.booleans())
+def test_counts_are_those_of_tuples(responses: list[list[int]], n: int, arrays: bool) -> None:
+    """Also in parts and pieces, and where an n-gram does not fit one integer."""
+    given_as = [np.array(one, np.int32) for one in responses] if arrays else responses
+    every = [grams(one, n) for one in responses]
+    flat = [gram for some in every for gram in some]
+    shares = [1 - len(set(some)) / len(some) for some in every if some]
+    with pytest.MonkeyPatch.context() as patch:
+        for most, read in ((2**24, 2**20), (3, 4)):
+            patch.setattr(diversity, "MOST_GRAMS", most)
+            patch.setattr(diversity, "READ_GRAMS", read)
+            assert flat == [] or distinct_n(given_as, n) == len(set(flat)) / len(flat)
+        assert shares == [] or repeated_ngrams(given_as, n) == sum(shares) / len(shares)

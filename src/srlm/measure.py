@@ -10,7 +10,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srlm.estimators.calibration import grouped_auroc_interval
@@ -100,17 +102,22 @@ def exact_update(log_prob: Tensor, reward: Tensor, beta: float, clip: float = 0.
 
 
 def train_record(
-    step: Step, lengths: Tensor, finished: Tensor, tokens: list[list[int]], beta: float | None, clip: float = 0.0
+    step: Step,
+    lengths: Tensor,
+    finished: Tensor,
+    tokens: Sequence[Sequence[int] | NDArray[np.int32]],
+    beta: float | None,
+    clip: float = 0.0,
 ) -> Record:
-    """Round t on its own training prompts; the update's part describes update t - 1, as does beta. tokens: P K lists,
-    prompt by prompt.
+    """Round t on its own training prompts; the update's part describes update t - 1, as does beta. tokens: of P K
+    responses, prompt by prompt.
 
     repeated_ngrams: share of trigrams that stood in the same response before. same_response: share of prompts whose
         most probable response is word for word the one that is commonest among them.
     """
     log_prob = step.rollouts.log_prob
     k = log_prob.shape[-1]
-    favourites = [tuple(tokens[p * k + best]) for p, best in enumerate(log_prob.argmax(-1).tolist())]
+    favourites = [tokens[p * k + best] for p, best in enumerate(log_prob.argmax(-1).tolist())]
     record: Record = {
         "round": step.round,
         "log10_kappa_upper": log10_kappa_upper(log_prob),
@@ -123,7 +130,7 @@ def train_record(
         "distinct_1": distinct_n(tokens, 1),
         "distinct_2": distinct_n(tokens, 2),
         "repeated_ngrams": repeated_ngrams(tokens, 3),
-        "same_response": commonest_share(favourites),
+        "same_response": commonest_share([np.asarray(ids, np.int32).tobytes() for ids in favourites]),
     }
     info = step.info
     if info is not None:
