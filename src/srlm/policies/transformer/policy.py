@@ -73,7 +73,8 @@ class TransformerPolicy:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos, vocabulary=vocabulary)
         self._texts = Texts(tokenizer, stop, eos)
-        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, self._texts.stopped if stop else None)
+        stopped = self._texts.stopped if stop else None
+        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window)
         self.room = Room(measured(self.model) if token_budget == "auto" else token_budget)
         self.scorer = Scorer(
             self.model,

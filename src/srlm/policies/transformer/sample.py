@@ -33,7 +33,7 @@ class Decoding:
     max_new_tokens: responses are cut there, and flagged.
     temperature, top_p: exploration only; scores always come from the full distribution at temperature 1.
     eos: ids that end a response. The id that ends it is its last token, scored once.
-    stopped: text-level end (stop strings), given the tokens so far; None when there are no stop strings.
+    stopped: text-level end (stop strings), given the last `window` tokens; None when there are no stop strings.
     """
 
     max_new_tokens: int
@@ -41,6 +41,7 @@ class Decoding:
     temperature: float = 1.0
     top_p: float = 1.0
     stopped: Callable[[Sequence[int]], bool] | None = None
+    window: int = 0
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -102,7 +103,8 @@ def decode(
         tokens[alive, step] = word.to("cpu", torch.int32)
         ended = torch.isin(word, eos).cpu()
         if how.stopped is not None:
-            ended |= torch.tensor([how.stopped(row[: step + 1]) for row in tokens[alive].tolist()])
+            newest = tokens[alive, max(0, step + 1 - how.window) : step + 1]
+            ended |= torch.tensor([how.stopped(row) for row in newest.tolist()])
         length[alive[ended]] = step + 1
         finished[alive[ended]] = True
         if ended.any():

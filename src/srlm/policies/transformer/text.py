@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,35 +12,76 @@ from srlm.patience import at_most
 from srlm.policies.transformer.encode import TEMPLATE_SECONDS
 from srlm.policies.transformer.responses import Responses
 
+PIECES = "\ufffd"  # what a decoder writes for bytes that are no character, or not yet
+LONGEST_PIECES = 64  # tokens in a row that make no character, before they are taken as they stand
+
 
 class Texts:
-    """stop: strings that end a response exactly like EOS. eos: ids that do."""
+    """stop: strings that end a response exactly like EOS. eos: ids that do. window: newest tokens among which a stop
+    string surely lies once it is there."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], eos: frozenset[int]) -> None:
         self._tokenizer, self.stop, self._eos = tokenizer, tuple(stop), eos
+        self.window = max((len(one.encode()) for one in stop), default=0) + 4  # a token can be a single byte
+        self._alone: dict[int, str] = {}
 
     def ended(self, response: Sequence[int]) -> bool:
         """Does a response end with its last token?"""
         return response[-1] in self._eos or (bool(self.stop) and self.stopped(response))
 
     def stopped(self, tokens: Sequence[int]) -> bool:
-        # A stop string ends with the newest token, so a window that surely covers it is enough.
-        window = max(len(stop.encode()) for stop in self.stop) + 4  # a token can be a single byte
-        text = self._tokenizer.decode(tokens[-window:])
+        text = self._tokenizer.decode(tokens[-self.window :])
         return any(stop in text for stop in self.stop)
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, cut before the stop string."""
-        whole = str(self._tokenizer.decode(ids, skip_special_tokens=True))
-        return whole[: min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))]
+        return self._cut(self._decoded(ids))
 
     def token_ends(self, ids: Sequence[int]) -> list[int]:
-        """How far `text(ids)` reaches with each token, in characters; a token that leaves one in pieces adds none."""
-        size, ends = len(self.text(ids)), [0]
+        """How far `text(ids)` reaches with each token of a response, in characters; one that leaves a sign in pieces
+        adds none."""
+        whole = self._decoded(ids)
+        text = self._cut(whole)
+        reached = self._one_by_one(ids, whole) or self._in_windows(ids, whole) or self._anew(ids)
+        reached[-1:] = [len(text.rstrip(PIECES))]  # what comes with the stop string is cut
+        return [min(end, len(text)) for end in itertools.accumulate(reached[: len(ids)], max)]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _cut(self, whole: str) -> str:
+        return whole[: min((at for stop in self.stop if (at := whole.find(stop)) >= 0), default=len(whole))]
+
+    def _one_by_one(self, ids: Sequence[int], whole: str) -> list[int] | None:
+        """Where tokens mean the same alone, as most do to a byte-level tokenizer."""
+        for i in set(ids) - self._alone.keys():
+            self._alone[i] = self._decoded([i])
+        pieces = [self._alone[i] for i in ids]
+        if PIECES in whole or "".join(pieces) != whole:
+            return None
+        return list(itertools.accumulate(map(len, pieces)))
+
+    def _in_windows(self, ids: Sequence[int], whole: str) -> list[int] | None:
+        """A whole character is not changed by what comes behind it, so the tokens behind it are decoded without those
+        before; after a token all the same, since some decoders trim the first. None where that is not so."""
+        ends: list[int] = []
+        reached, new = 0, ""
+        before = start = 0
+        known = done = 0  # characters of the tokens from `before` to `start`, and of all before `start`
         for i in range(len(ids)):
-            reached = len(self.text(ids[: i + 1]).rstrip("\ufffd"))
-            ends.append(max(ends[-1], min(reached, size)))
-        return ends[1:]
+            new = self._decoded(ids[before : i + 1])[known:]
+            sound = new.rstrip(PIECES)
+            if sound:
+                reached = done + len(sound)
+            ends.append(reached)
+            whole_now = sound == new or i + 1 - start >= LONGEST_PIECES
+            if whole_now and (alone := self._decoded(ids[start : i + 1])):
+                before, start, known, done = start, i + 1, len(alone), done + len(new)
+                new = ""
+        return ends if done + len(new) == len(whole) else None
+
+    def _anew(self, ids: Sequence[int]) -> list[int]:
+        return [len(self._decoded(ids[: i + 1]).rstrip(PIECES)) for i in range(len(ids))]
 
     def texts(self, responses: Responses) -> list[list[str]]:
         """[P][K]"""
