@@ -12,6 +12,7 @@ from pyarrow import parquet
 from support import tree
 
 from srlm.errors import UserError
+from srlm.policies.transformer.responses import cut
 from srlm.run.columns import column, grid, numbered, padded, ragged, rows
 from srlm.run.files import SCRATCH
 from srlm.run.folder import RunFolder
@@ -26,11 +27,11 @@ def test_responses_there_and_back(shape, dice):
     length = torch.tensor([[dice.randint(0, t) for _ in range(k)] for _ in range(p)])
     tokens = torch.tensor([[[dice.randint(1, 9) for _ in range(t)] for _ in range(k)] for _ in range(p)])
     tokens = tokens.to(torch.int32) * (torch.arange(t) < length[..., None])
-    kept = pa.table({"tokens": ragged(tokens, length), "length": column(length)})
+    kept = pa.table({"tokens": ragged(cut(tokens, length)), "length": column(length)})
     lists = [tokens[i, j, : length[i, j]].tolist() for i in range(p) for j in range(k)]
     assert kept["tokens"].to_pylist() == lists == [row.tolist() for row in rows(kept["tokens"])]
     for whole in (kept, pa.concat_tables([kept.slice(0, 1), kept.slice(1)])):  # however it is cut into pieces
-        again, lengths = padded(whole["tokens"], p, t)
+        again, lengths = padded(whole["tokens"].chunks, (p, k), t)
         assert torch.equal(again, tokens) and torch.equal(lengths, length) and again.dtype == torch.int32
         assert torch.equal(grid(whole["length"], p), length)
 
@@ -63,6 +64,22 @@ def test_columns_keep_the_order_in_which_they_came(grown):
     assert grown.read(["m", "z"]).to_pydict() == {"m": list(range(2500)), "z": list(range(2500))}
     with pytest.raises(UserError, match="its column nothing is missing"):
         grown.read(["nothing"])
+
+
+def test_rows_that_come_one_after_another_are_written_and_read_so(grown, monkeypatch):
+    written = []
+
+    def rows(step):
+        for start in range(0, 2500, step):
+            written.append(start)
+            yield {"late": columns("late")["late"][start : start + step]}
+
+    grown.add("late", rows(ROW_GROUP))
+    assert written == [0, ROW_GROUP, 2 * ROW_GROUP] and grown.names() == ["z", "a", "m", "late"]
+    monkeypatch.setattr(parquet, "read_table", lambda *_, **__: pytest.fail("a table is read whole"))
+    pieces = list(grown.pieces(["late", "z"]))
+    assert [piece.num_rows for piece in pieces] == [ROW_GROUP, ROW_GROUP, 2500 - 2 * ROW_GROUP]
+    assert pa.concat_tables(pieces).to_pydict() == {"z": list(range(2500)), "late": list(range(2500))}
 
 
 def test_adding_a_column_reads_and_writes_that_column_alone(grown, monkeypatch):

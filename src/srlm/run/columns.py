@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,22 +22,26 @@ def grid(values: pa.ChunkedArray, num_prompts: int) -> Tensor:
     return torch.from_numpy(values.to_numpy().copy()).view(num_prompts, -1)
 
 
-def ragged(values: Tensor, length: Tensor) -> pa.Array:
-    """[P, K, T] and [P, K] -> a list a row, as far as each row goes."""
-    rows, ends = values.detach().cpu().flatten(0, 1), length.detach().cpu().flatten()
-    inside = torch.arange(rows.shape[-1]) < ends[:, None]
-    offsets = torch.cat([ends.new_zeros(1), ends.cumsum(0)]).to(torch.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets.numpy()), pa.array(rows[inside].numpy()))
+def ragged(values: Sequence[NDArray[Any]]) -> pa.Array:
+    """Arrays -> a list a row."""
+    offsets = np.cumsum([0, *map(len, values)])
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(np.concatenate(values)))
 
 
-def padded(values: pa.ChunkedArray, num_prompts: int, width: int) -> tuple[Tensor, Tensor]:
-    """The inverse of `ragged`: [P, K, width] with zeros behind each row, and [P, K]."""
-    whole = values.combine_chunks()
-    length = torch.from_numpy(whole.value_lengths().to_numpy().astype("int64"))
-    flat = torch.from_numpy(whole.flatten().to_numpy().copy())
-    rows = flat.new_zeros(len(length), width)
-    rows[torch.arange(width) < length[:, None]] = flat
-    return rows.view(num_prompts, -1, width), length.view(num_prompts, -1)
+def padded(
+    pieces: Iterable[pa.ListArray], shape: tuple[int, int], width: int, dtype: torch.dtype = torch.int32
+) -> tuple[Tensor, Tensor]:
+    """Of a column of lists that comes in pieces, ids by default: [P, K, width] with zeros behind each row, and lengths
+    [P, K]."""
+    tokens = torch.zeros(*shape, width, dtype=dtype)
+    length = torch.zeros(shape, dtype=torch.int64)
+    rows, ends = tokens.view(-1, width).numpy(), length.view(-1).numpy()
+    start = 0
+    for piece in pieces:
+        here = slice(start, start := start + len(piece))
+        ends[here] = piece.value_lengths()
+        rows[here][np.arange(width) < ends[here, None]] = piece.flatten()
+    return tokens, length
 
 
 def rows(values: pa.ChunkedArray) -> list[NDArray[Any]]:

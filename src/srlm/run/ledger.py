@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from srlm.run.files import damaged, verify, with_checksums, write_atomically
 from srlm.run.folder import RunFolder, StepCheckpoint
-from srlm.run.tables import whole_files
+from srlm.run.tables import Columns, Table, whole_files
 from srlm.types import Record
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
-Columns: TypeAlias = Mapping[str, pa.Array]
 Result = TypeVar("Result")
 
 
@@ -77,14 +76,16 @@ class Ledger:
         self.write(lambda: self._note_stage(round, name, facts))
         return result
 
-    def columns(self, round: int, table: str, names: Sequence[str], work: Callable[[], Columns]) -> pa.Table:
-        """The columns `names` of a table, which `work` computes, with others if it likes, where they are not there."""
+    def columns(
+        self, round: int, table: str, names: Sequence[str], work: Callable[[], Columns | Iterable[Columns]]
+    ) -> Table:
+        """A table that has the columns `names`, which `work` computes, whole or some rows after others, and with other
+        columns if it likes, where they are not there."""
         kept = self.run.table(round, table)
-        if set(names) <= set(kept.names()):
-            return kept.read(names)
-        columns = work()
-        self.write(lambda: kept.add(names[0], columns))
-        return pa.table(dict(columns)).select(names)
+        if not set(names) <= set(kept.names()):
+            columns = work()
+            self.write(lambda: kept.add(names[0], columns))
+        return kept
 
     def update(
         self,

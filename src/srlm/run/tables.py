@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -19,6 +20,7 @@ from srlm.errors import UserError
 from srlm.run.files import SCRATCH, damaged, remove, write_atomically
 
 ROW_GROUP = 1024  # rows; earlier versions wrote one group for all
+Columns: TypeAlias = Mapping[str, pa.Array]
 
 
 class Table:
@@ -43,7 +45,7 @@ class Table:
             UserError: there is no such column, or a file is damaged.
         """
         columns: dict[str, pa.ChunkedArray] = {}
-        for file, own in _sources(self.files()):
+        for file, own in self._sources():
             here = own if names is None else [name for name in own if name in names]
             if here:
                 found = read_columns(file, here)
@@ -53,25 +55,35 @@ class Table:
             raise damaged(self.file, f"its column {lacking[0]} is missing")
         return pa.table({name: columns[name] for name in wanted})
 
+    def pieces(self, names: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Some columns or all, ROW_GROUP rows at a time."""
+        sources = [(file, own if names is None else [n for n in own if n in names]) for file, own in self._sources()]
+        return _pieces([(file, own) for file, own in sources if own])
+
     def head(self) -> pa.Table:
         """All columns of the first rows, ROW_GROUP at most."""
-        return next(_pieces(_sources(self.files())), pa.table({}))
+        return next(self.pieces(), pa.table({}))
 
-    def add(self, part: str, columns: Mapping[str, pa.Array]) -> None:
-        """The columns of one stage, as a file of their own; a part that is there is written again."""
-        write_atomically(self._part(part), partial(write_columns, pa.table(dict(columns))))
+    def add(self, part: str, columns: Columns | Iterable[Columns]) -> None:
+        """The columns of one stage, whole or some rows after others, as a file of their own; a part that is there is
+        written again."""
+        pieces = [columns] if isinstance(columns, Mapping) else columns
+        write_atomically(self._part(part), partial(_write, (pa.table(dict(piece)) for piece in pieces)))
 
     def take(self, part: str, other: Table, leave_out: Iterable[str]) -> None:
         """The columns of another table of as many rows, as a part of this one."""
-        write_atomically(self._part(part), partial(_merge, _sources(other.files(), leave_out)))
+        write_atomically(self._part(part), partial(_write, _pieces(_sources(other.files(), leave_out))))
 
     def close(self) -> None:
         """Make one file of the parts, a row group at a time. Killed in between, it can be done again."""
         if not self.parts.exists():
             return
         if whole_files(self.parts):
-            write_atomically(self.file, partial(_merge, _sources(self.files())))
+            write_atomically(self.file, partial(_write, self.pieces()))
         remove(self.parts)
+
+    def _sources(self) -> list[tuple[Path, list[str]]]:
+        return _sources(self.files())
 
     def _part(self, name: str) -> Path:
         """Its file, numbered so that columns keep the order in which they came."""
@@ -112,7 +124,7 @@ def verify_columns(file: Path) -> None:
 
 
 def write_columns(columns: pa.Table, file: Path) -> None:
-    parquet.write_table(columns, file, row_group_size=ROW_GROUP, write_page_checksum=True)
+    _write([columns], file)
 
 
 def _columns(file: Path) -> list[str]:
@@ -141,12 +153,12 @@ def _sources(files: Sequence[Path], leave_out: Iterable[str] = ()) -> list[tuple
     return [(file, names) for file, names in own if names]
 
 
-def _merge(sources: Sequence[tuple[Path, list[str]]], target: Path) -> None:
+def _write(pieces: Iterable[pa.Table], target: Path) -> None:
     writer: parquet.ParquetWriter | None = None
     try:
-        for piece in _pieces(sources):
+        for piece in pieces:
             writer = writer or parquet.ParquetWriter(target, piece.schema, write_page_checksum=True)
-            writer.write_table(piece)
+            writer.write_table(piece, ROW_GROUP)
     finally:
         if writer is not None:
             writer.close()

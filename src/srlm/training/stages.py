@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import pyarrow as pa
@@ -17,13 +17,14 @@ from srlm.objectives import shaping
 from srlm.objectives.step_size import step_size
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress
-from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.responses import Responses, cut
 from srlm.policies.transformer.update import Optimisation, fit
 from srlm.prompts.select import one_kind
 from srlm.rewards.table import asks_model
 from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
-from srlm.run.ledger import Columns, Ledger
+from srlm.run.ledger import Ledger
+from srlm.run.tables import ROW_GROUP, Columns
 from srlm.training.parts import level_of, objective_function
 from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo
 
@@ -123,23 +124,17 @@ class Stages:
         table: str,
         draw: Callable[..., Responses],
     ) -> Responses:
-        def work() -> Columns:
+        def work() -> Iterator[Columns]:
             responses = self.ledger.stage(
                 round, f"sample {table}", lambda progress: draw(progress=progress), lambda made: int(made.length.sum())
             )
-            items = pa.array(one_kind(prompts.items))
-            index = numbered(*responses.length.shape)
-            return {
-                **index,
-                "prompt": items.take(index["prompt_index"]),
-                "response": pa.array([text for row in policy.texts(responses) for text in row]),
-                "tokens": ragged(responses.tokens, responses.length),
-                "finished": column(responses.finished),
-            }
+            return _said(policy, prompts, responses)
 
-        columns = self.ledger.columns(round, table, ("tokens", "finished"), work)
-        tokens, length = padded(columns["tokens"], len(prompts), policy.decoding.max_new_tokens)
-        return Responses(tokens, length, grid(columns["finished"], len(prompts)))
+        kept = self.ledger.columns(round, table, ("tokens", "finished"), work)
+        finished = grid(kept.read(["finished"])["finished"], len(prompts))
+        pieces = (chunk for piece in kept.pieces(["tokens"]) for chunk in piece["tokens"].chunks)
+        tokens, length = padded(pieces, (len(prompts), finished.shape[1]), policy.decoding.max_new_tokens)
+        return Responses(tokens, length, finished)
 
     def scored(
         self,
@@ -158,26 +153,25 @@ class Stages:
         draw = partial(policy.sample, prompts, num_samples, generator)
         responses = self.responses(policy, prompts, round, table, draw)
 
-        def work() -> Columns:
+        def work() -> Columns | Iterator[Columns]:
             each = torch.zeros(responses.tokens.shape) if by_token or for_readers else None
             score = partial(policy.score, prompts, responses, with_entropy=True, token_log_prob=each)
             log_prob, entropy = self.ledger.stage(
                 round, f"score {table}", lambda progress: score(progress=progress), int(responses.length.sum())
             )
             columns = {"log_prob": column(log_prob), "entropy": column(entropy)}
-            if each is not None:
-                columns["token_log_prob"] = ragged(each, responses.length)
-            if for_readers:
-                ends = [policy.token_ends(ids) for p in range(len(prompts)) for ids in responses.ids(p)]
-                columns["token_end"] = pa.array(ends, pa.list_(pa.int32()))
-            return columns
+            return columns if each is None else _by_token(policy, responses, columns, each, for_readers=for_readers)
 
         names = ("log_prob", "entropy", *(("token_log_prob",) if by_token else ()))
-        columns = self.ledger.columns(round, table, names, work)
-        log_prob, entropy = (grid(columns[name], len(prompts)).float() for name in ("log_prob", "entropy"))
+        kept = self.ledger.columns(round, table, names, work)
+        log_prob, entropy = (
+            grid(values, len(prompts)).float() for values in kept.read(("log_prob", "entropy")).columns
+        )
         weight, tokens = torch.full_like(log_prob, 1 / num_samples), None
         if by_token:
-            tokens, _ = padded(columns["token_log_prob"], len(prompts), responses.tokens.shape[-1])
+            pieces = (chunk for piece in kept.pieces(["token_log_prob"]) for chunk in piece["token_log_prob"].chunks)
+            width = responses.tokens.shape[-1]
+            tokens, _ = padded(pieces, (len(prompts), num_samples), width, torch.float32)
         return Rollouts(round, prompts, responses, log_prob, weight, entropy, tokens)
 
     def rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
@@ -233,8 +227,8 @@ class Stages:
         return self.ledger.stage(round, stage, lambda progress: score(progress=progress), _count(rollouts))[0]
 
     def _column(self, rollouts: Rollouts, table: str, name: str, work: Callable[[], Tensor]) -> Tensor:
-        columns = self.ledger.columns(rollouts.round, table, (name,), lambda: {name: column(work())})
-        return grid(columns[name], len(rollouts.prompts)).float()
+        kept = self.ledger.columns(rollouts.round, table, (name,), lambda: {name: column(work())})
+        return grid(kept.read([name])[name], len(rollouts.prompts)).float()
 
 
 def is_lendable(stage: str) -> bool:
@@ -251,6 +245,38 @@ def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:
     """Prompts beside the token ids that the policy reads."""
     ids = pa.array(policy.ids(prompts), pa.list_(pa.int32()))
     return {"prompt": pa.array(one_kind(prompts.items)), "tokens": ids}
+
+
+def _said(policy: TransformerPolicy, prompts: Prompts, responses: Responses) -> Iterator[Columns]:
+    """What was sampled, a row group at a time: texts and tokens of all would be as large again as the responses."""
+    items, rows = pa.array(one_kind(prompts.items)), responses.rows()
+    columns = numbered(*responses.length.shape) | {"finished": column(responses.finished)}
+    for start in range(0, len(rows), ROW_GROUP):
+        index, sample, finished = (values[start : start + ROW_GROUP] for values in columns.values())
+        some = rows[start : start + ROW_GROUP]
+        yield {
+            "prompt_index": index,
+            "sample_index": sample,
+            "prompt": items.take(index),
+            "response": pa.array([policy.text(ids.tolist()) for ids in some]),
+            "tokens": ragged(some),
+            "finished": finished,
+        }
+
+
+def _by_token(
+    policy: TransformerPolicy, responses: Responses, columns: Columns, each: Tensor, *, for_readers: bool
+) -> Iterator[Columns]:
+    """`columns` beside the log-prob of each token [P, K, T] and, for readers, where it ends in the text, a row group at
+    a time."""
+    rows, log_probs = responses.rows(), cut(each, responses.length)
+    for start in range(0, len(rows), ROW_GROUP):
+        part = slice(start, start + ROW_GROUP)
+        found = {name: values[part] for name, values in columns.items()} | {"token_log_prob": ragged(log_probs[part])}
+        if for_readers:
+            ends = [policy.token_ends(ids.tolist()) for ids in rows[part]]
+            found["token_end"] = pa.array(ends, pa.list_(pa.int32()))
+        yield found
 
 
 def _count(rollouts: Rollouts) -> int:

@@ -161,9 +161,8 @@ class SelfRewardTrainer:
 
     def _measure(self, step: Step) -> Record:
         policy, responses = step.policy, step.rollouts.responses
-        tokens = [ids for p in range(len(self.prompts)) for ids in responses.ids(p)]
         how = self.stages.update_before(step.round)
-        record = train_record(step, responses.length, responses.finished, tokens, *how)
+        record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
         record |= self.stages.step(step.rollouts, step.reward)
         record["gain"] = policy.sharpness()
         if self.probe is not None:

@@ -225,7 +225,7 @@ class TransformerPolicy:
         return torch.stack([values[..., kinds == number].logsumexp(-1) for number in range(len(choices))], -1)
 
     def groups(self, prompts: Prompts, responses: Responses) -> list[Group]:
-        return self.scorer.groups(self.ids(prompts), responses)
+        return self.scorer.groups(map(self.encode, prompts.items), responses)
 
     # Searching
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srlm.errors import UserError
@@ -21,8 +23,26 @@ class Responses:
     length: Tensor  # [P, K]
     finished: Tensor  # [P, K] bool
 
+    def __len__(self) -> int:
+        """P"""
+        return len(self.length)
+
+    def __getitem__(self, prompts: slice) -> Responses:
+        """Those to some of the prompts; a view."""
+        return Responses(self.tokens[prompts], self.length[prompts], self.finished[prompts])
+
+    def rows(self) -> list[NDArray[Any]]:
+        """The ids of all responses, prompt by prompt."""
+        return cut(self.tokens, self.length)
+
     def ids(self, prompt: int) -> list[list[int]]:
         return [row[:n] for row, n in zip(self.tokens[prompt].tolist(), self.length[prompt].tolist(), strict=True)]
+
+
+def cut(values: Tensor, length: Tensor) -> list[NDArray[Any]]:
+    """[P, K, T] as far as each response goes: P K views, no copies."""
+    rows = values.flatten(0, 1).numpy()
+    return [row[:n] for row, n in zip(rows, length.flatten().tolist(), strict=True)]
 
 
 def refuse_too_many(num_prompts: int, num_samples: int, max_new_tokens: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -32,11 +32,11 @@ class Scorer:
         self.prompts_per_step, self.room = prompts_per_step, room
         self._cost = Cost.of(model)
 
-    def groups(self, prompts: Sequence[Sequence[int]], responses: Responses) -> list[Group]:
-        tokens, lengths = responses.tokens.numpy(), responses.length.tolist()
+    def groups(self, prompts: Iterable[Sequence[int]], responses: Responses) -> list[Group]:
+        rows, k = responses.rows(), responses.length.shape[1]
         return [
-            Group(np.asarray(ids, np.int32), tuple(row[:n] for row, n in zip(rows, length, strict=True)))
-            for ids, rows, length in zip(prompts, tokens, lengths, strict=True)
+            Group(np.asarray(ids, np.int32), tuple(rows[p * k : (p + 1) * k]))
+            for p, ids in zip(range(len(responses)), prompts, strict=True)
         ]
 
     def endings(self, prompts: Sequence[list[int]], endings: Sequence[Sequence[int]]) -> Group:
