@@ -40,7 +40,7 @@ def right_or_wrong(
     policy: TransformerPolicy, responses: Responses, answers: Sequence[Sequence[str]], match: Match
 ) -> Tensor:
     """[P, K] bool."""
-    texts = policy.texts(responses)
+    texts = (policy.texts(responses[p : p + 1])[0] for p in range(len(responses)))
     return torch.tensor([[match(text, a) for text in row] for row, a in zip(texts, answers, strict=True)])
 
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from srlm.errors import UserError
+
+
+def each_text(policy: Any, responses: Any) -> Iterator[list[str]]:
+    """The K texts of each prompt, one prompt after the other: those of all may be more than memory holds."""
+    for p in range(len(responses)):
+        yield from policy.texts(responses[p : p + 1])
 
 
 def attribute(owner: Any, name: str, reward: str, what: str) -> Any:

@@ -1,6 +1,7 @@
 """Self-consistency as a reward: how many of a prompt's responses give the same answer (TTRL, arXiv 2504.16084; ScPO,
 arXiv 2411.04109)."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -8,7 +9,10 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
+from srlm.rewards._needs import each_text
 from srlm.types import Rollouts
+
+KNOWN = 1024  # responses whose class is remembered
 
 
 def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashable | None]) -> Tensor:
@@ -29,29 +33,30 @@ def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashab
     return class_shares(answers, weight.flatten(0, -2)).view(shape).to(rollouts.log_prob)
 
 
-def answers_given(
-    policy: Any, responses: Any, classes: Callable[[Any], Hashable | None]
-) -> list[list[Hashable | None]]:
-    """The answer class of each response, prompt by prompt; each text or column number is looked at once.
+def answers_given(policy: Any, responses: Any, classes: Callable[[Any], Hashable | None]) -> list[list[int | None]]:
+    """Which of its prompt's answers each response gives, [P][K]: two responses to a prompt have one number if they have
+    one answer class; None for no answer. A text or column number that comes again soon is not looked at again.
 
     Raises:
         UserError: `classes` fails on a response.
     """
-    said = policy.texts(responses) if hasattr(policy, "texts") else responses.response.flatten(0, -2).tolist()
-    known: dict[Any, Hashable | None] = {}
+    said = each_text(policy, responses) if hasattr(policy, "texts") else responses.response.flatten(0, -2).tolist()
 
+    @functools.lru_cache(KNOWN)
     def answer(response: Any) -> Hashable | None:
-        if response not in known:
-            try:
-                known[response] = classes(response)
-            except Exception as error:
-                raise UserError(
-                    f"the answer classes (--answers) failed on {response!r} "
-                    f"({type(error).__name__}: {error}), expected a hashable value or None: correct them"
-                ) from error
-        return known[response]
+        try:
+            return classes(response)
+        except Exception as error:
+            raise UserError(
+                f"the answer classes (--answers) failed on {response!r} "
+                f"({type(error).__name__}: {error}), expected a hashable value or None: correct them"
+            ) from error
 
-    return [[answer(response) for response in row] for row in said]
+    def numbered(row: Sequence[Any]) -> list[int | None]:
+        first: dict[Hashable, int] = {}
+        return [None if one is None else first.setdefault(one, len(first)) for one in map(answer, row)]
+
+    return [numbered(row) for row in said]
 
 
 def class_shares(answers: Sequence[Sequence[Hashable | None]], weight: Tensor) -> Tensor:

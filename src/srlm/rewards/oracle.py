@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm.rewards._needs import attribute
+from srlm.rewards._needs import attribute, each_text
 from srlm.types import Rollouts
 
 
@@ -20,6 +20,7 @@ def oracle(policy: Any, rollouts: Rollouts, *, right: Callable[[int, str], bool]
     Raises:
         UserError: the policy's responses have no text.
     """
-    texts = attribute(policy, "texts", "oracle", "responses with a text")(rollouts.responses)
+    attribute(policy, "texts", "oracle", "responses with a text")
+    texts = each_text(policy, rollouts.responses)
     flags = [[bool(right(number, text)) for text in row] for number, row in enumerate(texts)]
     return torch.tensor(flags).to(rollouts.log_prob)
