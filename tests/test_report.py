@@ -32,7 +32,7 @@ from srlm.report.page import MARK, page, samples_data
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
 from srlm.report.verdict import change, verdict
 from srlm.report.watch import server
-from srlm.run.tables import write_columns
+from srlm.run.tables import Table, write_columns
 
 PROMPTS = ["Capital of A?", "Capital of B?", "Capital of C?"]
 ANSWERS = [("Aa",), ("Bb",), ("Cc",)]
@@ -680,6 +680,49 @@ def test_a_flipped_bit_is_not_shown_as_a_response(run):
     file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     os.utime(file, ns=(0, 0))  # the clock of a file is coarse, and what was read before is kept
     assert {(s.part, s.round, s.response) for s in read_folder(run).samples} < whole
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_of_a_large_table_places_spread_evenly_are_shown(run, monkeypatch, closed):
+    monkeypatch.setattr(folders, "MOST_RESPONSES", 8)
+    table = Table(run / "round-001" / "rollouts.parquet")
+    table.file.unlink()
+    index, texts = [i // 2 for i in range(40)], [f"{i}" for i in range(40)]
+    for name, values in (("prompt_index", index), ("response", texts), ("reward", [float(i) for i in range(40)])):
+        table.add(name, ({name: pa.array(values[i : i + 4])} for i in range(0, 40, 4)))
+    if closed:
+        monkeypatch.setattr("srlm.run.tables.ROW_GROUP", 4)
+        table.close()
+    found = read_folder(run)
+    shown = [(s.prompt_index, s.response, s.reward) for s in found.samples if s.part == "training" and s.round == 1]
+    assert shown == [(i // 2, f"{i}", float(i)) for i in (0, 1, 2, 3, 20, 21, 22, 23)]
+    said = "Of round-001/rollouts.parquet 8 of 40 responses are shown, from places spread evenly over it."
+    assert (said in found.notes) == closed
+
+
+def test_of_too_many_samples_some_prompts_are_shown_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[samples_data.__module__], "MOST_SAMPLES", 12)
+    samples = [folders.Sample("training", 0, p, f"x{p}", f"y{p}{k}", -1.0, None, None) for p in range(10) for k in "ab"]
+    held = [folders.Sample("held out", 0, p, f"z{p}", "", -1.0, None, None) for p in range(2)]
+    sent = samples_data([folders.Folder(tmp_path, "a", "run", samples=samples + held)])
+    assert list(zip(sent["part"], sent["index"], strict=True)) == [("held out", 0), ("held out", 1)] + [
+        ("training", p) for p in (0, 2, 4, 6, 8) for _ in "ab"
+    ]
+    assert sent["total"] == 22
+
+
+def test_tokens_beyond_what_a_page_shades_are_not_read(run, monkeypatch):
+    name = "round-001/held_out.parquet"
+    table = parquet.read_table(run / name)
+    ends, values = ([[1, 2]] * table.num_rows, [[-1.0, -2.0]] * table.num_rows)
+    for column, one in (("token_end", ends), ("token_log_prob", values)):
+        if column in table.column_names:
+            table = table.drop_columns(column)
+        table = table.append_column(column, pa.array(one))
+    parquet.write_table(table, run / name)
+    monkeypatch.setattr(folders, "MOST_TOKENS", 4)
+    tokens = [s.tokens for s in read_folder(run).samples if s.part == "held out" and s.round == 1]
+    assert tokens[:2] == [[(1, -1.0), (2, -2.0)]] * 2 and not any(tokens[2:]) and len(tokens) > 2
 
 
 def test_missing_files_leave_a_part_out(run):

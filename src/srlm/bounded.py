@@ -11,9 +11,9 @@ from pyarrow import parquet
 ROWS = 1024
 
 
-def batches(file: Path, names: Sequence[str] | None, most: int) -> Iterator[pa.RecordBatch]:
+def batches(file: Path, names: Sequence[str] | None, most: int, every: int = 1) -> Iterator[pa.RecordBatch]:
     """Columns of a file, of all without `names`, a few rows at a time: no batch is larger than `most` bytes, though one
-    value that stands in the file once may fill any number of rows.
+    value that stands in the file once may fill any number of rows. every: of so many row groups one is read.
 
     Raises:
         OverflowError: one row may be larger.
@@ -29,4 +29,5 @@ def batches(file: Path, names: Sequence[str] | None, most: int) -> Iterator[pa.R
         if largest > most:
             raise OverflowError(f"a row group of {largest / 1e9:.1f} GB")
         rows = max(1, min(ROWS, most // max(largest, 1)))
-        yield from opened.iter_batches(rows, columns=None if names is None else list(names))
+        chosen_groups = list(range(0, about.num_row_groups, every))
+        yield from opened.iter_batches(rows, chosen_groups, None if names is None else list(names))

@@ -9,13 +9,14 @@ import functools
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyarrow import RecordBatch, binary, parquet, types
+from pyarrow import RecordBatch, binary, compute, parquet, types
 from pyarrow import Table as ArrowTable
 
 from srlm.bounded import batches
@@ -27,6 +28,7 @@ Record = dict[str, Any]
 HELD_OUT, TRAINING, DIAGNOSED = "held out", "training", "diagnosed"
 MOST_ROWS = 200  # of a table of numbers
 MOST_RESPONSES, MOST_BYTES = 20_000, 2**25  # of a table of responses
+MOST_TOKENS = 200_000  # of a table, and of a page: those that are shaded
 _ROUND = re.compile(r"round-(\d{3,6})")
 # A user's own function is code, which looking at a run must not run.
 _RULES = ("auto", "contains", "exact", "number", "regex")
@@ -163,12 +165,17 @@ def _left_out(file: Path, read: int, path: Path) -> list[str]:
     if not file.is_file():
         return []
     try:
-        count = parquet.read_metadata(file).num_rows
+        about = parquet.read_metadata(file)
     except Exception:  # as in `_columns`
         return [f"{file.relative_to(path)} could not be read; its responses are left out."]
+    count, name = about.num_rows, file.relative_to(path)
     if not read and count:
-        return [f"{file.relative_to(path)} could not be read; its responses are left out."]
-    return [f"Of {file.relative_to(path)} the first {read:,} of {count:,} responses are shown."] if read < count else []
+        return [f"{name} could not be read; its responses are left out."]
+    if read >= count:
+        return []
+    if about.num_row_groups == 1:
+        return [f"Of {name} the first {read:,} of {count:,} responses are shown."]
+    return [f"Of {name} {read:,} of {count:,} responses are shown, from places spread evenly over it."]
 
 
 def read_records(file: Path) -> list[Record]:
@@ -201,12 +208,13 @@ def _samples(table: Table, part: str, round: int) -> list[Sample]:
 def _read_samples(files: tuple[tuple[Path, int], ...], part: str, round: int) -> list[Sample]:
     """Read once while a run is watched; the times of the files keep the cache honest."""
     columns: dict[str, list[Any]] = {}
+    every = max((_every(file) for file, _ in files), default=1)
     for file, _ in files:  # of a column in two files the newer counts
-        columns |= _columns(file)
+        columns |= _columns(file, every)
     if not {"prompt_index", "response"} <= columns.keys():
         return []
     count = len(columns["response"])
-    columns = {name: values for name, values in columns.items() if len(values) == count}
+    columns = {name: values[:count] for name, values in columns.items() if len(values) >= count}
     if "prompt_index" not in columns:
         return []
     nothing: list[Any] = [None] * count
@@ -340,14 +348,28 @@ def _json(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _columns(file: Path) -> dict[str, list[Any]]:
-    """Columns that can be read, of as many rows as a page can show; text that is not UTF-8 with a mark where it is
-    not."""
+def _every(file: Path) -> int:
+    """Of how many row groups of a table a page can show one."""
+    try:
+        about = parquet.read_metadata(file)
+        first = next(batches(file, _names(file), MOST_BYTES))
+    except Exception:  # as in `_columns`, which will leave it out
+        return 1
+    size = float(first.nbytes * about.num_rows / max(first.num_rows, 1))
+    return max(1, math.ceil(size / MOST_BYTES), -(-int(about.num_rows) // MOST_RESPONSES))
+
+
+def _names(file: Path) -> list[str]:
+    return [name for name in parquet.read_schema(file).names if name != "tokens"]
+
+
+def _columns(file: Path, every: int = 1) -> dict[str, list[Any]]:
+    """Columns that can be read, of as many rows as a page can show, from every so manyth row group; text that is not
+    UTF-8 with a mark where it is not; of what is known of single tokens, as much as a page can shade."""
     pieces: list[RecordBatch] = []
     size = 0
     try:
-        names = [name for name in parquet.read_schema(file).names if name != "tokens"]
-        for batch in batches(file, names, MOST_BYTES):
+        for batch in batches(file, _names(file), MOST_BYTES, every):
             size += batch.nbytes
             if size > MOST_BYTES or sum(piece.num_rows for piece in pieces) >= MOST_RESPONSES:
                 break
@@ -361,6 +383,10 @@ def _columns(file: Path) -> dict[str, list[Any]]:
             if types.is_string(column.type) or types.is_large_string(column.type):
                 raw = column.cast(binary()).to_pylist()
                 columns[name] = [None if one is None else one.decode(errors="replace") for one in raw]
+            elif name.startswith("token_") and types.is_list(column.type):
+                tokens = compute.cumulative_sum(compute.list_value_length(column).fill_null(0))
+                few = compute.sum(compute.less_equal(tokens, MOST_TOKENS)).as_py() or 0
+                columns[name] = column.slice(0, few).to_pylist() + [None] * (len(column) - few)
             else:
                 columns[name] = column.to_pylist()
         except Exception:

@@ -17,14 +17,14 @@ from markupsafe import Markup
 from srlm import __version__
 from srlm.plain import visible
 from srlm.report.charts import charts, forecast_rows, plotly
-from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, TRAINING, Folder, Sample, words
+from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, MOST_TOKENS, TRAINING, Folder, Sample, words
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened
 from srlm.report.verdict import differences, verdict
 
 MARK = "<!doctype html><!-- srlm report -->"  # what a report may overwrite starts with it
 MOST_SAMPLES = 20_000
 MOST_TEXT = 12_000_000  # characters of all samples together
-MOST_TOKENS = 200_000  # shaded ones
+PARTS = (HELD_OUT, TRAINING, DIAGNOSED)
 SHOWN_ROUNDS = (0, 1, 2, 3, 5, 8)
 
 
@@ -104,7 +104,8 @@ def _figure(chart: Any) -> dict[str, Any]:
 
 
 def samples_data(folders: Sequence[Folder]) -> dict[str, Any]:
-    """Columns, with every text kept once. Held-out samples come first, prompt by prompt, as far as there is room."""
+    """Columns, with every text kept once. Held-out samples come first, prompt by prompt; where there is no room for all
+    prompts, those to some, spread evenly over them."""
     texts: dict[str, int] = {}
     columns: dict[str, list[Any]] = {
         name: [] for name in ("folder", "part", "round", "index", "prompt", "response", "reward", "log_prob", "right")
@@ -112,11 +113,10 @@ def samples_data(folders: Sequence[Folder]) -> dict[str, Any]:
     shades: dict[int, list[list[float]]] = {}  # row -> pieces of its response
     shaded: set[tuple[Any, ...]] = set()
     left = MOST_TOKENS
-    parts = (HELD_OUT, TRAINING, DIAGNOSED)
     every = [(place, sample) for place, folder in enumerate(folders) for sample in folder.samples]
-    every.sort(key=lambda one: (parts.index(one[1].part), one[1].prompt_index, one[0], one[1].round))
+    every.sort(key=lambda one: (PARTS.index(one[1].part), one[1].prompt_index, one[0], one[1].round))
     room = MOST_TEXT
-    for place, sample in every[:MOST_SAMPLES]:
+    for place, sample in _spread(every)[:MOST_SAMPLES]:
         kept = [shortened(sample.prompt), shortened(sample.response)]
         room -= sum(len(text) for text in kept if text not in texts)
         if room < 0:
@@ -132,6 +132,27 @@ def samples_data(folders: Sequence[Folder]) -> dict[str, Any]:
             columns[name].append(value)
     names = [folder.name for folder in folders]
     return columns | {"shades": shades, "texts": list(texts), "folders": names, "total": len(every)}
+
+
+def _spread(every: Sequence[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
+    """Those to every so manyth prompt of each part, as there is room."""
+    shown: list[tuple[int, Sample]] = []
+    room = MOST_TEXT
+    for part in PARTS:
+        mine = [one for one in every if one[1].part == part]
+        step = max(1, math.ceil(_size(mine) / max(room, 1)), math.ceil(len(mine) / max(MOST_SAMPLES - len(shown), 1)))
+        prompts = list(dict.fromkeys(sample.prompt_index for _, sample in mine))
+        chosen = set(prompts[::step])
+        some = [one for one in mine if one[1].prompt_index in chosen]
+        shown += some
+        room -= _size(some)
+    return shown
+
+
+def _size(some: Sequence[tuple[int, Sample]]) -> int:
+    """Characters on the page."""
+    texts = {text for _, sample in some for text in (sample.prompt, sample.response)}
+    return sum(min(len(text), MOST_CHARACTERS) for text in texts)
 
 
 def _pieces(sample: Sample) -> list[list[float]]:

@@ -222,7 +222,7 @@
   function drawSamples() {
     const rows = matching();
     const held = data.samples.round.length;
-    const left = data.samples.total > held ? `; the page holds the first ${held} of ${data.samples.total}` : "";
+    const left = data.samples.total > held ? `; the page holds ${held} of ${data.samples.total}, to prompts spread evenly` : "";
     find("count").textContent = `${rows.length} of ${held} samples${left}`;
     find("list").replaceChildren(...rows.slice(0, shown).map(card));
     find("more").hidden = rows.length <= shown;
