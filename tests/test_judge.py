@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -306,3 +307,27 @@ def test_the_context_is_kept(tmp_path: Path) -> None:
     assert policy.context == 4096
     size = len(policy.encode("x" * 100))
     assert policy.fits("x" * 100, 4096 - size) and not policy.fits("x" * 100, 4096 - size + 1)
+
+
+@pytest.mark.parametrize("name", ["judge", "judge_pairwise"])
+def test_many_responses_are_judged_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts of two responses, two prompts at a time."""
+
+    class Counted(Scripted):
+        def choice_log_prob(self, items: Sequence[Sequence[str]], opening: str, choices: Sequence[str]) -> Tensor:
+            sizes.append(len(items))
+            return super().choice_log_prob(items, opening, choices)
+
+    def script(item: str, choices: Sequence[str]) -> list[float]:
+        return torch.rand(len(choices), generator=torch.Generator().manual_seed(zlib.crc32(item.encode()))).tolist()
+
+    given = rollouts([["SKY", "CEILING"], ["FLOOR", "CORE"], ["MU", "SKY"]], ("Up?", "Down?", "Where?"))
+    sizes: list[int] = []
+    whole = reward_function(name)(Counted(script), given)
+    assert max(sizes) == {"judge": 3, "judge_pairwise": 6}[name]
+    sizes.clear()
+    monkeypatch.setattr(
+        importlib.import_module(f"srlm.rewards.{name}"), "TOGETHER", {"judge": 4, "judge_pairwise": 8}[name]
+    )
+    torch.testing.assert_close(reward_function(name)(Counted(script), given), whole, rtol=0, atol=0)
+    assert max(sizes) == {"judge": 2, "judge_pairwise": 4}[name] and len(set(whole.flatten().tolist())) > 2

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from srlm.errors import UserError
+from srlm.types import PromptItem, Rollouts
 
 
 def each_text(policy: Any, responses: Any) -> Iterator[list[str]]:
     """The K texts of each prompt, one prompt after the other: those of all may be more than memory holds."""
     for p in range(len(responses)):
         yield from policy.texts(responses[p : p + 1])
+
+
+def in_parts(policy: Any, rollouts: Rollouts, most: int) -> Iterator[list[tuple[PromptItem, list[str]]]]:
+    """Prompts beside their texts, as many at a time as have `most` responses."""
+    every = zip(rollouts.prompts.items, each_text(policy, rollouts.responses), strict=True)
+    while part := list(itertools.islice(every, max(1, most // rollouts.log_prob.shape[-1]))):
+        yield part
 
 
 def attribute(owner: Any, name: str, reward: str, what: str) -> Any:

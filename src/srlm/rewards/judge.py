@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.rewards._needs import attribute
+from srlm.rewards._needs import attribute, in_parts
 from srlm.types import PromptItem, Rollouts
 
 Note: TypeAlias = Callable[[str, float], None]
@@ -61,6 +61,7 @@ OPENING, GRADES = "Score:", tuple("012345")
 NEUTRAL = 2.5
 LEAST_MASS = 0.05  # of all grades together; below it the model is not grading
 ROOM = 16  # tokens for the opening and a grade
+TOGETHER = 1024  # responses that are judged at a time
 
 
 def silent(name: str, number: float) -> None:
@@ -82,18 +83,19 @@ def judge(policy: Any, rollouts: Rollouts, *, note: Note = silent) -> Tensor:
         UserError: the policy cannot be asked, or its context has no room for a question and the rubric.
     """
     ask = attribute(policy, "choice_log_prob", "judge", "a policy that reads and continues text")
-    texts = policy.texts(rollouts.responses)
-    questions = [question(item) for item in rollouts.prompts.items]
     points = torch.arange(len(GRADES), dtype=torch.float64)
 
     def prompt(rubric: str, asked: str, text: str) -> str:
         return fitting(policy, lambda n: rubric.format(question=asked, response=text[:n]), len(text))
 
-    scores = []
-    for rubric in RUBRICS:
-        prompts = [[prompt(rubric, asked, text) for text in row] for asked, row in zip(questions, texts, strict=True)]
-        scores.append(expectation(ask(prompts, OPENING, GRADES), points))
-    score = torch.stack(scores)
+    parts = []
+    for part in in_parts(policy, rollouts, TOGETHER):
+        scores = []
+        for rubric in RUBRICS:
+            prompts = [[prompt(rubric, question(item), text) for text in texts] for item, texts in part]
+            scores.append(expectation(ask(prompts, OPENING, GRADES), points))
+        parts.append(torch.stack(scores))
+    score = torch.cat(parts, 1)
     note("unparsed", float(score.isnan().double().mean()))
     return filled(score.nanmean(0), NEUTRAL).to(rollouts.log_prob)
 

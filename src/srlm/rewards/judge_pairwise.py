@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm.rewards._needs import attribute
-from srlm.rewards.judge import Note, expectation, filled, fitting, question, silent
+from srlm.rewards._needs import attribute, in_parts
+from srlm.rewards.judge import TOGETHER, Note, expectation, filled, fitting, question, silent
 from srlm.types import Rollouts
 
 COMPARISON = """Compare two responses to the question of a user. The better one is more correct, more relevant, more \
@@ -43,7 +43,6 @@ def judge_pairwise(policy: Any, rollouts: Rollouts, *, note: Note = silent) -> T
         UserError: as `judge`.
     """
     ask = attribute(policy, "choice_log_prob", "judge_pairwise", "a policy that reads and continues text")
-    texts = policy.texts(rollouts.responses)
     number, k = rollouts.log_prob.shape
 
     def prompt(asked: str, a: str, b: str) -> str:
@@ -52,11 +51,16 @@ def judge_pairwise(policy: Any, rollouts: Rollouts, *, note: Note = silent) -> T
 
         return fitting(policy, build, max(len(a), len(b)))
 
-    asked = [question(item) for item in rollouts.prompts.items]
-    prompts = [
-        [prompt(asked[p], row[i], row[j]) for j in range(k) if j != i] for p, row in enumerate(texts) for i in range(k)
-    ]
-    first = expectation(ask(prompts, OPENING, CHOICES), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    wanted = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    parts = []
+    for part in in_parts(policy, rollouts, TOGETHER // k):  # each is compared with all others of its prompt
+        prompts = [
+            [prompt(question(item), texts[i], texts[j]) for j in range(k) if j != i]
+            for item, texts in part
+            for i in range(k)
+        ]
+        parts.append(expectation(ask(prompts, OPENING, CHOICES), wanted))
+    first = torch.cat(parts)
     note("unparsed_pairs", float(first.isnan().double().mean()))
     wins = torch.full((number, k, k), torch.nan, dtype=torch.float64)
     wins[:, ~torch.eye(k, dtype=torch.bool)] = first.view(number, -1)
