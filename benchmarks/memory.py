@@ -89,6 +89,18 @@ def _memory(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
+def resident() -> int:
+    """Bytes now."""
+    return _memory("VmRSS")
+
+
+def peak_from_now() -> Callable[[], int]:
+    """Tells the most bytes since this call; where a peak cannot be forgotten, since the process began."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return partial(_memory, "VmHWM")
+
+
 def measure(way: str, point: Point) -> float:
     """Megabytes above what the loaded model takes."""
     step = WAYS[way]
@@ -103,11 +115,10 @@ def measure(way: str, point: Point) -> float:
         step(model, point).sum().backward()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    with contextlib.suppress(OSError):  # Linux can forget a peak; else what loading took could hide the step
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _memory("VmRSS")
+    peak = peak_from_now()  # else what loading took could hide the step
+    before = resident()
     step(model, point).sum().backward()
-    return (_memory("VmHWM") - before) / 1e6
+    return (peak() - before) / 1e6
 
 
 def in_subprocess(way: str, point: Point) -> float:

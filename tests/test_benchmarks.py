@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,13 @@ def test_long_responses_at_toy_sizes(capsys):
     lengths.main(["--models", "toy", "--tokens", "8", "300", "--k", "4", "--rounds", "1", "--no-memory"])
     out = capsys.readouterr().out
     assert "| toy | 8 | 1 trees |" in out and "| toy | 300 | " in out
+
+
+def test_the_hosts_part_of_a_round_runs(tiny):
+    sizes = ["--prompts", "40", "--samples", "30", "--tokens", "20", "--held-out", "2"]  # more than one row group
+    words = [sys.executable, "-m", "benchmarks.host", "--model", str(tiny), *sizes]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert "40 prompts × 30 responses × 20 tokens" in done.stdout
+    rows = [line.split("|") for line in done.stdout.splitlines() if "most resident memory" in line]
+    assert 0 < float(rows[0][2].strip(" *")) < 1
