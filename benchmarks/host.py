@@ -71,8 +71,8 @@ class Stub(TransformerPolicy):
     ) -> tuple[Tensor, Tensor]:
         start = time.process_time()
         groups = self.groups(prompts, responses)
-        for step in self.scorer.steps(self.scorer.plans(groups), range(len(groups))):
-            for share in step:
+        for step in self.scorer.steps(range(len(groups))):
+            for share in self.scorer.shares(groups, step):
                 for batch in share.batches:
                     self.scorer.pack(groups, batch, masked=share.masked)
         self.spent["layout"] += time.process_time() - start
