@@ -462,6 +462,7 @@ def test_memory_that_is_too_small(tiny, tmp_path, prompts_file, monkeypatch):
 def test_names_that_are_no_text(tiny, name, prompts_file):
     assert "--output is" in refused(*train_words(model=tiny, prompts=prompts_file, output=name))
     assert "--prompts is" in refused(*train_words(model=tiny, prompts=name))
+    assert "folders is" in refused("report", name)
     with pytest.raises(UserError, match="--output is"):
         SelfRewardConfig(output=name)
 

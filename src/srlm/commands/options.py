@@ -102,9 +102,9 @@ class Parser(jsonargparse.ArgumentParser):
             )
 
     def positional(self, name: str, text: str) -> None:
-        self.options[name] = Option(name, str, (), several=True, number=None, optional=False)
+        option = self.options[name] = Option(name, str, (), several=True, number=None, optional=False, positional=True)
         self._places.add(name)
-        self.add_argument(name, type=str, nargs="*", default=[], help=text)
+        self.add_argument(name, type=option.read, nargs="*", default=[], help=text)
 
     def parsed(
         self, words: Sequence[str], config: str | None = None, defaults: Mapping[str, Any] = {}

@@ -25,6 +25,7 @@ class Option:
     several: bool
     number: int | None
     optional: bool
+    positional: bool = False
 
     @classmethod
     def of(cls, field: dataclasses.Field[Any], hint: Any) -> Option:
@@ -42,7 +43,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        return f"--{self.name.replace('_', '-')}"
+        return self.name if self.positional else f"--{self.name.replace('_', '-')}"
 
     def read(self, given: Any) -> Any:
         """
