@@ -4,6 +4,12 @@ Scalar arguments give floats; arrays broadcast. Whatever is out of range, NaN in
 docs/theory.md maps equations to these functions and their tests.
 """
 
+from srlm.theory.anchored import (
+    anchored_failure_bound,
+    log_group_condition_number,
+    log_partition_bias_bound,
+    noisy_anchored_failure_bound,
+)
 from srlm.theory.condition import condition_number, log_condition_number, mode_margin
 from srlm.theory.dimension import (
     covering_log_size,
@@ -45,6 +51,7 @@ __all__ = [
     "GreedyTrap",
     "Guarantee",
     "HardInstance",
+    "anchored_failure_bound",
     "condition_number",
     "contraction_factor",
     "covering_log_size",
@@ -58,7 +65,10 @@ __all__ = [
     "kappa_recursion",
     "linear_softmax_guarantee",
     "log_condition_number",
+    "log_group_condition_number",
+    "log_partition_bias_bound",
     "mode_margin",
+    "noisy_anchored_failure_bound",
     "polynomial_spectrum_bound",
     "relaxation_factor",
     "samples_needed",

@@ -12,12 +12,18 @@ Number: TypeAlias = float | Any
 
 
 def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False) -> NDArray[np.float64]:
-    """value as float64 with every entry inside an interval such as "[0, 1)", or ValueError; NaN is inside none."""
+    """value as float64 with every entry inside an interval such as "[0, 1)", or ValueError; NaN is inside none, and
+    text is no number."""
     wanted = f"{name} must be {'whole and ' if whole else ''}in {interval}"
     try:
-        values = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{wanted}, got {value!r}") from None
+        given = np.asarray(value)
+        if given.dtype.kind not in "biufO" or any(
+            isinstance(each, str) for each in given.flat if given.dtype == object
+        ):
+            raise TypeError
+        values = given.astype(np.float64)
+    except (OverflowError, TypeError, ValueError):
+        raise ValueError(f"{wanted}, got {_short(value)}") from None
     low, high = (float(end) for end in interval[1:-1].split(","))
     inside = (values >= low if interval[0] == "[" else values > low) & (
         values <= high if interval[-1] == "]" else values < high
@@ -27,6 +33,12 @@ def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False)
     if not inside.all():
         raise ValueError(f"{wanted}, got {np.extract(~inside, values)[0]!s}")
     return values
+
+
+def either(one: str, first: ArrayLike | None, other: str, second: ArrayLike | None) -> None:
+    """ValueError unless exactly one of two arguments is given."""
+    if (first is None) == (second is None):
+        raise ValueError(f"{one} or {other} must be given, got {'neither' if first is None else 'both'}")
 
 
 def per_round(name: str, value: ArrayLike, interval: str, *, most: int | None = None) -> NDArray[np.float64]:
@@ -41,3 +53,12 @@ def per_round(name: str, value: ArrayLike, interval: str, *, most: int | None = 
 def number(values: ArrayLike) -> Number:
     """A float where there is one value, the array itself otherwise."""
     return float(np.asarray(values)) if np.ndim(values) == 0 else values
+
+
+def _short(value: Any) -> str:
+    """A number of thousands of digits has no repr."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number beyond the floats"
+    return text if len(text) <= 60 else f"{text[:57]}..."

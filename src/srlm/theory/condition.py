@@ -19,7 +19,7 @@ def condition_number(mode_prob: ArrayLike, weight: ArrayLike | None = None) -> N
     """
     values = argument("mode_prob", mode_prob, "[0, 1]")
     with np.errstate(divide="ignore", over="ignore"):
-        return number(np.exp(_log_mean_inverse("mode_prob", np.log(values), weight)))
+        return number(np.exp(log_mean_inverse("mode_prob", np.log(values), weight)))
 
 
 def log_condition_number(mode_log_prob: ArrayLike, weight: ArrayLike | None = None) -> Number:
@@ -32,7 +32,7 @@ def log_condition_number(mode_log_prob: ArrayLike, weight: ArrayLike | None = No
     distribution.
     """
     values = argument("mode_log_prob", mode_log_prob, "[-inf, 0]")
-    return number(_log_mean_inverse("mode_log_prob", values, weight))
+    return number(log_mean_inverse("mode_log_prob", values, weight))
 
 
 def mode_margin(log_prob: ArrayLike) -> Number:
@@ -47,7 +47,8 @@ def mode_margin(log_prob: ArrayLike) -> Number:
     return number(first - second)
 
 
-def _log_mean_inverse(name: str, log_prob: NDArray[np.float64], weight: ArrayLike | None) -> NDArray[np.float64]:
+def log_mean_inverse(name: str, log_prob: NDArray[np.float64], weight: ArrayLike | None) -> NDArray[np.float64]:
+    """log E_x[e^-log_prob] [...] of an argument [..., P] of this name."""
     if log_prob.ndim == 0 or not log_prob.size:
         raise ValueError(f"{name} must be a non-empty array with one value a prompt, got shape {log_prob.shape}")
     prompts = log_prob.shape[-1]
