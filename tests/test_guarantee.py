@@ -65,6 +65,7 @@ def test_the_parts_by_their_formulas(run: dict[str, float]) -> None:
     limit, slope = kappa_fixed_point(1.0, s), contraction_factor(1.0, s)
     kept = min(limit, 1 / p)
     old = slope ** (t - 1) * max(run["kappa0"] - kept, 0)
+    old = min(old, slope ** (t - 2) * (1 / p - kept)) if t > 1 else old
     assert bound.relaxation == pytest.approx(factor)
     assert bound.coefficient == pytest.approx(s)
     assert bound.kappa_infinity == pytest.approx(limit)
@@ -89,6 +90,8 @@ def test_the_total_is_above_what_the_recursions_give(run: dict[str, float]) -> N
     assert bound.stable_part <= bound.stable_part_by_confidence * (1 + 1e-12)
     if bound.kappa_infinity <= 1 / run["min_confidence"]:
         line = kappa_bound(run["kappa0"], run["rounds"] - 1, 1.0, bound.coefficient)
+        if run["rounds"] > 1:
+            line = min(line, kappa_bound(1 / run["min_confidence"], run["rounds"] - 2, 1.0, bound.coefficient))
         assert bound.statistical_factor * math.sqrt(line) <= (bound.stable_part + bound.transient_part) * (1 + 1e-9)
 
 
@@ -126,6 +129,17 @@ def test_rounds_remove_the_start_and_nothing_else() -> None:
     enough = iterations_to_forget(1e12, 1.0, bound.coefficient[-1])
     forgotten = finite_class_guarantee(**{**FINITE, "rounds": 11, "kappa0": 1e12})
     assert enough <= 11 and forgotten.transient_part <= forgotten.stable_part
+
+
+def test_from_the_second_round_on_no_start_is_worse_than_the_confidence_says() -> None:
+    """kappa_1 <= 1/p is the hypothesis: from T = 2 on a start of 1e300 costs what one of 1/p does, or less."""
+    rounds = np.arange(1, 65)
+    run = {**FINITE, "rounds": rounds, "min_confidence": 0.045, "margin": 0.28, "beta": 1.0, "constant": 1.0}
+    bound = finite_class_guarantee(**{**run, "kappa0": 1e300})
+    assert bound.total[0] > 1e140 and bound.total[1:].max() < 1e3
+    most = bound.statistical_factor * math.sqrt(1 / 0.045)
+    assert (bound.stable_part[1:] ** 2 + bound.transient_part[1:] ** 2 <= most[1:] ** 2 * (1 + 1e-9)).all()
+    assert (bound.iterated_total <= bound.total * (1 + 1e-9)).all()
 
 
 def test_a_budget_split_over_rounds_broadcasts() -> None:

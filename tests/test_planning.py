@@ -112,7 +112,30 @@ def test_the_effective_dimension_is_at_ridge_one_over_n() -> None:
 
 def test_the_start_is_forgotten_as_corollary_5_7_says() -> None:
     made = plan(**GIVEN)
-    assert made.iterations_to_forget == iterations_to_forget(1e4, 1.0, made.best.guarantee.coefficient)
+    from_start, from_confidence = iterations_to_forget([1e4, 1 / 0.3], 1.0, made.best.guarantee.coefficient)
+    assert made.iterations_to_forget == min(from_start, 1 + from_confidence)
+    near = plan(**GIVEN | {"kappa0": 2.0})
+    assert near.iterations_to_forget == iterations_to_forget(2.0, 1.0, near.best.guarantee.coefficient)
+
+
+def test_no_start_outlives_the_confidence_of_the_first_round() -> None:
+    """kappa_1 <= 1/p: of 1e300 nothing is left in a second round."""
+    made = plan(kappa0=1e300, margin=0.28, min_confidence=0.045, budget=100_000, log_class_size=20.0)
+    assert made.splits[0].guarantee.total > 1e140
+    assert made.best_rounds == 2 and made.best.guarantee.total < 100
+    assert made.iterations_to_forget == 2
+
+
+def test_what_is_taken_for_granted_is_said(capsys) -> None:
+    said = shown(capsys, **LINEAR, dimension=4.0)
+    assert "no theorem for a realizable class alone" in said and "srlm verify concentrability" in said
+    assert "kappa_1 <= 1/p = 3.33 is assumed" in said
+    made = plan(**LINEAR, dimension=4.0)
+    assert (
+        f"alpha_T is {made.best.exponent:.3g} at T = {made.best_rounds}".replace("e+0", "e").replace("e+", "e") in said
+    )
+    assert "norm-bound must be at least so many times" in said
+    assert "norm-bound must" not in shown(capsys, **GIVEN)
 
 
 # One round
@@ -140,7 +163,7 @@ def test_without_a_hard_instance_there_is_no_exact_bound() -> None:
 # Vacuous bounds
 
 
-@pytest.mark.parametrize("changes", [{"budget": 200}, {"budget": 7, "kappa0": 3.0}, {"budget": 10, "constant": 5.0}])
+@pytest.mark.parametrize("changes", [{"budget": 20}, {"budget": 7, "kappa0": 3.0}, {"budget": 10, "constant": 5.0}])
 def test_the_smallest_budget_is_the_threshold(changes) -> None:
     made = plan(**GIVEN | changes)
     assert made.vacuous and made.best.guarantee.total >= 1
@@ -368,15 +391,15 @@ def test_the_verdict_comes_first(capsys) -> None:
     made = plan(**GIVEN)
     first, second, *rest = shown(capsys, **GIVEN).splitlines()
     assert (
-        first == f"bound at the best split, T = 5 rounds of 200 000 prompts: failure <= {made.best.guarantee.total:.3g}"
+        first == f"bound at the best split, T = 4 rounds of 250 000 prompts: failure <= {made.best.guarantee.total:.3g}"
     )
     assert second == f"one round of all 1 000 000 prompts: failure <= {total(1):.3g}"
     text = "\n".join(rest)
     assert "vacuous" not in text and "C = 0.05" in text and "by convention" not in rest[0]
-    assert "forgotten after 4 rounds" in text
+    assert "forgotten after 3 rounds" in text
     row = next(line for line in rest if line.rstrip().endswith("best"))
     best = made.best.guarantee
-    assert row.split()[0] == "5" and f"{best.stable_part:.3g}" in row and f"{best.total:.3g}" in row
+    assert row.split()[0] == "4" and f"{best.stable_part:.3g}" in row and f"{best.total:.3g}" in row
 
 
 def test_a_vacuous_bound_is_called_so(capsys) -> None:

@@ -15,7 +15,6 @@ from srlm.planning import consequences
 from srlm.planning.inputs import LARGEST_BUDGET, Diagnosis, inputs_of
 from srlm.planning.result import Plan
 from srlm.planning.view import draw, show
-from srlm.theory import iterations_to_forget
 
 __all__ = ["LARGEST_BUDGET", "Plan", "draw", "keep", "plan", "show"]
 
@@ -69,7 +68,7 @@ def plan(
         splits=splits,
         best_rounds=best.rounds,
         best_rounds_iterated=int(np.argmin(bound.iterated_total)) + 1,
-        iterations_to_forget=int(iterations_to_forget(inputs.kappa0, 1.0, best.guarantee.coefficient)),
+        iterations_to_forget=consequences.iterations_to_forget(inputs, best.guarantee.coefficient),
         remedy=consequences.remedy(inputs) if best.guarantee.vacuous else None,
         sensitivity=consequences.sensitivity(inputs, best),
     )

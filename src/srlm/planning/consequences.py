@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from srlm import theory
 from srlm.planning.inputs import LARGEST_BUDGET, Diagnosis
 from srlm.planning.result import Elasticity, Inputs, LowerBound, Remedy, Split
 from srlm.theory import (
@@ -57,6 +58,13 @@ def lower_bound(inputs: Inputs) -> LowerBound:
         return LowerBound(failure, None, None)
     instance = worst_case_instance(n, inputs.kappa0, fits, RESPONSES)
     return LowerBound(failure, float(instance.bayes_failure(n, RESPONSES)), fits)
+
+
+def iterations_to_forget(inputs: Inputs, coefficient: float) -> int:
+    """Cor. 5.7 from kappa_0, or from kappa_1 <= 1/p and a round later, whichever is sooner."""
+    starts = inputs.kappa0, 1 / inputs.min_confidence
+    rounds: Any = theory.iterations_to_forget(starts, 1.0, coefficient)
+    return int(min(rounds[0], 1 + rounds[1]))
 
 
 def _is_vacuous(inputs: Inputs, **changes: Any) -> bool:

@@ -157,7 +157,7 @@ class Plan:
     best_rounds_iterated: int
     """The T of the least `Guarantee.iterated_total`."""
     iterations_to_forget: int
-    """Cor. 5.7, with the coefficient of the best split."""
+    """Cor. 5.7, with the coefficient of the best split and kappa_1 <= 1/p."""
     remedy: Remedy | None
     """Only for a vacuous bound."""
     sensitivity: tuple[Elasticity, ...]

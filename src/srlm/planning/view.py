@@ -117,10 +117,17 @@ def _range(bracket: Bracket) -> str:
 
 
 def _proved(made: Plan) -> list[str]:
-    theorem = "5.3" if made.inputs.norm_bound is None else "6.2"
+    inputs, linear = made.inputs, made.inputs.norm_bound is not None
     lines = [
-        f"total = stable + transient + β part: proved up to C (Thm {theorem}), for a realizable class, fresh prompts "
-        "in every round, and a margin and min-confidence that hold in every round",
+        f"total = stable + transient + β part: the shape of Thm {'6.2' if linear else '5.3'}, up to C, and no theorem "
+        "for a realizable class alone: the learned policy must also have its mass where samples come from "
+        "(srlm verify concentrability); fresh prompts in every round",
+        f"margin and min-confidence must hold in every round: kappa_1 <= 1/p = {_short(1 / inputs.min_confidence)} "
+        "is assumed of the first round, not shown, and on the worst start more rounds do not forget it "
+        "(srlm verify rounds-lower-bound)",
+        f"the class must hold pi_0^alpha_t for all t <= T; alpha_T is {_short(made.best.exponent)} at T = "
+        f"{made.best_rounds}"
+        + (", and norm-bound must be at least so many times the norm of the start's parameters" if linear else ""),
         "exact κ_T: proved with no constant, for a realizable class and infinite samples, if the margin holds at the "
         "start on every prompt; not a bound for a sampled run",
         "the single round's bound (Thm 4.1) has a constant of its own (c = 1 by convention)",

@@ -26,7 +26,8 @@ class Guarantee:
     stable_part_by_confidence: Number
     """statistical_factor/sqrt(p): the paper's stable part, never below ours."""
     transient_part: Number
-    """statistical_factor sqrt(lambda^{T-1} (kappa_0 - min(kappa_infinity, 1/p))_+): what is left of the start."""
+    """statistical_factor sqrt(lambda^{T-1} (kappa_0 - kappa_s)_+), kappa_s = min(kappa_infinity, 1/p): what is left of
+    the start. For T >= 2 at most that of lambda^{T-2} (1/p - kappa_s), since p says kappa_1 <= 1/p."""
     beta_part: Number
     """beta log(kappa_{T-1})/(gamma delta), with the bound on kappa_{T-1} that the other parts use."""
     total: Number
@@ -61,10 +62,14 @@ def finite_class_guarantee(
         P_x[pi_T(y*|x) <= 1-delta] <= F (sqrt(kappa_inf) + sqrt(kappa_0) lambda^{(T-1)/2}) + beta-part,
         F = C B sqrt(log(|Pi| T/rho)/n)/(gamma delta),      B = log(n |Pi| T/rho)
 
-    Proved up to the universal constant C, which the paper leaves open (1 is a convention), for a realizable class whose
-    margin and confidence hold in every round. Three places are sharper than the paper, or repaired (docs/theory.md):
-    kappa_0 - kappa_inf for kappa_0; min(kappa_inf, 1/p) for 1/p; and the relaxation factor, without which Eq. 59 does
-    not bound Eq. 56.
+    Not proved for a realizable class, with any constant C: App. C.5 puts kappa_t where the concentrability
+    E_{y~pi_{t+1}}[pi_{t+1}/pi_t] of the *learned* policy belongs, and a minimiser that agrees on all that was sampled
+    may have its mass where nobody samples (docs/theory.md; `srlm verify concentrability`). Read it as what Eq. 43 gives
+    if that concentrability is of the order of kappa_t, as it is for the exact update; `anchored_failure_bound` needs
+    neither this nor a constant. It also takes for granted that the class holds pi_0^{alpha_t}/Z for all t <= T, and
+    that margin and confidence hold in every round: that kappa_1 <= 1/p is assumed, not shown.
+    Four places are sharper than the paper, or repaired: kappa_0 - kappa_inf for kappa_0; min(kappa_inf, 1/p) for 1/p;
+    kappa_t <= 1/p from round 1 on, which p says; and the relaxation factor, without which Eq. 59 does not bound Eq. 56.
 
     num_samples n a round [1, inf); rounds T whole [1, inf); kappa0 [1, inf); log_class_size log|Pi| [0, inf) in nats;
     min_confidence p (0, 1], the least pi_t(y*|x) of rounds t >= 1; margin gamma (0, inf) in nats; beta [0, inf), the
@@ -92,6 +97,9 @@ def finite_class_guarantee(
 
     stable_kappa = np.minimum(limit, 1 / p)
     transient_kappa = contraction ** (t - 1) * np.maximum(start - stable_kappa, 0)
+    # By the hypothesis on p, kappa_1 <= 1/p whatever kappa_0 was, and contracts from there.
+    later = contraction ** np.maximum(t - 2, 0) * (1 / p - stable_kappa)
+    transient_kappa = np.where(t > 1, np.minimum(transient_kappa, later), transient_kappa)
     stable = rate / delta * np.sqrt(stable_kappa)
     transient = rate / delta * np.sqrt(transient_kappa)
     beta_part = beta_rate / delta * np.log(stable_kappa + transient_kappa)
@@ -135,8 +143,10 @@ def linear_softmax_guarantee(
 ) -> Guarantee:
     """Thm 6.2: `finite_class_guarantee` with log|Pi| = d log(1 + 6 B_theta n), the net of resolution 1/n.
 
-    What the net's resolution adds is of order 1/n and hidden in the constant C. It describes noisy rewards: with exact
-    ones linear softmax learns faster than n^{-1/2} (docs/theory.md).
+    What the net's resolution adds is of order 1/n and hidden in the constant C. With exact rewards linear softmax
+    learns faster than n^{-1/2} on a fixed instance; over all instances n^{-1/2} is the rate with exact rewards too,
+    because tables are linear softmax (docs/theory.md). Realizability over T rounds needs
+    B_theta >= (1 + 1/beta)^T |theta_0|.
 
     dimension d (0, inf), or an effective dimension (Cor. 6.4, `effective_dimension` at ridge 1/n, where more is hidden
     in C); norm_bound B_theta (0, inf), for features of norm at most 1. The rest as there.
