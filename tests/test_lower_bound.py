@@ -15,6 +15,7 @@ from srlm.theory import (
     HardInstance,
     condition_number,
     mode_margin,
+    rounds_lower_bound,
     samples_needed,
     single_step_lower_bound,
     single_step_lower_bound_asymptotic,
@@ -300,3 +301,117 @@ def test_samples_that_are_not_whole_are_refused_where_they_are_counted() -> None
 def test_keys_that_fit_no_prompt_are_refused(keys) -> None:
     with pytest.raises(ValueError, match="keys must"):
         HardInstance(2, 3, 0.5).policy(keys)
+
+
+# Learners that choose what they draw from
+
+
+def adaptive_by_sum(d: int, m: int, mass: float, n: int, k: int) -> float:
+    """Delta E[(1 - (J + 1)/M)_+] over visits by their binomial probabilities."""
+    share = mass / d
+    total = 0.0
+    for visits in range(n + 1):
+        prob = math.comb(n, visits) * share**visits * (1 - share) ** (n - visits)
+        total += prob * max(0.0, 1 - (k * visits + 1) / m)
+    return mass * total
+
+
+@given(st.integers(1, 5), st.integers(2, 40), st.floats(0.05, 1), st.integers(1, 60), st.integers(1, 5))
+def test_the_adaptive_failure_by_its_definition(d: int, m: int, mass: float, n: int, k: int) -> None:
+    instance = HardInstance(d, m, mass)
+    failure = instance.adaptive_failure(n, k)
+    assert type(failure) is float
+    assert failure == pytest.approx(adaptive_by_sum(d, m, mass, n, k), rel=1e-8, abs=1e-15)
+    assert failure <= instance.bayes_failure(n, k) * (1 + 1e-9) + 1e-15
+
+
+def best_of_all_queries(m: int, draws: int) -> float:
+    """The least failure on one prompt of any sequence of queries and one guess, by going through all of them."""
+    least = 1.0
+    for labels in itertools.product(range(m), repeat=draws):
+        for guess in range(m):
+            missed = sum(key not in labels and key != guess for key in range(m)) / m
+            least = min(least, missed)
+    return least
+
+
+@pytest.mark.parametrize(("m", "draws"), [(3, 1), (4, 2), (4, 3), (5, 3)])
+def test_drawing_without_replacement_is_optimal(m: int, draws: int) -> None:
+    """One prompt, every visit certain: K draws from one point each, chosen knowing that none was the key."""
+    assert HardInstance(1, m, 1.0).adaptive_failure(1, draws) == pytest.approx(best_of_all_queries(m, draws))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 6), st.integers(1, 20), st.floats(-3, 5), st.integers(1, 30), st.integers(1, 8))
+def test_the_bound_on_rounds_is_below_the_exact_floor(
+    log10_n: float, t: int, log10_excess: float, d: int, k: int
+) -> None:
+    n, kappa = round(10**log10_n), 1 + 10**log10_excess
+    bound = rounds_lower_bound(n, t, kappa, d, k)
+    mass = math.sqrt(d * (kappa - 1) / (3 * n * t * k))
+    if mass <= 1:
+        assert bound == pytest.approx(max(0, 2 / 3 * mass - d / (3 * n * t * k)), rel=1e-9, abs=1e-300)
+    floor = worst_case_failure(n * t, kappa, d, k, adaptive=True)
+    assert 0 <= bound <= floor * (1 + 1e-8)
+    assert floor <= worst_case_failure(n * t, kappa, d, k) * (1 + 1e-8)
+    if mass < 1e-2 and kappa - 1 > 100 * mass and n * t > 100 and (kappa - 1) > 100 * k * mass:
+        assert bound == pytest.approx(floor, rel=0.05)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 2.5), st.floats(-2, 1.3), st.integers(1, 4), st.integers(1, 6))
+def test_the_adaptive_worst_case_is_the_maximum(log10_n: float, log10_excess: float, d: int, k: int) -> None:
+    n, kappa = round(10**log10_n), 1 + 10**log10_excess
+    worst = worst_case_failure(n, kappa, d, k, adaptive=True)
+    least = max(2, math.ceil(kappa))
+    sizes = np.unique(np.r_[least : least + 20, np.geomspace(least, 40 * least * (n + 1), 25).astype(int)])
+    failures = [HardInstance(d, int(m), (kappa - 1) / (m - 1)).adaptive_failure(n, k) for m in sizes]
+    assert worst >= max(failures) * (1 - 1e-9)
+
+
+def test_rounds_are_prompts_and_nothing_else() -> None:
+    assert rounds_lower_bound(32, 16, 5.0, 4, 2) == rounds_lower_bound(512, 1, 5.0, 4, 2)
+    rounds = 4.0 ** np.arange(3, 8)
+    slopes = np.diff(np.log(rounds_lower_bound(100, rounds, 50.0, 3))) / math.log(4)
+    np.testing.assert_allclose(slopes, -0.5, atol=1e-2)
+    assert rounds_lower_bound(10, [1, 2], 1.0, 3).tolist() == [0, 0]
+    # 2/(3 sqrt 3) = .385 against e^{-1/2}/sqrt 2 = .429 for one round of as many prompts
+    one = worst_case_failure_closed_form(10**8, 1e3, 5, 2)
+    assert one / rounds_lower_bound(10**6, 100, 1e3, 5, 2) == pytest.approx(
+        math.exp(-0.5) / math.sqrt(2) / 0.3849, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("value", [0, 1.5, math.nan])
+def test_rounds_out_of_range_are_refused(value) -> None:
+    with pytest.raises(ValueError, match=rf"^rounds must be whole and in \[1, inf\), got {value}"):
+        rounds_lower_bound(10, value, 2.0, 3)
+
+
+# Numbers of any kind
+
+
+def test_whole_numbers_of_any_kind_are_whole_numbers() -> None:
+    expected = HardInstance(3, 5, 0.5).bayes_failure(10)
+    for instance in (HardInstance(np.int64(3), np.int64(5), 0.5), HardInstance(3.0, 5.0, np.float32(0.5))):
+        assert instance.bayes_failure(np.int64(10)) == expected
+        assert type(instance.num_prompts) is type(instance.num_labels) is int
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int32, np.int64, float])
+def test_narrow_integers_do_not_overflow(kind) -> None:
+    n, k = (100, 100) if kind is np.int8 else (10**9, 10**7) if kind is np.int32 else (10**12, 10**7)
+    assert worst_case_instance(kind(n), 5.0, kind(4), kind(k)) == worst_case_instance(n, 5.0, 4, k)
+    assert worst_case_failure(kind(n), 5.0, 4, kind(k)) == worst_case_failure(n, 5.0, 4, k)
+
+
+@pytest.mark.parametrize(("d", "m", "mass", "margin", "n"), [(1, 400, 1.0, 40.0, 300), (2, 2000, 0.5, 900.0, 500)])
+def test_a_large_margin_with_many_labels_left(d: int, m: int, mass: float, margin: float, n: int) -> None:
+    """Where some label is certain to be left, against the sum over visits: E[rho^N (M (1 - 1/M)^N - 1)]/M."""
+    share, rho = mass / d, 1 - margin / (m - 1)
+    expected = sum(
+        math.exp(math.lgamma(n + 1) - math.lgamma(v + 1) - math.lgamma(n - v + 1))
+        * share**v * (1 - share) ** (n - v) * rho**v * (m * (1 - 1 / m) ** v - 1)
+        for v in range(n + 1)
+    )  # fmt: skip
+    assert HardInstance(d, m, mass, margin).bayes_failure(n) == pytest.approx(mass * expected / m, rel=1e-9)

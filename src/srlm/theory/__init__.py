@@ -22,6 +22,7 @@ from srlm.theory.greedy_trap import GreedyTrap, greedy_trap
 from srlm.theory.guarantee import Guarantee, finite_class_guarantee, linear_softmax_guarantee
 from srlm.theory.lower_bound import (
     HardInstance,
+    rounds_lower_bound,
     samples_needed,
     single_step_lower_bound,
     single_step_lower_bound_asymptotic,
@@ -71,6 +72,7 @@ __all__ = [
     "noisy_anchored_failure_bound",
     "polynomial_spectrum_bound",
     "relaxation_factor",
+    "rounds_lower_bound",
     "samples_needed",
     "sharpen",
     "sharpened_kappa_bound",

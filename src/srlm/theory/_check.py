@@ -35,6 +35,21 @@ def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False)
     return values
 
 
+def one_number(name: str, value: Any, interval: str) -> NDArray[np.float64]:
+    """`argument` of no axes."""
+    values = argument(name, value, interval)
+    if values.ndim:
+        raise ValueError(f"{name} must be one number in {interval}, got {_short(value)}")
+    return values
+
+
+def whole_number(name: str, value: Any, interval: str) -> int:
+    """One whole number, as Python's, which knows no overflow."""
+    argument(name, value, interval, whole=True)
+    one_number(name, value, interval)
+    return int(value)
+
+
 def either(one: str, first: ArrayLike | None, other: str, second: ArrayLike | None) -> None:
     """ValueError unless exactly one of two arguments is given."""
     if (first is None) == (second is None):

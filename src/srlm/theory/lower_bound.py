@@ -9,8 +9,9 @@ from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
+from scipy.stats import binom
 
-from srlm.theory._check import Number, argument, number
+from srlm.theory._check import Number, argument, number, one_number, whole_number
 
 
 def single_step_lower_bound(
@@ -83,10 +84,13 @@ class HardInstance:
     margin: float = 0.0
 
     def __post_init__(self) -> None:
-        argument("num_prompts", self.num_prompts, "[1, inf)", whole=True)
-        argument("num_labels", self.num_labels, "[2, inf)", whole=True)
-        argument("informative_mass", self.informative_mass, "[0, 1]")
-        argument("margin", self.margin, f"[0, {float(self.num_labels) - 1})")
+        d = whole_number("num_prompts", self.num_prompts, "[1, inf)")
+        m = whole_number("num_labels", self.num_labels, "[2, inf)")
+        mass = float(one_number("informative_mass", self.informative_mass, "[0, 1]"))
+        gamma = float(one_number("margin", self.margin, f"[0, {float(m) - 1})"))
+        # Whole numbers of any kind are Python's from here on: numpy's overflow.
+        for name, value in zip(self.__dataclass_fields__, (d, m, mass, gamma), strict=True):
+            object.__setattr__(self, name, value)
 
     @property
     def kappa(self) -> float:
@@ -116,6 +120,25 @@ class HardInstance:
         n = argument("num_samples", num_samples, "[1, inf)", whole=True)
         k = argument("samples_per_prompt", samples_per_prompt, "[1, inf)", whole=True)
         return number(np.vectorize(self._bayes_failure, otypes=[np.float64])(n, k))
+
+    def adaptive_failure(self, num_samples: ArrayLike, samples_per_prompt: ArrayLike = 1) -> Number:
+        """The least P_x[answer != key] of a learner that chooses, prompt by prompt, what its K draws come from (ours).
+
+        It draws without replacement, from any distribution given all that it has seen, over any number of rounds, and
+        names a label that it has not drawn: for a margin of 0, which makes it the floor under every loop of rounds,
+
+            failure = Delta E[(1 - (J + 1)/M)_+],      J = K Bin(n, Delta/d) draws on one prompt
+
+        Exact (docs/theory.md), to about 1e-9 relative; the margin of the instance is not used.
+        num_samples n, prompts of all rounds together, and samples_per_prompt K: whole, [1, inf), broadcast.
+        """
+        n = argument("num_samples", num_samples, "[1, inf)", whole=True)
+        k = argument("samples_per_prompt", samples_per_prompt, "[1, inf)", whole=True)
+        share, most = self.informative_mass / self.num_prompts, float(self.num_labels - 1)
+        # E[(M - 1 - K m)_+]: visits m up to c leave a label to be wrong about.
+        c = np.floor(most / k)
+        left = most * binom.cdf(c, n, share) - k * n * share * binom.cdf(c - 1, n - 1, share)
+        return number(self.informative_mass * np.maximum(left, 0) / self.num_labels)
 
     def policy(self, keys: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(log pi [d+1, M], prompt probabilities [d+1]) for keys [d] in 0..M-1; the silent prompt is the last row.
@@ -183,25 +206,28 @@ class HardInstance:
             precision *= 2
 
 
-def worst_case_instance(num_samples: int, kappa: float, num_prompts: int, samples_per_prompt: int = 1) -> HardInstance:
+def worst_case_instance(
+    num_samples: int, kappa: float, num_prompts: int, samples_per_prompt: int = 1, *, adaptive: bool = False
+) -> HardInstance:
     """The `HardInstance` (margin -> 0) with this kappa and d on which the Bayes failure is largest.
+
+    adaptive: of a learner that chooses what it draws from (`HardInstance.adaptive_failure`); n is that of all rounds.
 
     kappa fixes Delta = (kappa - 1)/(M - 1); the maximum is over whole M >= kappa, not over real ones, because only they
     are instances. The failure rises and then falls in M (tested, not proved): from the closed form's M the search goes
     out by factors of two, and in by thirds.
     num_samples, num_prompts and samples_per_prompt: whole, [1, inf); kappa [1, inf).
     """
-    argument("num_samples", num_samples, "[1, inf)", whole=True)
-    argument("kappa", kappa, "[1, inf)")
-    argument("num_prompts", num_prompts, "[1, inf)", whole=True)
-    argument("samples_per_prompt", samples_per_prompt, "[1, inf)", whole=True)
-    kappa, num_prompts = float(kappa), int(num_prompts)
+    num_samples = whole_number("num_samples", num_samples, "[1, inf)")
+    kappa = float(one_number("kappa", kappa, "[1, inf)"))
+    num_prompts = whole_number("num_prompts", num_prompts, "[1, inf)")
+    samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, "[1, inf)")
 
     def instance(num_labels: int) -> HardInstance:
         return HardInstance(num_prompts, num_labels, (kappa - 1) / float(num_labels - 1))
 
     def failure(num_labels: int) -> float:
-        return float(instance(num_labels).bayes_failure(num_samples, samples_per_prompt))
+        return _failure(instance(num_labels), num_samples, samples_per_prompt, adaptive)
 
     least = max(2, math.ceil(kappa))
     mass = min(1.0, math.sqrt(num_prompts * (kappa - 1) / (2 * num_samples * samples_per_prompt)))
@@ -221,17 +247,23 @@ def worst_case_instance(num_samples: int, kappa: float, num_prompts: int, sample
 
 
 def worst_case_failure(
-    num_samples: ArrayLike, kappa: ArrayLike, num_prompts: ArrayLike, samples_per_prompt: ArrayLike = 1
+    num_samples: ArrayLike,
+    kappa: ArrayLike,
+    num_prompts: ArrayLike,
+    samples_per_prompt: ArrayLike = 1,
+    *,
+    adaptive: bool = False,
 ) -> Number:
     """max over instances with this kappa and d of `HardInstance.bayes_failure` (margin -> 0): no algorithm does better.
 
     A lower bound in the sense of Thm 4.1 with nothing hidden: for one n, K, kappa and d there is an instance on which
-    every learner that sees n prompts with K draws each fails at least this often on average over the keys. Arguments as
-    for `worst_case_instance`, broadcast; 0 for kappa = 1.
+    every learner that sees n prompts with K draws each fails at least this often on average over the keys. adaptive:
+    though it choose what it draws from, in any number of rounds, n prompts in all. Arguments as for
+    `worst_case_instance`, broadcast; 0 for kappa = 1.
     """
 
     def one(n: float, k0: float, d: float, k: float) -> float:
-        return float(worst_case_instance(int(n), k0, int(d), int(k)).bayes_failure(n, k))
+        return _failure(worst_case_instance(int(n), k0, int(d), int(k), adaptive=adaptive), int(n), int(k), adaptive)
 
     arguments = _worst_case_arguments(num_samples, kappa, num_prompts, samples_per_prompt)
     return number(np.vectorize(one, otypes=[np.float64])(*arguments))
@@ -255,6 +287,41 @@ def worst_case_failure_closed_form(
         few = mass * (np.exp(-(mass**2) / (2 * loss * (k0 - 1))) - 1 / labels)
     failure = np.where(best <= 1, math.exp(-0.5) * best - loss, few)
     return number(np.where(k0 > 1, np.maximum(failure, 0), 0.0))
+
+
+def rounds_lower_bound(
+    num_samples: ArrayLike,
+    rounds: ArrayLike,
+    kappa: ArrayLike,
+    num_prompts: ArrayLike,
+    samples_per_prompt: ArrayLike = 1,
+) -> Number:
+    """2/(3 sqrt 3) sqrt(d (kappa_0 - 1)/(nTK)) - d/(3nTK) <= failure after T rounds of n prompts (ours).
+
+    Of any learner: on a start of this kappa_0 no choice of what to draw from, round after round, does better. What is
+    left of kappa_0 falls like T^{-1/2}, and for a given number nT of prompts not at all. No contradiction to Thm 5.3,
+    whose p is 1/M there until every prompt is solved. Proved, constants included, for
+    Delta* = sqrt(d (kappa_0 - 1)/(3nTK)) <= 1, M rounded up to a whole number (docs/theory.md). Beyond,
+    M = ceil(kappa_0) and Delta = (kappa_0 - 1)/(M - 1) give Delta (1 - (nTK Delta/d + 1)/M). 0 where the expression is
+    negative; `worst_case_failure` with adaptive=True is exact.
+
+    num_samples n a round, rounds T, num_prompts d and samples_per_prompt K: whole, [1, inf); kappa [1, inf). Broadcast.
+    """
+    n, k0, d, k = _worst_case_arguments(num_samples, kappa, num_prompts, samples_per_prompt)
+    n = n * argument("rounds", rounds, "[1, inf)", whole=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        loss = d / (3 * n * k)
+        best = np.sqrt(loss * (k0 - 1))
+        labels = np.ceil(k0)
+        mass = (k0 - 1) / (labels - 1)
+        few = mass * (1 - (n * k * mass / d + 1) / labels)
+    failure = np.where(best <= 1, 2 / 3 * best - loss, few)
+    return number(np.where(k0 > 1, np.maximum(failure, 0), 0.0))
+
+
+def _failure(instance: HardInstance, num_samples: int, samples_per_prompt: int, adaptive: bool) -> float:
+    least = instance.adaptive_failure if adaptive else instance.bayes_failure
+    return float(least(num_samples, samples_per_prompt))
 
 
 def _worst_case_arguments(
