@@ -4,12 +4,15 @@ from types import ModuleType
 
 from srlm.experiments import (
     assumptions,
+    concentrability,
     contraction,
     finite_sample,
     greedy_trap,
     linear_softmax,
     lower_bound,
     mass_leak,
+    rounds_lower_bound,
+    sandwich,
     single_vs_iterated,
 )
 
@@ -22,4 +25,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "linear-softmax": linear_softmax,
     "assumptions": assumptions,
     "mass-leak": mass_leak,
+    "concentrability": concentrability,
+    "sandwich": sandwich,
+    "rounds-lower-bound": rounds_lower_bound,
 }
