@@ -47,7 +47,7 @@ def regression(
     """Least-squares DPO over all pairs (Eq. 3), plus the mass-conserving anchor, on censored rewards.
 
     With d_k = beta * log_ratio_k - reward_k, the mean over the K(K-1)/2 pairs of (d_i - d_j)^2 is 2 Var_unbiased(d).
-    The anchored loss adds anchor * (sum_k weight_k d_k + beta log Z)^2: same population minimiser
+    The anchored loss adds anchor * (sum_k weight_k d_k + beta log Z)^2: with the exact Z the same population minimiser
     pi_{t+1} = pi_t exp(r / beta) / Z, without the free constant per prompt that lets all samples lose mass together.
     Where one response holds nearly all of exp(r/beta), log Z is r_best/beta - log K (weights 1/K): the anchor then asks
     of that response K times its probability, no more, and of the rest what the pairs ask; `effective_samples` tells.
