@@ -257,7 +257,7 @@ def test_plan_reads_the_diagnosis(shown, told):
     outcome = command("plan", *words(diagnosis=shown[1] / "diagnose.json", budget=10_000, log_class_size=5))
     assert outcome.code == 0 and outcome.err == ""
     made = srlm.plan(shown[1] / "diagnose.json", budget=10_000, log_class_size=5)
-    assert made.inputs.kappa0 == pytest.approx(math.exp(told[0]["sequence"]["log_kappa"][1]))
+    assert made.inputs.log_kappa0 == pytest.approx(told[0]["sequence"]["log_kappa"][1])
     assert made.inputs.margin == told[0]["sequence"]["margin"][0]
 
 

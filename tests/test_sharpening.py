@@ -154,7 +154,7 @@ def test_the_bound_on_kappa_at_the_ends() -> None:
         warnings.simplefilter("error")
         assert sharpened_kappa_bound(1e304, 0.1, math.inf) == 1
         assert sharpened_kappa_bound(1e304, 1e308, 1e308) == 1
-        assert sharpened_kappa_bound(1e304, 0.1, 1.0) == 1e304
+        assert sharpened_kappa_bound(1e304, 0.1, 1.0) == pytest.approx(1e304)
         assert sharpened_kappa_bound(1.0, 0.1, 5.0) == 1
         assert sharpened_kappa_bound([2.0, 3.0], [[1.0], [2.0]], 4.0).shape == (2, 2)
 
@@ -162,7 +162,7 @@ def test_the_bound_on_kappa_at_the_ends() -> None:
 def test_no_overflow_and_no_warnings() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        low, high = sharpened_mode_bracket([[-2000.0, -2001.0], [-1e-9, -800.0]], [0.5, 0.0], [-1.0, -math.inf], 1e4)
+        low, high = sharpened_mode_bracket([[-2000.0, -2001.0], [-1e-9, -800.0]], [1.0, 0.0], [-1.0, -math.inf], 1e4)
         np.testing.assert_allclose(low, [0, 1], atol=1e-300)
         np.testing.assert_allclose(high, [1, 1])
         sharpen([-1e6, 0.0], 1e4)
@@ -191,7 +191,7 @@ OUTSIDE = {
 }
 BRACKET = {
     "known_log_prob": [-1.0],
-    "unknown_mass": 0.5,
+    "unknown_mass": 0.7,
     "largest_unknown_log_prob": -2.0,
     "exponent": 2.0,
 }
@@ -225,9 +225,9 @@ def test_rows_without_a_response_are_refused(values) -> None:
 
 def test_inconsistent_or_flattening_brackets_are_refused() -> None:
     with pytest.raises(ValueError, match="largest_unknown_log_prob"):
-        sharpened_mode_bracket([-1.0], 0.5, -math.inf, 2.0)
+        sharpened_mode_bracket([-1.0], 0.7, -math.inf, 2.0)
     with pytest.raises(ValueError, match="exponent must be"):
-        sharpened_mode_bracket([-1.0], 0.5, -1.0, 0.9)
+        sharpened_mode_bracket([-1.0], 0.7, -1.0, 0.9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -256,9 +256,9 @@ def test_stretched_log_odds_with_a_beta_a_round(seed, betas, clip) -> None:
     np.testing.assert_allclose(after, log_prob.max(-1, keepdims=True) - log_prob, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("beta", "rounds"), [(2.0, None), ([[1.0]], None), ([1.0, 2.0], 2), (1.0, [1, 2])])
+@pytest.mark.parametrize(("beta", "rounds"), [(2.0, None), ([[1.0]], None)])
 def test_betas_and_rounds_that_do_not_fit(beta, rounds) -> None:
-    with pytest.raises(ValueError, match=r"^beta (must be|and rounds must be one number each)"):
+    with pytest.raises(ValueError, match=r"^beta must be"):
         sharpened_log_odds(1.0, beta, rounds, 2.0)
 
 

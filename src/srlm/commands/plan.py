@@ -19,6 +19,8 @@ class Plan:
     """N: prompts in all rounds together."""
     kappa0: float | None = None
     """Policy condition number of the start, at least 1 (Eq. 5)."""
+    log_kappa0: float | None = None
+    """Its logarithm in nats, instead: that of long responses is beyond the floats."""
     margin: float | None = None
     """Gamma: nats between the mode and its best rival, the least of all prompts and rounds (Def. 5.2)."""
     min_confidence: float | None = None

@@ -24,6 +24,7 @@ def plan(
     *,
     budget: float | None = None,
     kappa0: float | None = None,
+    log_kappa0: float | None = None,
     margin: float | None = None,
     min_confidence: float | None = None,
     beta: float | Sequence[float] = 1.0,
@@ -40,9 +41,9 @@ def plan(
 
     diagnosis: a diagnose.json or what is in it; the cautious ends of its intervals stand in for kappa0, margin and
     min_confidence where these are not given.
-    budget N whole [1, 1e18]: prompts in all; kappa0 [1, e^700]; margin gamma (0, inf) in nats; min_confidence p (0, 1]
-    of rounds t >= 1; beta (0, inf), or beta_0, beta_1, ... for as many rounds at most, where the bound takes the
-    largest; level delta and failure_probability rho (0, 1); constant C (0, inf).
+    budget N whole [1, 1e18]: prompts in all; kappa0 [1, inf) or log_kappa0 [0, 1400] in nats; margin gamma (0, inf) in
+    nats; min_confidence p (0, 1] of rounds t >= 1; beta (0, inf), or beta_0, beta_1, ... for as many rounds at most,
+    where the bound takes the largest; level delta and failure_probability rho (0, 1); constant C (0, inf).
     The class is one of: log_class_size log|Pi| (0, inf) in nats; dimension d (0, inf); eigenvalues [D] in [0, inf) of
     the covariance of feature differences, whose effective dimension at ridge 1/n is then d. The last two need
     norm_bound B_theta (0, inf).

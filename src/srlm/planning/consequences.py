@@ -35,35 +35,36 @@ def split(inputs: Inputs, bound: Guarantee, rounds: int, read: Diagnosis | None)
         log_class_size=float(inputs.log_size(n)),
         guarantee=Guarantee(**parts),
         exponent=alpha,
-        exact_kappa=float(sharpened_kappa_bound(inputs.kappa0, inputs.margin, alpha)),
+        exact_log_kappa=float(sharpened_kappa_bound(None, inputs.margin, alpha, log_kappa0=inputs.log_kappa0)),
         forecast=read.forecast(betas) if read is not None else None,
     )
 
 
 def lower_bound(inputs: Inputs) -> LowerBound:
     size = float(inputs.log_size(inputs.budget))
-    failure = float(single_step_lower_bound(inputs.budget, math.log(inputs.kappa0), size))
-    if inputs.log_class_size is None or inputs.kappa0 == 1:
+    failure = float(single_step_lower_bound(inputs.budget, inputs.log_kappa0, size))
+    # M >= kappa_0, which is no number beyond e^700.
+    if inputs.log_class_size is None or not 0 < inputs.log_kappa0 <= 700:
         return LowerBound(failure, None, None)
-    n = int(inputs.budget)
+    n, kappa0 = int(inputs.budget), math.exp(inputs.log_kappa0)
     # d log M grows with d, and M >= kappa_0: the largest d whose worst instance has at most log|Pi|
-    fits, too_many = 0, int(size / math.log(max(inputs.kappa0, 2))) + 1
+    fits, too_many = 0, int(size / max(inputs.log_kappa0, math.log(2))) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2
-        if worst_case_instance(n, inputs.kappa0, middle, RESPONSES).log_class_size <= size:
+        if worst_case_instance(n, kappa0, middle, RESPONSES).log_class_size <= size:
             fits = middle
         else:
             too_many = middle
     if not fits:
         return LowerBound(failure, None, None)
-    instance = worst_case_instance(n, inputs.kappa0, fits, RESPONSES)
+    instance = worst_case_instance(n, kappa0, fits, RESPONSES)
     return LowerBound(failure, float(instance.bayes_failure(n, RESPONSES)), fits)
 
 
 def iterations_to_forget(inputs: Inputs, coefficient: float) -> int:
     """Cor. 5.7 from kappa_0, or from kappa_1 <= 1/p and a round later, whichever is sooner."""
-    starts = inputs.kappa0, 1 / inputs.min_confidence
-    rounds: Any = theory.iterations_to_forget(starts, 1.0, coefficient)
+    starts = inputs.log_kappa0, -math.log(inputs.min_confidence)
+    rounds: Any = theory.iterations_to_forget(None, 1.0, coefficient, log_kappa0=starts)
     return int(min(rounds[0], 1 + rounds[1]))
 
 
@@ -117,11 +118,12 @@ def _elasticity(inputs: Inputs, name: str, best: Split) -> float:
     if name == "dimension" and inputs.eigenvalues is not None:
         effective = float(effective_dimension(inputs.eigenvalues, 1 / best.num_samples))
         inputs = dataclasses.replace(inputs, eigenvalues=None, dimension=effective)
-    value: Any = inputs.largest_beta if name == "beta" else getattr(inputs, name)
+    value: Any = inputs.largest_beta if name == "beta" else getattr(inputs, "log_kappa0" if name == "kappa0" else name)
     ends = []
     for step in (-STEP, 0.0, STEP):
         try:
-            changed = dataclasses.replace(inputs, **{name: value * math.exp(step)})
+            moved = {"log_kappa0": value + step} if name == "kappa0" else {name: value * math.exp(step)}
+            changed = dataclasses.replace(inputs, **moved)
             ends.append((step, math.log(changed.guarantee(best.rounds).total)))
         except ValueError:  # out of the input's range: what is left is a one-sided difference
             continue

@@ -14,9 +14,10 @@ from srlm.planning.result import Bracket, Forecast, Inputs, Source
 from srlm.theory._check import argument
 
 LARGEST_BUDGET = 1e18
-LARGEST_LOG_KAPPA = 700.0  # e^709 is where floats end
+LARGEST_LOG_KAPPA = 1400.0  # the root of e^1419 is where floats end
 RANGES = {
     "kappa0": "[1, inf)",
+    "log_kappa0": f"[0, {LARGEST_LOG_KAPPA:g}]",
     "margin": "(0, inf)",
     "min_confidence": "(0, 1]",
     "beta": "(0, inf)",
@@ -106,15 +107,17 @@ def _forecast(row: Mapping[str, Any]) -> Forecast:
 def inputs_of(given: dict[str, Any], read: Diagnosis | None) -> Inputs:
     origin = {}
     if read is not None:
-        if given["kappa0"] is None and read.log_kappa is not None:
-            given["kappa0"] = _kappa(read.log_kappa, f"sequence level of {read.source.name}")
-            origin["kappa0"] = f"the sequence-level kappa of {read.source.name}"
+        if given["kappa0"] is None and given["log_kappa0"] is None and read.log_kappa is not None:
+            given["log_kappa0"] = read.log_kappa
+            origin["log_kappa0"] = f"the sequence-level log kappa of {read.source.name}"
         for name in ("margin", "min_confidence"):
             if given[name] is None:
                 given[name] = getattr(read, name)
                 origin[name] = f"the {name.replace('_', ' ')} of {read.source.name}"
+    if given["kappa0"] is not None and given["log_kappa0"] is not None:
+        raise UserError("--kappa0 and --log-kappa0 are both given, expected one of them: leave the other out")
     for name in ("budget", "kappa0", "margin", "min_confidence"):
-        if given[name] is None:
+        if given[name] is None and (name != "kappa0" or given["log_kappa0"] is None):
             where = "" if read is None or name == "budget" else f" and {read.source.name} does not know it"
             raise UserError(f"{_option(name)} was not given{where}: give a number in {RANGES[name]}")
     classes = [name for name in ("log_class_size", "dimension", "eigenvalues") if given[name] is not None]
@@ -131,7 +134,9 @@ def inputs_of(given: dict[str, Any], read: Diagnosis | None) -> Inputs:
     values = {name: _checked(name, value, origin.get(name, _option(name))) for name, value in given.items()}
     if isinstance(values["beta"], tuple):
         values["max_rounds"] = min(values["max_rounds"], len(values["beta"]))
-    _kappa(math.log(values["kappa0"]), "--kappa0")
+    kappa0 = values.pop("kappa0")
+    if kappa0 is not None:
+        values["log_kappa0"] = math.log(kappa0)
     return Inputs(**values)
 
 
@@ -149,6 +154,11 @@ def _checked(name: str, value: Any, what: str) -> Any:
         if values.ndim != (name == "eigenvalues"):
             raise ValueError
     except ValueError:
+        if name == "log_kappa0" and isinstance(value, (int, float)) and value > LARGEST_LOG_KAPPA:
+            raise UserError(
+                f"kappa_0 = e^{value:.0f} ({what}) is astronomically large, expected at most "
+                f"e^{LARGEST_LOG_KAPPA:.0f}: give --kappa0 of answers, or of shorter responses"
+            ) from None
         kind = "numbers" if name == "eigenvalues" else f"a {whole}number"
         advice = "correct it" if what == _option(name) else f"give {_option(name)}"
         raise UserError(f"{what} is {value}, expected {kind} in {RANGES[name]}: {advice}") from None
@@ -157,15 +167,6 @@ def _checked(name: str, value: Any, what: str) -> Any:
             raise UserError("--eigenvalues are all 0 or none, expected at least one above 0: correct them")
         return tuple(values.tolist())
     return int(values) if name == "max_rounds" else float(values)
-
-
-def _kappa(log_kappa: float, origin: str) -> float:
-    if log_kappa > LARGEST_LOG_KAPPA:
-        raise UserError(
-            f"kappa_0 = e^{log_kappa:.0f} ({origin}) is astronomically large, expected at most "
-            f"e^{LARGEST_LOG_KAPPA:.0f}: give --kappa0 of answers, or of shorter responses"
-        )
-    return math.exp(log_kappa)
 
 
 def _option(name: str) -> str:

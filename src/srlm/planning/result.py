@@ -15,10 +15,10 @@ from srlm.theory import Guarantee, covering_log_size, effective_dimension, finit
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a plan was made from: the keyword arguments of `plan`, a diagnosis filled in. max_rounds: at most as many as
-    there are betas, where every round has its own."""
+    """What a plan was made from: the keyword arguments of `plan`, a diagnosis filled in, kappa0 by its logarithm.
+    max_rounds: at most as many as there are betas, where every round has its own."""
 
-    kappa0: float
+    log_kappa0: float
     margin: float
     min_confidence: float
     beta: float | tuple[float, ...]
@@ -51,7 +51,7 @@ class Inputs:
         return finite_class_guarantee(
             num_samples=n,
             rounds=rounds,
-            kappa0=self.kappa0,
+            log_kappa0=self.log_kappa0,
             log_class_size=self.log_size(n),
             min_confidence=self.min_confidence,
             margin=self.margin,
@@ -98,8 +98,8 @@ class Split:
     guarantee: Guarantee
     exponent: float
     """alpha_T = (1 + 1/beta)^T, or the product of 1 + 1/beta_t."""
-    exact_kappa: float
-    """`sharpened_kappa_bound`: realizable class, infinite samples."""
+    exact_log_kappa: float
+    """log of `sharpened_kappa_bound`: realizable class, infinite samples."""
     forecast: Forecast | None
 
 

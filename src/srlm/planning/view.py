@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from srlm.console import Display
@@ -53,16 +54,16 @@ def _verdict(made: Plan) -> list[str]:
         f"probability {_short(1 - given.failure_probability)}, up to its constant (C = {_short(given.constant)}"
         f"{', by convention' if given.constant == 1 else ''})"
     )
-    if best.guarantee.kappa_infinity < given.kappa0:
+    if math.log(best.guarantee.kappa_infinity) < given.log_kappa0:
         lines.append(
-            f"the start (kappa_0 = {_short(given.kappa0)}) is forgotten after {forget} round{'s' * (forget > 1)} "
+            f"the start (kappa_0 = {_kappa(given.log_kappa0)}) is forgotten after {forget} round{'s' * (forget > 1)} "
             f"(contraction {_short(best.guarantee.contraction)} a round, towards kappa = "
             f"{_short(best.guarantee.kappa_infinity)})"
         )
     else:
         lines.append(
-            f"no start to forget: kappa_0 = {_short(given.kappa0)} is not above the limit of the bound's recursion, "
-            f"kappa = {_short(best.guarantee.kappa_infinity)}"
+            f"no start to forget: kappa_0 = {_kappa(given.log_kappa0)} is not above the limit of the bound's "
+            f"recursion, kappa = {_short(best.guarantee.kappa_infinity)}"
         )
     lower = made.lower_bound
     lines.append(f"one round cannot do better than about {_short(lower.failure)} in the worst case (up to a constant)")
@@ -96,8 +97,8 @@ def _table(made: Plan) -> list[str]:
         if split.rounds not in chosen:
             continue
         g = split.guarantee
-        parts = (g.statistical_factor, g.stable_part, g.transient_part, g.beta_part, g.total, split.exact_kappa)
-        cells = [str(split.rounds), _count(split.num_samples), *map(_short, parts)]
+        parts = (g.statistical_factor, g.stable_part, g.transient_part, g.beta_part, g.total)
+        cells = [str(split.rounds), _count(split.num_samples), *map(_short, parts), _kappa(split.exact_log_kappa)]
         beside = _forecast_cells(split.forecast) if forecast else []
         rows.append([*cells, *beside, "best" if split is made.best else ""])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -142,6 +143,10 @@ def _proved(made: Plan) -> list[str]:
         prompts = "its prompts" if source.num_prompts is None else f"{source.num_prompts} prompts"
         lines.append(f"from {source.name}: the cautious ends on {prompts}{share}; other prompts may be worse")
     return lines
+
+
+def _kappa(log_kappa: float) -> str:
+    return _short(math.exp(log_kappa)) if log_kappa < 700 else f"e^{log_kappa:.0f}"
 
 
 def _short(value: float) -> str:

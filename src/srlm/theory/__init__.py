@@ -1,6 +1,7 @@
 """Floor 0: floats and arrays in, floats out. Never imports torch.
 
-Scalar arguments give floats; arrays broadcast. Whatever is out of range, NaN included, raises ValueError.
+Scalar arguments give floats; arrays broadcast. Whatever is out of range or no number, NaN and text included, raises
+ValueError. kappa_0 may be given by its logarithm (log_kappa0); what is a kappa then comes back as a logarithm.
 docs/theory.md maps equations to these functions and their tests.
 """
 

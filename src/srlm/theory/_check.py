@@ -56,6 +56,21 @@ def either(one: str, first: ArrayLike | None, other: str, second: ArrayLike | No
         raise ValueError(f"{one} or {other} must be given, got {'neither' if first is None else 'both'}")
 
 
+def log_start(kappa0: ArrayLike | None, log_kappa0: ArrayLike | None) -> NDArray[np.float64]:
+    """log kappa_0 from one of both: kappa0 in [1, inf), log_kappa0 in [0, inf)."""
+    either("kappa0", kappa0, "log_kappa0", log_kappa0)
+    if log_kappa0 is not None:
+        return argument("log_kappa0", log_kappa0, "[0, inf)")
+    assert kappa0 is not None
+    return np.log(argument("kappa0", kappa0, "[1, inf)"))
+
+
+def as_given(log_kappa: NDArray[np.float64], log_kappa0: ArrayLike | None) -> NDArray[np.float64]:
+    """Logarithms where the start was given by its logarithm, and kappa (inf beyond the floats) where it was not."""
+    with np.errstate(over="ignore"):
+        return log_kappa if log_kappa0 is not None else np.exp(log_kappa)
+
+
 def per_round(name: str, value: ArrayLike, interval: str, *, most: int | None = None) -> NDArray[np.float64]:
     """`argument` [..., T] with one entry a round, of at most so many axes."""
     values = argument(name, value, interval)

@@ -30,7 +30,9 @@ def effective_dimension(eigenvalues: ArrayLike, ridge: ArrayLike) -> Number:
     if not mu.ndim:
         raise ValueError(f"eigenvalues must be an array [..., D] in [0, inf), got {eigenvalues!r}")
     lam = argument("ridge", ridge, "(0, inf)")
-    return number(np.sum(mu / (mu + lam[..., None]), axis=-1))
+    with np.errstate(divide="ignore", over="ignore"):
+        # not mu/(mu + lambda), whose sum overflows
+        return number(np.sum(1 / (1 + lam[..., None] / mu), axis=-1))
 
 
 def exponential_spectrum_bound(scale: ArrayLike, decay: ArrayLike, ridge: ArrayLike) -> Number:

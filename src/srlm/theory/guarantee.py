@@ -6,10 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import xlogy
 
-from srlm.theory._check import Number, argument, number
+from srlm.theory._check import Number, argument, log_start, number
 from srlm.theory.dimension import covering_log_size
-from srlm.theory.recursion import contraction_factor, kappa_fixed_point, relaxation_factor, tail_integral
+from srlm.theory.recursion import (
+    contraction_factor,
+    kappa_fixed_point,
+    log_difference,
+    relaxation_factor,
+    tail_integral_recursion,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,8 @@ def finite_class_guarantee(
     *,
     num_samples: ArrayLike,
     rounds: ArrayLike,
-    kappa0: ArrayLike,
+    kappa0: ArrayLike | None = None,
+    log_kappa0: ArrayLike | None = None,
     log_class_size: ArrayLike,
     min_confidence: ArrayLike,
     margin: ArrayLike,
@@ -71,7 +79,8 @@ def finite_class_guarantee(
     Four places are sharper than the paper, or repaired: kappa_0 - kappa_inf for kappa_0; min(kappa_inf, 1/p) for 1/p;
     kappa_t <= 1/p from round 1 on, which p says; and the relaxation factor, without which Eq. 59 does not bound Eq. 56.
 
-    num_samples n a round [1, inf); rounds T whole [1, inf); kappa0 [1, inf); log_class_size log|Pi| [0, inf) in nats;
+    num_samples n a round [1, inf); rounds T whole [1, inf); kappa0 [1, inf) or log_kappa0 [0, inf), what exceeds the
+    floats being inf; log_class_size log|Pi| [0, inf) in nats;
     min_confidence p (0, 1], the least pi_t(y*|x) of rounds t >= 1; margin gamma (0, inf) in nats; beta [0, inf), the
     largest beta_t where every round has its own, since Eq. 59 holds with it in all of them; level delta and
     failure_probability rho (0, 1); constant C (0, inf). All broadcast: a budget N is split over rounds by num_samples =
@@ -79,33 +88,41 @@ def finite_class_guarantee(
     """
     n = argument("num_samples", num_samples, "[1, inf)")
     t = argument("rounds", rounds, "[1, inf)", whole=True)
-    start = argument("kappa0", kappa0, "[1, inf)")
+    start = log_start(kappa0, log_kappa0)
     size = argument("log_class_size", log_class_size, "[0, inf)")
     p = argument("min_confidence", min_confidence, "(0, 1]")
     gamma = argument("margin", margin, "(0, inf)")
-    beta_rate = argument("beta", beta, "[0, inf)") / gamma
+    with np.errstate(over="ignore"):
+        beta_rate = argument("beta", beta, "[0, inf)") / gamma
     delta = argument("level", level, "(0, 1)")
     rho = argument("failure_probability", failure_probability, "(0, 1)")
     c = argument("constant", constant, "(0, inf)")
 
     complexity = size + np.log(t) - np.log(rho)
-    rate = c * (np.log(n) + complexity) * np.sqrt(complexity / n) / gamma
+    with np.errstate(over="ignore"):
+        rate = c * (np.log(n) + complexity) * np.sqrt(complexity / n) / gamma
+    if np.isinf(rate).any() or np.isinf(beta_rate).any():
+        raise ValueError(
+            f"constant, beta and margin must leave C B sqrt(...)/margin and beta/margin finite, got margin {margin!r}, "
+            f"beta {beta!r} and constant {constant!r}"
+        )
     relaxation = np.asarray(relaxation_factor(rate, p))
     coefficient = (rate + beta_rate) / p * relaxation
     limit = np.asarray(kappa_fixed_point(1.0, coefficient))
     contraction = np.asarray(contraction_factor(1.0, coefficient))
 
-    stable_kappa = np.minimum(limit, 1 / p)
-    transient_kappa = contraction ** (t - 1) * np.maximum(start - stable_kappa, 0)
+    stable_kappa = np.minimum(np.log(limit), -np.log(p))  # logarithms, these three
+    transient_kappa = xlogy(t - 1, contraction) + log_difference(start, stable_kappa)
     # By the hypothesis on p, kappa_1 <= 1/p whatever kappa_0 was, and contracts from there.
-    later = contraction ** np.maximum(t - 2, 0) * (1 / p - stable_kappa)
+    later = xlogy(np.maximum(t - 2, 0), contraction) + log_difference(-np.log(p), stable_kappa)
     transient_kappa = np.where(t > 1, np.minimum(transient_kappa, later), transient_kappa)
-    stable = rate / delta * np.sqrt(stable_kappa)
-    transient = rate / delta * np.sqrt(transient_kappa)
-    beta_part = beta_rate / delta * np.log(stable_kappa + transient_kappa)
-    total = stable + transient + beta_part
-    last = _iterate(start, t - 1, rate, beta_rate, p)
-    iterated = (rate * np.sqrt(last) + beta_rate * np.log(last)) / delta
+    stable = rate / delta * np.exp(stable_kappa / 2)
+    with np.errstate(over="ignore"):
+        transient = rate / delta * np.exp(transient_kappa / 2)
+        beta_part = beta_rate / delta * np.logaddexp(stable_kappa, transient_kappa)
+        total = stable + transient + beta_part
+        last = _iterate(start, t - 1, rate, beta_rate, p)
+        iterated = (rate * np.exp(last / 2) + beta_rate * last) / delta
     shape = total.shape
 
     def result(values: ArrayLike) -> Number:
@@ -131,7 +148,8 @@ def linear_softmax_guarantee(
     *,
     num_samples: ArrayLike,
     rounds: ArrayLike,
-    kappa0: ArrayLike,
+    kappa0: ArrayLike | None = None,
+    log_kappa0: ArrayLike | None = None,
     dimension: ArrayLike,
     norm_bound: ArrayLike,
     min_confidence: ArrayLike,
@@ -156,6 +174,7 @@ def linear_softmax_guarantee(
         num_samples=n,
         rounds=rounds,
         kappa0=kappa0,
+        log_kappa0=log_kappa0,
         log_class_size=covering_log_size(dimension, norm_bound, 1 / n),
         min_confidence=min_confidence,
         margin=margin,
@@ -167,16 +186,16 @@ def linear_softmax_guarantee(
 
 
 def _iterate(
-    kappa0: NDArray[np.float64],
+    log_kappa0: NDArray[np.float64],
     rounds: NDArray[np.float64],
     rate: NDArray[np.float64],
     beta_rate: NDArray[np.float64],
     p: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """kappa after each entry's own number of rounds of the exact recursion; stops where nothing moves any more."""
-    kappa = kappa0 + 0 * (rounds + rate + beta_rate + p)
+    """log kappa after each entry's own number of rounds of the exact recursion; stops where nothing moves any more."""
+    kappa = log_kappa0 + 0 * (rounds + rate + beta_rate + p)
     for t in range(int(np.max(rounds, initial=0))):
-        following = np.asarray(tail_integral(rate * np.sqrt(kappa) + beta_rate * np.log(kappa), p))
+        following = tail_integral_recursion(None, 1, rate, beta_rate, p, log_kappa0=kappa)[..., 1]
         following = np.where(t < rounds, following, kappa)
         if np.array_equal(following, kappa):
             break

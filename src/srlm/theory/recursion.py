@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
-from srlm.theory._check import Number, argument, number, per_round
+from srlm.theory._check import Number, argument, as_given, log_start, number, per_round
 
 
 def tail_integral(failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
@@ -23,7 +23,13 @@ def tail_integral(failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
 
 
 def tail_integral_recursion(
-    kappa0: ArrayLike, rounds: int | None, statistical_rate: ArrayLike, beta_rate: ArrayLike, confidence: ArrayLike
+    kappa0: ArrayLike | None,
+    rounds: int | None,
+    statistical_rate: ArrayLike,
+    beta_rate: ArrayLike,
+    confidence: ArrayLike,
+    *,
+    log_kappa0: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """kappa_{t+1} = tail_integral(A_t, p) with A_t = statistical_rate sqrt(kappa_t) + beta_rate log(kappa_t).
 
@@ -32,20 +38,25 @@ def tail_integral_recursion(
 
     kappa0 [1, inf); rounds T whole [0, inf); both rates [0, inf); confidence p (0, 1], the least pi_t(y*|x) of rounds
     t >= 1: kappa0 may exceed 1/p. rounds None: beta_rate [..., T] has one entry a round. Returns [..., T+1], kappa_0
-    first.
+    first. With log_kappa0 [0, inf) in the place of kappa0 (None then), logarithms.
     """
     statistical = argument("statistical_rate", statistical_rate, "[0, inf)")
     p = argument("confidence", confidence, "(0, 1]")
     rates = _rates("beta_rate", beta_rate, rounds)
-    trajectory = _start(kappa0, rates, statistical, p)
+    logs = _start(log_start(kappa0, log_kappa0), rates, statistical, p)
     for t, beta in enumerate(rates):
-        kappa = trajectory[..., t]
-        trajectory[..., t + 1] = _tail_integral(statistical * np.sqrt(kappa) + beta * np.log(kappa), p)
-    return trajectory
+        logs[..., t + 1] = np.log(_tail_integral(_failure_rate(logs[..., t], statistical, beta), p))
+    return as_given(logs, log_kappa0)
 
 
 def kappa_recursion(
-    kappa0: ArrayLike, rounds: int | None, baseline: ArrayLike, sqrt_coefficient: ArrayLike, log_coefficient: ArrayLike
+    kappa0: ArrayLike | None,
+    rounds: int | None,
+    baseline: ArrayLike,
+    sqrt_coefficient: ArrayLike,
+    log_coefficient: ArrayLike,
+    *,
+    log_kappa0: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """kappa_{t+1} = a + b sqrt(kappa_t) + c log(kappa_t), the relaxed recursion (Eq. 59).
 
@@ -54,14 +65,17 @@ def kappa_recursion(
 
     kappa0 and baseline a [1, inf); rounds T whole [0, inf); sqrt_coefficient b and log_coefficient c [0, inf).
     rounds None: log_coefficient [..., T] has one entry a round, beta_t/(gamma p). Returns [..., T+1], kappa_0 first.
+    With log_kappa0 [0, inf) in the place of kappa0 (None then), logarithms.
     """
     a = argument("baseline", baseline, "[1, inf)")
     b = argument("sqrt_coefficient", sqrt_coefficient, "[0, inf)")
     rates = _rates("log_coefficient", log_coefficient, rounds)
-    trajectory = _start(kappa0, rates, a, b)
+    logs = _start(log_start(kappa0, log_kappa0), rates, a, b)
     for t, c in enumerate(rates):
-        trajectory[..., t + 1] = a + b * np.sqrt(trajectory[..., t]) + c * np.log(trajectory[..., t])
-    return trajectory
+        with np.errstate(divide="ignore"):
+            terms = np.logaddexp(np.log(b) + logs[..., t] / 2, np.log(c * logs[..., t]))
+        logs[..., t + 1] = np.logaddexp(np.log(a), terms)
+    return as_given(logs, log_kappa0)
 
 
 def relaxation_factor(smallest_failure_rate: ArrayLike, confidence: ArrayLike) -> Number:
@@ -91,33 +105,60 @@ def contraction_factor(baseline: ArrayLike, coefficient: ArrayLike) -> Number:
     return number(s / (s + np.hypot(s, 2 * np.sqrt(a))))
 
 
-def kappa_bound(kappa0: ArrayLike, rounds: ArrayLike, baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+def kappa_bound(
+    kappa0: ArrayLike | None,
+    rounds: ArrayLike,
+    baseline: ArrayLike,
+    coefficient: ArrayLike,
+    *,
+    log_kappa0: ArrayLike | None = None,
+) -> Number:
     """kappa_T <= kappa_inf + lambda^T (kappa_0 - kappa_inf)_+ for kappa_{t+1} <= a + s sqrt(kappa_t) (Eq. 72-73).
 
     Proved: f is concave, so it lies under its tangent at kappa_inf. kappa0 and baseline a [1, inf); rounds T whole
-    [0, inf); coefficient s [0, inf). Broadcast.
+    [0, inf); coefficient s [0, inf). Broadcast. With log_kappa0 [0, inf) in the place of kappa0 (None then), a
+    logarithm.
     """
-    start = argument("kappa0", kappa0, "[1, inf)")
+    start = log_start(kappa0, log_kappa0)
     power = argument("rounds", rounds, "[0, inf)", whole=True)
-    limit = np.asarray(kappa_fixed_point(baseline, coefficient))
-    # A limit beyond the floats is above every start: no difference of infinities.
-    excess = np.maximum(start - limit, 0)
-    return number(limit + np.asarray(contraction_factor(baseline, coefficient)) ** power * excess)
+    limit = np.log(np.asarray(kappa_fixed_point(baseline, coefficient)))
+    decay = xlogy(power, np.asarray(contraction_factor(baseline, coefficient)))
+    return number(as_given(np.logaddexp(limit, decay + log_difference(start, limit)), log_kappa0))
 
 
-def iterations_to_forget(kappa0: ArrayLike, baseline: ArrayLike, coefficient: ArrayLike) -> Number:
+def iterations_to_forget(
+    kappa0: ArrayLike | None,
+    baseline: ArrayLike,
+    coefficient: ArrayLike,
+    *,
+    log_kappa0: ArrayLike | None = None,
+) -> Number:
     """The least whole T >= 1 + log(kappa_0/kappa_inf)_+ / log(1/lambda) (Cor. 5.7): logarithmic in kappa_0.
 
     From then on sqrt(kappa_0) lambda^{(T-1)/2} <= sqrt(kappa_inf): the start costs no more than the limit does.
     Arguments as for `kappa_bound`. Broadcast; whole numbers, as floats.
     """
-    start = argument("kappa0", kappa0, "[1, inf)")
+    start = log_start(kappa0, log_kappa0)
     limit = np.asarray(kappa_fixed_point(baseline, coefficient))
     ratio = np.asarray(contraction_factor(baseline, coefficient))
-    excess = np.maximum(np.log(start) - np.log(limit), 0)
+    excess = np.maximum(start - np.log(limit), 0)
     with np.errstate(divide="ignore"):
         # Even lambda = 0 needs the one round in which it acts.
         return number(1 + np.maximum(np.ceil(excess / -np.log(ratio)), excess > 0))
+
+
+def log_difference(larger: NDArray[np.float64], smaller: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log (e^larger - e^smaller)_+."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(larger > smaller, larger + np.log(-np.expm1(smaller - larger)), -np.inf)
+
+
+def _failure_rate(
+    log_kappa: NDArray[np.float64], statistical: NDArray[np.float64], beta: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A of Eq. 43, inf beyond the floats."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.exp(np.log(statistical) + log_kappa / 2) + beta * log_kappa
 
 
 def _tail_integral(rate: NDArray[np.float64], p: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,8 +178,7 @@ def _rates(name: str, value: ArrayLike, rounds: int | None) -> NDArray[np.float6
     return np.broadcast_to(rate, (int(argument("rounds", rounds, "[0, inf)", whole=True)), *rate.shape))
 
 
-def _start(kappa0: ArrayLike, rates: NDArray[np.float64], *others: NDArray[np.float64]) -> NDArray[np.float64]:
-    start = argument("kappa0", kappa0, "[1, inf)")
+def _start(start: NDArray[np.float64], rates: NDArray[np.float64], *others: NDArray[np.float64]) -> NDArray[np.float64]:
     shape = np.broadcast_shapes(start.shape, rates.shape[1:], *(other.shape for other in others))
     trajectory = np.empty((*shape, len(rates) + 1))
     trajectory[..., 0] = start

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from srlm.theory._check import Number, argument, number, per_round
+from srlm.theory._check import Number, argument, log_start, number, per_round
+
+SLACK = 1e-6  # of probabilities that models in single precision give
 
 
 def sharpening_exponent(beta: ArrayLike, rounds: ArrayLike | None = None) -> Number:
@@ -43,20 +43,25 @@ def sharpen(log_prob: ArrayLike, exponent: ArrayLike) -> Number:
     return number(powers - logsumexp(powers, axis=-1, keepdims=True))
 
 
-def sharpened_kappa_bound(kappa0: ArrayLike, margin: ArrayLike, exponent: ArrayLike) -> Number:
+def sharpened_kappa_bound(
+    kappa0: ArrayLike | None, margin: ArrayLike, exponent: ArrayLike, *, log_kappa0: ArrayLike | None = None
+) -> Number:
     """kappa_T <= 1 + (kappa_0 - 1) e^{-(alpha - 1) gamma} for the escort distribution pi_0^alpha/Z (ours).
 
     Proved, nothing hidden, if gamma is the margin of pi_0 on *every* prompt (Def. 5.2 at t = 0); no later round is
     asked for anything. An equality where all rivals of a mode have p e^{-gamma}. With alpha = `sharpening_exponent`:
     the loop on a realizable class and an infinite sample, not a sampled run.
 
-    kappa0 [1, inf); margin gamma (0, inf) in nats; exponent alpha [1, inf]. Broadcast.
+    kappa0 [1, inf); margin gamma (0, inf) in nats; exponent alpha [1, inf]. Broadcast. With log_kappa0 [0, inf) in the
+    place of kappa0 (None then), a logarithm.
     """
-    start = argument("kappa0", kappa0, "[1, inf)")
+    start = log_start(kappa0, log_kappa0)
     gamma = argument("margin", margin, "(0, inf)")
     alpha = argument("exponent", exponent, "[1, inf]")
-    with np.errstate(over="ignore"):
-        return number(1 + (start - 1) * np.exp(-(alpha - 1) * gamma))
+    with np.errstate(divide="ignore", over="ignore"):
+        # log (kappa_0 - 1), without the exponential where it is large
+        excess = start + np.log(-np.expm1(-start)) - (alpha - 1) * gamma
+        return number(np.logaddexp(0, excess) if log_kappa0 is not None else 1 + np.exp(excess))
 
 
 def sharpened_mode_bracket(
@@ -80,6 +85,12 @@ def sharpened_mode_bracket(
     alpha = argument("exponent", exponent, "[1, inf)")
     if known.ndim == 0 or not known.size or np.isneginf(known.max(-1)).any():
         raise ValueError(f"known_log_prob must be [..., S] with a finite largest value, got {known_log_prob!r}")
+    whole = np.exp(known).sum(-1) + mass
+    if (np.exp(known).sum(-1) > 1 + SLACK).any() or (whole < 1 - SLACK).any():
+        raise ValueError(
+            "known_log_prob and unknown_mass must be probabilities of at most 1 known and at least 1 in all, "
+            f"got {float(np.exp(known).sum(-1).max()):.6g} known and {float(np.min(whole)):.6g} in all"
+        )
     if ((mass > 0) & np.isneginf(largest)).any():
         raise ValueError("largest_unknown_log_prob must be in (-inf, 0] where unknown_mass > 0, got -inf")
     best = known.max(-1)
@@ -97,7 +108,7 @@ def sharpened_mode_bracket(
 
 
 def sharpened_log_odds(
-    log_odds: ArrayLike, beta: float | Sequence[float], rounds: int | None = None, clip: float = np.inf
+    log_odds: ArrayLike, beta: ArrayLike, rounds: ArrayLike | None = None, clip: ArrayLike = np.inf
 ) -> Number:
     """g_T(D): log-odds of the mode against a response after T exact rounds, D = log pi_0(y*) - log pi_0(y) before.
 
@@ -107,22 +118,22 @@ def sharpened_log_odds(
     (THEORY section 5, the proof's clipping level of App. C.4) responses beyond B fall by B/beta_t a round. g_T(D) - D
     never falls in D and ends at the sum of B/beta_t.
 
-    log_odds D [0, inf], any shape; beta (0, inf); rounds T whole [0, inf); clip B (0, inf]. Without rounds, beta [T]
-    (0, inf] has one entry a round.
+    log_odds D [0, inf]; beta (0, inf); rounds T whole [0, inf); clip B (0, inf]. All broadcast. Without rounds, beta
+    [T] (0, inf] has one entry a round.
     """
     odds = argument("log_odds", log_odds, "[0, inf]")
+    level = argument("clip", clip, "(0, inf]")
+    exponent = sharpening_exponent(beta, rounds)
     if rounds is None:
         each = per_round("beta", beta, "(0, inf]", most=1)
+        total = np.asarray(float(len(each)))
     else:
         total = argument("rounds", rounds, "[0, inf)", whole=True)
         each = argument("beta", beta, "(0, inf)")
-        if total.ndim or each.ndim:
-            raise ValueError(f"beta and rounds must be one number each, got {beta!r} and {rounds!r}")
-        each = np.full(int(total), each)
-    level = argument("clip", clip, "(0, inf]")
-    if np.isinf(level):
-        with np.errstate(over="ignore", invalid="ignore"):
-            return number(np.where(odds > 0, sharpening_exponent(beta, rounds) * odds, 0.0))
-    for temperature in each:
-        odds = odds + np.minimum(odds, level) / temperature
-    return number(odds)
+    with np.errstate(over="ignore", invalid="ignore"):
+        escort = np.where(odds > 0, exponent * odds, 0.0)
+        clipped = odds + np.zeros(np.broadcast_shapes(escort.shape, level.shape))
+        for t in range(int(total.max(initial=0)) if np.isfinite(level).any() else 0):
+            temperature = each[t] if rounds is None else each
+            clipped = np.where(t < total, clipped + np.minimum(clipped, level) / temperature, clipped)
+    return number(np.where(np.isinf(level), escort, clipped))
