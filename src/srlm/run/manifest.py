@@ -101,7 +101,7 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
         return SelfRewardConfig(**config), data["prompts"]["source"], held_out
-    except (AttributeError, KeyError, TypeError, OverflowError, UserError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise UserError(
             f"the manifest of {folder} is not one that srlm {__version__} wrote ({error}): use the version that began "
             "the run, or restore manifest.json from a copy"
