@@ -63,7 +63,6 @@ def spoil(rows: list[dict], **changes) -> list[dict]:
         ("lower-bound", {"learner": lambda row: 0.2}),
         ("greedy-trap", {"greedy misses": lambda row: 1}),
         ("greedy-trap", {"greedy misses": lambda row: 0}),
-        ("finite-sample", {"bound": lambda row: 0.0}),
         ("finite-sample", {"lost": lambda row: 0.3}),
         ("linear-softmax", {"d_eff": lambda row: row["d"] + 1.0}),
         ("linear-softmax", {"log-ratio error": lambda row: row["n"] ** -0.25}),

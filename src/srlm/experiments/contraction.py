@@ -7,9 +7,10 @@ has no constant here: A_t = (beta/gamma_t) log kappa_t into Eq. 56, round by rou
 kappa_t - 1 <= (kappa_0 - 1) exp(-(alpha_t - 1) gamma_0), which is 2 after about log(log kappa_0) rounds.
 
 Ball: linear softmax with |theta| <= B, from starts of many lengths, so that kappa stalls above 1; enumerated without
-noise, and sampled with noisy rewards. The bound is Thm 6.2's kappa recursion with constant 1 and the least margin and
-confidence that the runs show. kappa <= |Y| in any case: a bound above that is vacuous. (The ball breaks realizability,
-so here the bound is a yardstick and no theorem.)
+noise, and sampled with noisy rewards. Thm 6.2's kappa recursion with constant 1 allows more than |Y| here in every
+round, with the least margin and confidence that the runs show: it is vacuous and not tested (and the ball breaks
+realizability, so it would be no theorem). What is tested is that starts merge; `guarantee` has sampled rounds in which
+the recursion says something.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def _trajectory(kappa: NDArray[np.float64], limit: float) -> Row:
     return row | {
         "error": float(error[-1]), "to_2": _rounds_to_2(mean),
         "fastest": float(factor.min(initial=1.0)), "slowest": float(factor.max(initial=0.0)),
+        "factor": float(np.exp(np.log(factor).mean())) if clear.any() else 0.0,
     }  # fmt: skip
 
 
@@ -178,8 +180,11 @@ def check(rows: list[Row]) -> Verdict:
     return Verdict.of(
         (ours <= 1 + RESOLVED, f"free: kappa_t - 1 reaches {ours:.3f} of (kappa_0 - 1) exp(-(alpha_t - 1) gamma)"),
         *(_growth(part, parts[part]) for part in (WORDS, FLAT)),
-        *(_bound(part, own) for part, own in parts.items()),
-        _merged(parts[SAMPLED], parts[BALL]),
+        *(_bound(part, parts[part]) for part in (WORDS, FLAT)),
+        *(_falls(part, own) for part, own in parts.items()),
+        _merged_exactly(parts[BALL]),
+        _merged(parts[SAMPLED]),
+        (True, f"ball: Thm 6.2's recursion is {_share_vacuous(parts[BALL] + parts[SAMPLED])}"),
     )
 
 
@@ -202,25 +207,47 @@ def _growth(part: str, rows: list[Row]) -> tuple[bool, str]:
 
 
 def _bound(part: str, rows: list[Row]) -> tuple[bool, str]:
-    of_bound, vacuous, fastest, slowest, factor = columns(rows, "of_bound", "vacuous", "fastest", "slowest", "lambda")
-    return max(of_bound) <= 1, (
+    of_bound, vacuous, factor = columns(rows, "of_bound", "vacuous", "lambda")
+    return max(of_bound) <= 1 and max(vacuous) < 1, (
         f"{part}: kappa - 1 reaches {max(of_bound):.2g} of its bound, which is vacuous in {np.mean(vacuous):.0%} of "
-        f"rounds; a round multiplies kappa - kappa_inf by {min(fastest):.2g} to {max(slowest):.2g}, that of the bound "
-        f"by lambda = {max(factor):.4f}"
+        f"rounds and contracts by lambda = {max(factor):.4f}"
     )
 
 
-def _merged(rows: list[Row], silent: list[Row]) -> tuple[bool, str]:
-    """One-way analysis of variance of the last kappa over starts."""
+def _share_vacuous(rows: list[Row]) -> str:
+    share = np.mean(columns(rows, "vacuous")[0])
+    return "vacuous here, not tested" if share == 1 else f"vacuous in {share:.0%} of rounds, and not tested"
+
+
+def _falls(part: str, rows: list[Row]) -> tuple[bool, str]:
+    """On the ball a round may stall, near a saddle of the entropy; on average none does."""
+    fastest, slowest, factor, last = columns(rows, "fastest", "slowest", "factor", f"kappa_{LAST}")
+    return max(slowest) < 1.05 and max(factor) < 0.9 and max(last) < 2, (
+        f"{part}: a round multiplies kappa - kappa_inf by {min(fastest):.2g} to {max(slowest):.2g}, on average by "
+        f"{max(factor):.2g} or less; every start ends below 2, at {max(last):.4g} or less"
+    )
+
+
+def _merged_exactly(rows: list[Row]) -> tuple[bool, str]:
+    first, last = (np.log(np.array(column) - 1) for column in columns(rows, "kappa_0", f"kappa_{LAST}"))
+    left = np.ptp(last) / np.ptp(first)
+    return left < 0.1, (
+        f"{BALL}: of the spread of log(kappa_0 - 1) over starts, {np.ptp(first):.2f}, {left:.1%} is left after {LAST} "
+        f"rounds: kappa is {1 + math.exp(last.min()):.4f} to {1 + math.exp(last.max()):.4f}"
+    )
+
+
+def _merged(rows: list[Row]) -> tuple[bool, str]:
+    """One-way analysis of variance of the last kappa over starts. Errors so large that any starts would pass, those
+    that leave a mean excess unknown to a fifth of itself, do not."""
     start, final, error = (np.array(column) for column in columns(rows, "kappa_0", f"kappa_{LAST}", "error"))
     variance = np.mean(error**2)
     degrees = len(rows) - 1, len(rows) * (rows[0]["replicas"] - 1)
     p_value = float(stats.f.sf(final.var(ddof=1) / variance, *degrees))
-    exact = columns(silent, f"kappa_{LAST}")[0]
-    return p_value > 1e-3, (
+    unknown = (variance / len(rows)) ** 0.5
+    return p_value > 1e-3 and unknown < (final.mean() - 1) / 5, (
         f"{SAMPLED}: starts from kappa_0 = {start.max():.4g} to {start.min():.3g} end at one kappa_inf = "
-        f"{final.mean():.3f} +- {(variance / len(rows)) ** 0.5:.3f} (F test of equality: p = {p_value:.2f}); "
-        f"enumerated without noise {min(exact):.3f} to {max(exact):.3f}"
+        f"{final.mean():.3f} +- {unknown:.3f} (F test of equality: p = {p_value:.2f})"
     )
 
 

@@ -4,7 +4,9 @@ One round of sampled ridge regression (ridge 1/n) on linear softmax policies who
 dimensions, or decays exponentially, polynomially, or has a few spikes; logits have the same spread in all worlds. Each
 round is made twice on the same draws, with exact rewards and with noise sigma: the difference of the two is the
 statistical error that d_eff is about (what a ridge costs in bias it costs both). If d_eff is the right count of
-dimensions, that error is one function of n / d_eff, whatever the spectrum; in n / d it is not.
+dimensions, that error is one function of n / d_eff, whatever the spectrum; in n / d it is not. Its level is known too:
+least squares with noise sigma/beta in n (K - 1) differences and eigenvalues a has an rms error of sigma/beta
+sqrt(sum (a/(a + ridge))^2/(n (K - 1))), at most that with d_eff for the sum, and near it where few a are below the ridge.
 """
 
 from __future__ import annotations
@@ -103,6 +105,9 @@ def check(rows: list[Row]) -> Verdict:
         name: _scatter(x, errors[0])
         for name, x in (("n/d_eff", ratio), ("n/d", [r["n"] / r["d"] for r in rows]), ("n", [r["n"] for r in rows]))
     }
+    levels = [
+        float(stats.gmean([_of_theory(row) for row in rows if row["spectrum"] == spectrum])) for spectrum in spectra()
+    ]
     rest = len(rows) - 2
     chance = max(stats.f.sf((scatter[x] / scatter["n/d_eff"]) ** 2, rest, rest) for x in ("n/d", "n"))
     return Verdict.of(
@@ -113,8 +118,18 @@ def check(rows: list[Row]) -> Verdict:
             + f" (F test that d_eff explains no more: p = {chance:.1g})",
         ),
         (abs(slope + 0.5) < 0.1, f"exponent of n/d_eff {slope:.3f} [{low:.3f}, {high:.3f}], theory -1/2"),
+        (
+            min(levels) > 0.55 and max(levels) < 1.05,
+            f"its level is {min(levels):.2f} to {max(levels):.2f} of sigma/beta sqrt(d_eff/(n (K-1))) (geometric means "
+            "of spectra; theory at most 1)",
+        ),
         (all(row["d_eff"] <= row["d"] for row in rows), "d_eff never exceeds d"),
     )
+
+
+def _of_theory(row: Row) -> float:
+    """The error as a share of sigma/beta sqrt(d_eff/(n (K - 1)))."""
+    return float(row["log-ratio error"] * BETA / SIGMA * math.sqrt(row["n"] * (SAMPLES - 1) / row["d_eff"]))
 
 
 def _scatter(x: list[float], y: list[float]) -> float:

@@ -4,7 +4,9 @@ The hard instance of App. D at its worst informative mass, for a range of n and 
 learner, and of a real one, a round of self-rewarded least squares (Eq. 3) over all tables with beta so small that
 whatever it learns decides. It fails where its policy gives the key at most 1/2. Nobody can be below Bayes; the closed
 form of THEORY section 3 has explicit constants; the paper's bound has a free one, and the largest constant for which it
-still holds everywhere is reported.
+still holds is beside what the construction gives: with eps^2 = d (kappa - 1)/(2enK) in Eq. 99,
+c = (kappa - 1) u/(2eK kappa log M), u = 1 + log(kappa/eps). That a real learner stays within a factor of Bayes, at both
+slopes, is Rem. 5.4: at T = 1 the rate of the upper bound is that of the lower one.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from matplotlib.axes import Axes
 from scipy import optimize
 
 from srlm.estimators.slopes import log_log_slope
-from srlm.experiments.outcome import Report, Row, Verdict, columns, mean_and_error
+from srlm.experiments.outcome import Report, Row, Verdict, columns, mean_and_error, power_law
 from srlm.loop import self_reward
 from srlm.policies.draws import sampled
 from srlm.policies.tabular import TabularPolicy, least_squares
@@ -33,6 +35,7 @@ from srlm.types import Prompts
 
 INFORMATIVE, SAMPLES, MARGIN, BETA = 4, 2, 0.05, 1e-4
 KAPPA, SIZE = 5.0, 128  # what stays while the other moves
+FACTOR = 1.5
 
 
 def run(*, quick: bool, seed: int, report: Report) -> list[Row]:
@@ -76,6 +79,9 @@ def _measure(replicas: int, n: int, kappa: float, seed: int) -> Row:
         "bayes": bayes,
         "closed form": float(worst_case_failure_closed_form(n, kappa, INFORMATIVE, SAMPLES)),
         "constant": math.exp(optimize.brentq(excess, -40, 10)),
+        "its theory": (hard.kappa - 1)
+        * (1 + math.log(hard.kappa / bayes))
+        / (2 * math.e * SAMPLES * hard.kappa * math.log(hard.num_labels)),
     }
 
 
@@ -88,7 +94,9 @@ def check(rows: list[Row]) -> Verdict:
     own_n = log_log_slope(*columns(over_n, "n", "learner", "error"))
     own_kappa = log_log_slope([r["kappa"] - 1 for r in over_kappa], *columns(over_kappa, "learner", "error"))
     z = min((row["learner"] - row["bayes"]) / row["error"] for row in rows)
+    worse = max(row["learner"] / row["bayes"] for row in rows)
     constant = min(row["constant"] for row in rows)
+    share = [row["constant"] / row["its theory"] for row in rows]
     return Verdict.of(
         (z > -4, f"the learner is never below Bayes: smallest z-score {z:.1f}"),
         (
@@ -98,21 +106,19 @@ def check(rows: list[Row]) -> Verdict:
         ),
         (abs(falling + 0.5) < 0.01, f"exact Bayes failure over n = 10^3..10^6: slope {falling:.4f}, theory -1/2"),
         (abs(rising - 0.5) < 0.01, f"over kappa_0 - 1 = 4..256 at n = 10^6: slope {rising:.4f}, theory +1/2"),
-        (own_n[1] <= -0.45 and own_n[2] >= -0.55, _interval("learner in n", own_n, "-1/2")),
-        (own_kappa[1] <= 0.55 and own_kappa[2] >= 0.45, _interval("learner in kappa_0 - 1", own_kappa, "+1/2")),
+        power_law("learner in n", own_n, -0.5),
+        power_law("learner in kappa_0 - 1", own_kappa, 0.5),
+        (worse < FACTOR, f"and never above {worse:.2f} times Bayes: at T = 1 the lower bound is attained (Rem. 5.4)"),
         (
-            constant > 0,
-            f"Eq. 99 holds in every row for a constant of at most {constant:.3g} (the paper leaves it open)",
+            min(share) > 0.7 and max(share) < 1.1,
+            f"Eq. 99 holds in every row for a constant of at most {constant:.3g} (the paper leaves it open), "
+            f"{min(share):.2f} to {max(share):.2f} of what App. D gives",
         ),
     )
 
 
 def _exact_slope(x: list[float], y: list[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
-def _interval(name: str, slope: tuple[float, float, float], theory: str) -> str:
-    return f"{name}: slope {slope[0]:.3f} [{slope[1]:.3f}, {slope[2]:.3f}], theory {theory}"
 
 
 def draw(rows: list[Row], axes: Axes) -> None:

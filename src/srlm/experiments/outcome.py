@@ -32,6 +32,16 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / max(len(values), 1) ** 0.5)
 
 
+def power_law(name: str, slope: tuple[float, float, float], theory: float) -> tuple[bool, str]:
+    """A check of (slope, low, high): the interval reaches the exponent of the theory to within .05, and is narrow enough
+    to tell it from none (0) and from twice as fast."""
+    value, low, high = slope
+    least, most = sorted((0.0, 2 * theory))
+    return least < low <= theory + 0.05 and theory - 0.05 <= high < most, (
+        f"{name}: exponent {value:.2f} [{low:.2f}, {high:.2f}], theory {theory:+g}"
+    )
+
+
 def mode_log_prob(table: Tensor) -> Tensor:
     """max_y log pi(y|x) [..., X]."""
     return table.amax(-1)
