@@ -4,7 +4,9 @@ Free: the exact tilt, every response enumerated. `words`: a response is L indepe
 of the tilts of its words and its mode probability the L-th power of theirs: the loop runs the table of words, and
 kappa_0 = 10^(L/4) reaches 1e8. `flat`: all Y - 1 rivals share one margin, the slowest table of its kappa_0. The bound
 has no constant here: A_t = (beta/gamma_t) log kappa_t into Eq. 56, round by round. Ours is beside it:
-kappa_t - 1 <= (kappa_0 - 1) exp(-(alpha_t - 1) gamma_0), which is 2 after about log(log kappa_0) rounds.
+kappa_t - 1 <= (kappa_0 - 1) exp(-(alpha_t - 1) gamma_0), which is 2 after about log(log kappa_0) rounds. Nothing in
+these rows is about iterating: one exact round at beta = 1/(alpha_T - 1) gives the same kappa_T. `free, n` is `flat` at
+beta = n^(-1/2) for growing n (its size): larger rounds, fewer of them (Rem. 5.8).
 
 Ball: linear softmax with |theta| <= B, from starts of many lengths, so that kappa stalls above 1; enumerated without
 noise, and sampled with noisy rewards. Thm 6.2's kappa recursion with constant 1 allows more than |Y| here in every
@@ -15,6 +17,7 @@ the recursion says something.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -36,7 +39,7 @@ from srlm.rewards.table import REWARDS
 from srlm.theory import contraction_factor, kappa_bound, linear_softmax_guarantee, sharpening_exponent, tail_integral
 from srlm.types import Prompts
 
-WORDS, FLAT, BALL, SAMPLED = "free, words", "free, flat", "ball, exact", "ball, sampled"
+WORDS, FLAT, FASTER, BALL, SAMPLED = "free, words", "free, flat", "free, n", "ball, exact", "ball, sampled"
 FREE_BETA, BALL_BETA = 2.0, 1.0
 SHOWN, LAST = (0, 1, 2, 3, 4, 6, 8, 10, 12, 16), 32
 PROMPTS, DIMENSION, RADIUS, NUM_PROMPTS, SAMPLES, SIGMA = 8, 8, 48.0, 64, 8, 1.0
@@ -58,7 +61,8 @@ RESOLVED = 1e-9  # kappa - 1 below this is rounding
 
 def run(*, quick: bool, seed: int, report: Report) -> list[Row]:
     generator = torch.Generator().manual_seed(seed)
-    rows = _words(generator) + [_flat(size) for size in (10, 100, 1000, 20000)]
+    rows = _words(generator) + [_flat(FLAT, size, size, FREE_BETA) for size in (10, 100, 1000, 20000)]
+    rows += [_flat(FASTER, n, 1000, n**-0.5) for n in (1, 4, 16, 64, 256)]
     report(1, 3)
     start = _ball(500 if quick else 1500, generator)
     rows += _on_ball(start, 1, 0.0, seed)
@@ -71,22 +75,22 @@ def _words(generator: torch.Generator) -> list[Row]:
     mode = 10**-0.25
     rivals = torch.rand(4, 11, generator=generator, dtype=torch.float64)
     rivals = (1 - mode) * rivals / rivals.sum(-1, keepdim=True)
-    top = _tilted(torch.cat([torch.full_like(rivals[:, :1], mode), rivals], -1).log())
+    top = _tilted(torch.cat([torch.full_like(rivals[:, :1], mode), rivals], -1).log(), FREE_BETA)
     # The best rival of a sequence differs in one word, so the margin of a sequence is that of a word.
-    return [_free(WORDS, length, length * top[..., 0], _margin(top)) for length in range(4, 33, 4)]
+    return [_free(WORDS, length, FREE_BETA, length * top[..., 0], _margin(top)) for length in range(4, 33, 4)]
 
 
-def _flat(size: int) -> Row:
+def _flat(part: str, named: int, responses: int, beta: float) -> Row:
     margins = torch.tensor([[0.25], [0.5]], dtype=torch.float64)
-    top = _tilted(-margins * (torch.arange(size) > 0))
-    return _free(FLAT, size, top[..., 0], _margin(top))
+    top = _tilted(-margins * (torch.arange(responses) > 0), beta)
+    return _free(part, named, beta, top[..., 0], _margin(top))
 
 
-def _tilted(logits: Tensor) -> Tensor:
+def _tilted(logits: Tensor, beta: float) -> Tensor:
     """The two largest log pi_t(y|x) [T+1, X, 2] of the exact trajectory."""
     steps = self_reward(
         TabularPolicy(logits), Prompts.uniform(range(len(logits))), sampler=enumerated,
-        reward=REWARDS["log_likelihood"], update=tilt(FREE_BETA), rounds=LAST, seed=0,
+        reward=REWARDS["log_likelihood"], update=tilt(beta), rounds=LAST, seed=0,
     )  # fmt: skip
     return torch.stack([step.policy.log_table().topk(2, -1).values for step in steps])
 
@@ -95,14 +99,14 @@ def _margin(top: Tensor) -> float:
     return float((top[0, :, 0] - top[0, :, 1]).min())
 
 
-def _free(part: str, size: int, mode_log_prob: Tensor, margin: float) -> Row:
+def _free(part: str, size: int, beta: float, mode_log_prob: Tensor, margin: float) -> Row:
     """From max_y log pi_t(y|x) [T+1, X]. The confidence that a round starts with is a lower bound on the next."""
     kappa = (-mode_log_prob).exp().mean(-1).numpy()
     p = mode_log_prob.amin(-1).exp().numpy()[:-1]
-    margins = margin * np.asarray(sharpening_exponent(FREE_BETA, np.arange(LAST)))
-    bound = np.asarray(tail_integral(FREE_BETA / margins * np.log(kappa[:-1]).clip(0), p))
-    factor = contraction_factor(1.0, FREE_BETA / (margin * p[0]))
-    row: Row = {"part": part, "size": size, "beta": FREE_BETA, "margin": margin, "replicas": 1}
+    margins = margin * np.asarray(sharpening_exponent(beta, np.arange(LAST)))
+    bound = np.asarray(tail_integral(beta / margins * np.log(kappa[:-1]).clip(0), p))
+    factor = contraction_factor(1.0, beta / (margin * p[0]))
+    row: Row = {"part": part, "size": size, "beta": beta, "margin": margin, "replicas": 1}
     return row | _trajectory(kappa[None], 1.0) | _beside(kappa, bound, bound >= (1 - 1e-12) / p, factor)
 
 
@@ -154,7 +158,7 @@ def _trajectory(kappa: NDArray[np.float64], limit: float) -> Row:
     return row | {
         "error": float(error[-1]), "to_2": _rounds_to_2(mean),
         "fastest": float(factor.min(initial=1.0)), "slowest": float(factor.max(initial=0.0)),
-        "factor": float(np.exp(np.log(factor).mean())) if clear.any() else 0.0,
+        "factor": float(stats.gmean(factor)) if clear.any() else 0.0,
     }  # fmt: skip
 
 
@@ -175,12 +179,13 @@ def _beside(kappa: NDArray[np.float64], bound: NDArray[np.float64], vacuous: NDA
 
 
 def check(rows: list[Row]) -> Verdict:
-    parts = {part: [row for row in rows if row["part"] == part] for part in (WORDS, FLAT, BALL, SAMPLED)}
-    ours = max(_of_our_bound(row) for row in parts[WORDS] + parts[FLAT])
+    parts = {part: [row for row in rows if row["part"] == part] for part in (WORDS, FLAT, FASTER, BALL, SAMPLED)}
+    ours = max(_of_our_bound(row) for row in parts[WORDS] + parts[FLAT] + parts[FASTER])
     return Verdict.of(
         (ours <= 1 + RESOLVED, f"free: kappa_t - 1 reaches {ours:.3f} of (kappa_0 - 1) exp(-(alpha_t - 1) gamma)"),
         *(_growth(part, parts[part]) for part in (WORDS, FLAT)),
         *(_bound(part, parts[part]) for part in (WORDS, FLAT)),
+        _faster(parts[FASTER]),
         *(_falls(part, own) for part, own in parts.items()),
         _merged_exactly(parts[BALL]),
         _merged(parts[SAMPLED]),
@@ -211,6 +216,14 @@ def _bound(part: str, rows: list[Row]) -> tuple[bool, str]:
     return max(of_bound) <= 1 and max(vacuous) < 1, (
         f"{part}: kappa - 1 reaches {max(of_bound):.2g} of its bound, which is vacuous in {np.mean(vacuous):.0%} of "
         f"rounds and contracts by lambda = {max(factor):.4f}"
+    )
+
+
+def _faster(rows: list[Row]) -> tuple[bool, str]:
+    sizes, rounds, bound = columns(rows, "size", "to_2", "of_bound")
+    return all(b < a for a, b in itertools.pairwise(rounds)) and rounds[-1] < rounds[0] / 2 and max(bound) <= 1, (
+        f"{FASTER}: from kappa_0 = {rows[0]['kappa_0']:.3g} at beta = n^(-1/2), rounds to kappa <= 2 fall: "
+        + ", ".join(f"{t:.1f} (n = {n})" for n, t in zip(sizes, rounds, strict=True))
     )
 
 
@@ -255,7 +268,7 @@ def draw(rows: list[Row], axes: Axes) -> None:
     labelled = set()
     for row in rows:
         part = row["part"]
-        number = (WORDS, FLAT, BALL, SAMPLED).index(part)
+        number = (WORDS, FLAT, FASTER, BALL, SAMPLED).index(part)
         excess = [max(row[f"kappa_{t}"] - 1, 1e-12) for t in SHOWN]
         marker, label = "o" if part == SAMPLED else "", part if part not in labelled else None
         axes.plot(SHOWN, excess, color=f"C{number}", marker=marker, markersize=3, linewidth=1, label=label)

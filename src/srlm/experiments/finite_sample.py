@@ -92,7 +92,7 @@ def check(rows: list[Row]) -> Verdict:
             z > 3 and falls > 3,
             f"T = {MANY}: exact rewards lose fewer modes than noisy ones (over all n z = {z:.1f}); both fall, noisy "
             f"{first['lost']:.3f} to {last['lost']:.3f} (z = {falls:.1f}), exact {exact_many[0]['lost']:.3f} to "
-            f"{exact_many[-1]['lost']:.3f}: with exact rewards, too, later rounds see too little of what is not the mode",
+            f"{exact_many[-1]['lost']:.3f}: with exact rewards, too, later rounds see too little of the rest",
         ),
         (True, "Thm 6.2 with constant 1: vacuous here, not tested"),
     )

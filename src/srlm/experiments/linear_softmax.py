@@ -6,7 +6,8 @@ round is made twice on the same draws, with exact rewards and with noise sigma: 
 statistical error that d_eff is about (what a ridge costs in bias it costs both). If d_eff is the right count of
 dimensions, that error is one function of n / d_eff, whatever the spectrum; in n / d it is not. Its level is known too:
 least squares with noise sigma/beta in n (K - 1) differences and eigenvalues a has an rms error of sigma/beta
-sqrt(sum (a/(a + ridge))^2/(n (K - 1))), at most that with d_eff for the sum, and near it where few a are below the ridge.
+sqrt(sum (a/(a + ridge))^2/(n (K - 1))), at most that with d_eff for the sum, and near it where few a are below the
+ridge.
 """
 
 from __future__ import annotations

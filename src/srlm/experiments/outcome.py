@@ -33,8 +33,8 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def power_law(name: str, slope: tuple[float, float, float], theory: float) -> tuple[bool, str]:
-    """A check of (slope, low, high): the interval reaches the exponent of the theory to within .05, and is narrow enough
-    to tell it from none (0) and from twice as fast."""
+    """A check of (slope, low, high): the interval reaches the exponent of the theory to within .05, and tells it from
+    none (0) and from twice as fast."""
     value, low, high = slope
     least, most = sorted((0.0, 2 * theory))
     return least < low <= theory + 0.05 and theory - 0.05 <= high < most, (
