@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from srlm.experiments import EXPERIMENTS, contraction, finite_sample, one_round
+from srlm.experiments import EXPERIMENTS, contraction, finite_sample, one_round, share_rewards
 from srlm.experiments.outcome import Row, power_law
 
 Doctor = Callable[[Row], Row]
@@ -105,6 +105,24 @@ DOCTORED: dict[str, tuple[str, Doctor, str]] = {
     "a J-gap off by a factor": ("one-round", times("reached", 0.5), "J-gap"),
     "a price above beta log kappa": ("one-round", only(of_price, times("reached", 1.5)), "price of the KL"),
     "a price off by a factor": ("one-round", only(of_price, times("reached", 0.5)), "price of the KL"),
+    "a loop that loses more than the union": ("fidelity", times("reached", 1.1), "the bound says something"),
+    "a union that is vacuous everywhere": ("fidelity", put(said=0.0), "vacuous here, not tested"),
+    "a union off by a factor": ("fidelity", times("reached", 0.1), "the bound says something"),
+    "no answer is lost": ("fidelity", lambda row: row | {"lost": row["unsure"]}, "the answer of pi_0"),
+    "fidelity: standard errors x 6": ("fidelity", times("error", 6.0), "the answer of pi_0"),
+    "more rounds are always better": ("fidelity", lambda row: row | {"bound": 1 / (1 + row["T"])}, "is best after"),
+    "shares as fast as log-shares": ("share-rewards", put(rounds=3), "a rival"),
+    "shares faster than any can be": ("share-rewards", times("rounds", 0.9), "never fewer"),
+    "log-shares linear in kappa": (
+        "share-rewards",
+        only(lambda row: row["reward"] == share_rewards.LOG_SHARE, lambda row: row | {"rounds": row["m"]}),
+        "log share",
+    ),
+    "K samples hear what is rarer than 1/K": (
+        "share-rewards",
+        only(lambda row: row["reward"] == share_rewards.FLOORED, put(rounds=3)),
+        "log of K",
+    ),
     "every d_eff halved": ("linear-softmax", times("d_eff", 0.5), "its level"),
     "every d_eff doubled": ("linear-softmax", times("d_eff", 2.0), "its level"),
 }

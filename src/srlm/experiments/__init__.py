@@ -6,6 +6,7 @@ from srlm.experiments import (
     assumptions,
     concentrability,
     contraction,
+    fidelity,
     finite_sample,
     greedy_trap,
     guarantee,
@@ -15,6 +16,7 @@ from srlm.experiments import (
     one_round,
     rounds_lower_bound,
     sandwich,
+    share_rewards,
     single_vs_iterated,
 )
 
@@ -32,4 +34,6 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "concentrability": concentrability,
     "sandwich": sandwich,
     "rounds-lower-bound": rounds_lower_bound,
+    "fidelity": fidelity,
+    "share-rewards": share_rewards,
 }
