@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from srlm.theory.fidelity import fidelity_bound, fidelity_guarantee
 from srlm.theory.guarantee import finite_class_guarantee
+from srlm.theory.recursion import tail_integral
 
 KNOWN = {
     "num_samples": 1e6, "kappa0": 20.0, "log_class_size": 3.0, "min_confidence": 0.2, "margin": 2.0, "beta": 0.02,
@@ -58,6 +61,16 @@ def test_the_union_is_attained() -> None:
 def test_one_round_is_what_the_guarantee_says() -> None:
     single = finite_class_guarantee(rounds=1, **KNOWN).iterated_total
     assert fidelity_guarantee(rounds=1, **KNOWN) == pytest.approx([single])
+
+
+def test_two_rounds_written_out() -> None:
+    n, gamma, delta = KNOWN["num_samples"], KNOWN["margin"], KNOWN["level"]
+    complexity = 3.0 + math.log(2 / 0.05)
+    rate, beta_rate = (math.log(n) + complexity) * math.sqrt(complexity / n) / gamma, 0.02 / gamma
+    first = rate * math.sqrt(20.0) + beta_rate * math.log(20.0)
+    kappa = tail_integral(first, 0.2)
+    second = rate * math.sqrt(kappa) + beta_rate * math.log(kappa)
+    assert fidelity_guarantee(rounds=2, **KNOWN)[1] == pytest.approx(2 * first + second / delta)
 
 
 def test_there_is_a_best_number_of_rounds() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import integrate
 
 from srlm.loop import self_reward
 from srlm.policies.draws import enumerated
@@ -52,6 +53,13 @@ def test_no_fewer_rounds_than_needed(rivals, margin, beta) -> None:
     # A step of the log-odds is at most 1/(2 beta) before the half: the integral lags by what one step skips.
     if beta >= 0.5 and counted >= 10:
         assert counted <= 1.5 * needed + 3
+
+
+def test_the_rounds_needed_are_an_integral() -> None:
+    """Of the time that the log-odds spend at D, beta (m + e^D)/(e^D - 1), by quadrature."""
+    for m, margin in ((3, 0.2), (50, 0.5), (1000, 2.0)):
+        time = integrate.quad(lambda odds, m=m: 0.7 * (m + math.exp(odds)) / math.expm1(odds), margin, math.log(m))[0]
+        assert share_rounds_needed(m, margin, 0.7) == pytest.approx(time, rel=1e-7)
 
 
 def test_the_rounds_are_linear_in_the_rivals() -> None:

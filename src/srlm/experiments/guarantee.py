@@ -49,7 +49,7 @@ class Regime:
 
 RARE = Regime(rich=8, poor=0.01)  # p is far from 1 although kappa_0 is not large
 VARIED: dict[str, tuple[Any, ...]] = {
-    "n": (4_000, 16_000, 64_000),
+    "n": (4_000, 16_000, 32_000),
     "T": (1, 2, 3),
     "sets": (2, 6, 11),
     "gamma": (1.0, 2.0, 4.0),
@@ -61,7 +61,7 @@ PRINTED = ("varied", "value", "n", "T", "log|Pi|", "kappa_0", "p", "failed", "bo
 
 
 def run(*, quick: bool, seed: int, report: Report) -> list[Row]:
-    replicas = 4 if quick else 20
+    replicas = 3 if quick else 12
     cases = [(name, value, Regime(**{name: value})) for name, values in VARIED.items() for value in values]
     cases += [("n, rare", n, replace(RARE, n=n)) for n in VARIED["n"]]
     rows = []
