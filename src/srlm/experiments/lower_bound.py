@@ -39,9 +39,9 @@ FACTOR = 1.5
 
 
 def run(*, quick: bool, seed: int, report: Report) -> list[Row]:
-    replicas = 60 if quick else 400
-    over_n = [(n, KAPPA) for n in ((32, 128, 512) if quick else (32, 64, 128, 256, 512))]
-    over_kappa = [(SIZE, k) for k in ((2.0, 4.0, 8.0) if quick else (2.0, 3.0, 5.0, 9.0, 17.0))]
+    replicas = 120 if quick else 400
+    over_n = [(n, KAPPA) for n in ((32, 64, 128, 256) if quick else (32, 64, 128, 256, 512))]
+    over_kappa = [(SIZE, k) for k in ((2.0, 3.0, 5.0, 9.0) if quick else (2.0, 3.0, 5.0, 9.0, 17.0))]
     cases = [("n", *case) for case in over_n] + [("kappa", *case) for case in over_kappa]
     rows = []
     for done, (moving, n, kappa) in enumerate(cases):
