@@ -235,7 +235,7 @@ def _share_vacuous(rows: list[Row]) -> str:
 def _falls(part: str, rows: list[Row]) -> tuple[bool, str]:
     """On the ball a round may stall, near a saddle of the entropy; on average none does."""
     fastest, slowest, factor, last = columns(rows, "fastest", "slowest", "factor", f"kappa_{LAST}")
-    return max(slowest) < 1.05 and max(factor) < 0.9 and max(last) < 2, (
+    return max(slowest) < 1.05 and max(factor) < 0.95 and max(last) < 2, (
         f"{part}: a round multiplies kappa - kappa_inf by {min(fastest):.2g} to {max(slowest):.2g}, on average by "
         f"{max(factor):.2g} or less; every start ends below 2, at {max(last):.4g} or less"
     )
