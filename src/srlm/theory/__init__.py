@@ -19,6 +19,7 @@ from srlm.theory.dimension import (
     polynomial_spectrum_bound,
     spiked_spectrum_bound,
 )
+from srlm.theory.fidelity import fidelity_bound, fidelity_guarantee
 from srlm.theory.greedy_trap import GreedyTrap, greedy_trap
 from srlm.theory.guarantee import Guarantee, finite_class_guarantee, linear_softmax_guarantee
 from srlm.theory.lower_bound import (
@@ -41,6 +42,7 @@ from srlm.theory.recursion import (
     tail_integral,
     tail_integral_recursion,
 )
+from srlm.theory.share_rewards import log_share_from_samples, share_rounds_needed, sharpen_by_share
 from srlm.theory.sharpening import (
     sharpen,
     sharpened_kappa_bound,
@@ -59,6 +61,8 @@ __all__ = [
     "covering_log_size",
     "effective_dimension",
     "exponential_spectrum_bound",
+    "fidelity_bound",
+    "fidelity_guarantee",
     "finite_class_guarantee",
     "greedy_trap",
     "iterations_to_forget",
@@ -69,13 +73,16 @@ __all__ = [
     "log_condition_number",
     "log_group_condition_number",
     "log_partition_bias_bound",
+    "log_share_from_samples",
     "mode_margin",
     "noisy_anchored_failure_bound",
     "polynomial_spectrum_bound",
     "relaxation_factor",
     "rounds_lower_bound",
     "samples_needed",
+    "share_rounds_needed",
     "sharpen",
+    "sharpen_by_share",
     "sharpened_kappa_bound",
     "sharpened_log_odds",
     "sharpened_mode_bracket",

@@ -92,3 +92,11 @@ def _short(value: Any) -> str:
     except ValueError:
         return "a number beyond the floats"
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def scalar(name: str, value: ArrayLike, interval: str, *, whole: bool = False) -> float:
+    """`argument` without axes, as a float."""
+    values = argument(name, value, interval, whole=whole)
+    if values.ndim:
+        raise ValueError(f"{name} must be one number in {interval}, got {value!r}")
+    return float(values)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from srlm.theory._check import Number, argument, number, per_round
-from srlm.theory._scalar import scalar
+from srlm.theory._check import Number, argument, number, per_round, scalar
 from srlm.theory.recursion import tail_integral_recursion
 
 

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from srlm.theory._check import Number, argument, number
-from srlm.theory._scalar import scalar
+from srlm.theory._check import Number, argument, number, scalar
 
 
 def sharpen_by_share(log_share: ArrayLike, beta: float, rounds: int) -> Number:
