@@ -31,7 +31,7 @@ def run(models: tuple[str, ...], k: int, tokens: tuple[int, ...], rounds: int, p
     device, start, rows = processes().device, time.perf_counter(), []
     for name in models:
         model = load(name, device)
-        budget = measured(model)
+        budget = measured(model, trained=True)
         for length in tokens:
             if time.perf_counter() - start > seconds:
                 break

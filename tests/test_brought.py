@@ -407,6 +407,8 @@ def test_an_adapter_that_cannot_go_on(tiny, tmp_path, prompts_file):
     about = json.loads(config.read_text())
     config.write_text(json.dumps(about | {"r": 3}))
     assert "does not fit its base model" in refused(*train_words(**given))
+    config.write_text(json.dumps(about | {"trainable_token_indices": [5]}))
+    assert "trains single tokens" in refused(*train_words(**given))
     config.write_text(json.dumps(about | {"peft_type": "IA3"}))
     assert "expected LORA" in refused(*train_words(**given))
 

@@ -4,8 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from support import command, learned, refused, train_words, tree, whole, write_held_out, write_prompts
+
+from srlm.run.files import damaged
+from srlm.run.tables import Table
 
 LAST = 3
 
@@ -125,3 +129,25 @@ def test_what_is_damaged_says_where_to_go_back_to(finished, run, spoil):
         assert learned(run, LAST) == learned(finished, LAST)
     else:
         assert whole(run, LAST) == whole(finished, LAST)
+
+
+@pytest.mark.parametrize(
+    ("file", "run", "round"),
+    [
+        ("exp/round-001/round-002/rollouts.parquet", "exp/round-001", 2),
+        ("exp/round-001/round-002/adapter/adapter_model.safetensors", "exp/round-001", 1),
+        ("exp/round-001/round-000/weights.sha256", "exp/round-001", 0),
+        ("exp/round-001/prompts/rollouts.parquet", "exp/round-001", 0),
+        ("exp/round-001/manifest.json", "exp/round-001", None),
+    ],
+)
+def test_the_run_is_the_one_that_holds_the_file(file, run, round):
+    said = str(damaged(Path(file), "x"))
+    assert (f"--resume {run} --from-round {round}," in said) if round is not None else ("--from-round" not in said)
+
+
+def test_parts_of_other_lengths_are_damaged(run):
+    Table(run / "round-001" / "rollouts.parquet").add("odd", {"odd": pa.array([1, 2])})
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
+    assert "odd.parquet is damaged (it has fewer rows" in refused("train", "--resume", run)

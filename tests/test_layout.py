@@ -234,6 +234,10 @@ def test_masks_of_a_micro_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("srlm.policies.transformer.layout.batches.LARGEST_MASK", 3 * 10 * 10)
     trees = [Plan([[0, 1]], [10], masked=True)] * 7
     assert [len(share.groups) for share in shares(dict(enumerate(trees)), range(7), 10**6)] == [3, 3, 1]
+    two = {0: Plan([[0], [1, 2], [3]], [8, 10, 9], masked=True)}
+    assert [len(share.batches) for share in shares(two, [0], 10**6)] == [1]
+    four = {0: Plan([[0], [1], [2], [3, 4]], [10, 10, 10, 10], masked=True)}
+    assert [len(batch) for share in shares(four, [0], 10**6) for batch in share.batches] == [3, 1]
     rows = [dataclasses.replace(plan, masked=False) for plan in trees]
     assert [len(share.groups) for share in shares(dict(enumerate(rows)), range(7), 10**6)] == [7]
 

@@ -19,9 +19,9 @@ from srlm.policies.transformer.room import LARGEST, Room, fitting
 def small(monkeypatch):
     """A device on which micro-batches of more than so many padded tokens do not fit."""
 
-    def limit(tokens: int) -> None:
-        real, decode = score.response_log_prob, sample.decode
+    real, decode = score.response_log_prob, sample.decode
 
+    def limit(tokens: int) -> None:
         def limited(model, packed, **options):
             if packed.input_ids.numel() > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory")
@@ -69,6 +69,7 @@ def test_what_fits(fixed: int, each: int) -> None:
     assert fixed + found * each <= 0.7 * free + 1
     assert found == LARGEST or fixed + 2 * found * each > 0.7 * free
     assert fitting(0, 10, 40, 1) == 1
+    assert fitting(-(10**9), 10, 40, 512) == 512  # no less than a row
 
 
 def test_what_is_learned_does_not_change(tiny, small) -> None:
@@ -93,6 +94,10 @@ def test_a_run_says_it_goes_on_and_remembers(tiny, tmp_path, small) -> None:
     assert len(said) <= 2  # where sampling needs less room than learning, each finds out
     assert said
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["token_budget"] <= 100
+    small(10**6)
+    again = command("train", "--resume", tmp_path / "run", "--from-round", 1, "--token-budget", 700)
+    assert again.code == 0
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["token_budget"] == 700
     small(0)
     assert "memory is too small for this" in refused(*train_words(**given, output=tmp_path / "no"))
     again = command("train", "--resume", tmp_path / "run", "--from-round", 1)

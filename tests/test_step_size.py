@@ -355,3 +355,14 @@ def test_learning_follows_the_beta_of_the_record(tiny: Path, data: dict[str, Pat
     small, large = (run(tiny, data, tmp_path / str(step), step=step, rounds=1) for step in (0.05, 0.8))
     assert learned(small, 1)["model"] != learned(large, 1)["model"]
     assert abs(records(small)[1]["displacement"]) < records(large)[1]["displacement"]
+
+
+def test_rounding_is_no_difference() -> None:
+    """Identical responses whose sums were added in another order."""
+    draw = torch.Generator().manual_seed(0)
+    reward = torch.full((40, 8), -3.0)
+    reward[0] = torch.randn(8, generator=draw)
+    weight = torch.full((40, 8), 1 / 8)
+    noisy = reward.clone()
+    noisy[1:] += 4.8e-7 * torch.rand(39, 8, generator=draw).sub(0.5).sign()
+    assert step_size(noisy, weight, 0.1) == step_size(reward, weight, 0.1) > 1e-3

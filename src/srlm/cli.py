@@ -42,13 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__} {error}")):
             raise
-        fewer = "--token-budget, --num-samples or --max-new-tokens"
-        again = f", then {_again(words)} (everything finished so far is kept)" if words[0] == "train" else ""
-        _stop(2, f"memory is too small for this: take a smaller model or lower {fewer}{again}")
+        again = f" and {_again(words)}; everything finished so far is kept" if words[:1] == ["train"] else ""
+        fewer = "fewer --num-samples, shorter --max-new-tokens or a smaller model"
+        _stop(2, f"memory is too small for this: lower --token-budget{again}, or begin anew with {fewer}")
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        then = f"{_again(words)}; everything finished so far is kept" if words[0] == "train" else "try again"
+        then = f"{_again(words)}; everything finished so far is kept" if words[:1] == ["train"] else "try again"
         what = f"cannot read or write {error.filename or 'the output'} ({error.strerror})"
         _stop(2, f"{what}: free space, mend permissions or put back what is missing, then {then}")
     except KeyboardInterrupt:

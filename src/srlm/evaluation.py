@@ -107,6 +107,7 @@ def evaluate(
         stop=stop,
         raw_prompts=raw_prompts,
         token_budget=token_budget,
+        trained=False,
     )
     policy.check_prompts(labelled.prompts, num_samples)
     draw = partial(policy.sample, labelled.prompts, num_samples, held_out_generator(seed, 0))

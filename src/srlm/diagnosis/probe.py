@@ -82,7 +82,7 @@ def subject(
         config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
         labelled = prompts_of(prompts, config)
         name = model or "smollm2"
-        return name, partial(load_policy, name, config), labelled, config, []
+        return name, partial(load_policy, name, config, trained=False), labelled, config, []
     if model is not None:
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
@@ -104,7 +104,7 @@ def subject(
     own_prompts = prompts is None and config.raw_prompts == as_run.raw_prompts
 
     def load() -> TransformerPolicy:
-        policy = load_policy(manifest["model"], config)
+        policy = load_policy(manifest["model"], config, trained=False)
         if own_prompts and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
             policy.encode.keep(labelled.prompts.items, rows(ids["tokens"]))
         if chosen:

@@ -15,6 +15,7 @@ from torch import Tensor
 from srlm.objectives.groups import taking_part
 
 REACH = 0.99  # of the KL that beta -> 0 would give: the rest would be bought with log-ratios without bound
+ROUNDINGS = 16  # of fp32, in which rewards come
 LEAST_EXPONENT = -800.0  # e^-746 is 0
 
 
@@ -66,11 +67,15 @@ def effective_samples(reward: Tensor, weight: Tensor, beta: float) -> Tensor:
 
 
 def _relative(reward: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rewards less their group's best, 0 where nothing counts, and weights that sum to 1 or to 0."""
+    """Rewards less their group's best, 0 where nothing counts or rounding alone tells them apart, and weights that sum
+    to 1 or to 0."""
     share = weight.double()
     _, values = taking_part(share, reward.double(), share)
     total = share.sum(-1, keepdim=True)
-    return values - values.amax(-1, keepdim=True), share / total.where(total > 0, 1.0)
+    best = values.amax(-1, keepdim=True)
+    gap = values - best
+    rounding = ROUNDINGS * torch.finfo(torch.float32).eps * best.abs()
+    return gap.where(gap < -rounding, 0.0), share / total.where(total > 0, 1.0)
 
 
 def _tilted(gap: Tensor, share: Tensor, beta: float) -> Tensor:

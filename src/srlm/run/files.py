@@ -14,6 +14,7 @@ from typing import Any
 from srlm.errors import UserError
 
 SCRATCH = ".partial"
+MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 PROMPTS, WEIGHTS = "prompts", ("adapter", "weights")  # folders of a run, and of a round
 ROUND = re.compile(r"round-\d{3,6}")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, written in Rust, pass on an errno
@@ -114,15 +115,17 @@ def _checksums(folder: Path) -> dict[str, str]:
 def damaged(file: Path, what: str, round: int | None = None) -> UserError:
     """To be raised: a file of a run is not what the run wrote. round: the one that has to be done again, if its folder
     does not tell."""
-    names = list(file.parts)
-    inside = next((i for i, name in enumerate(names) if ROUND.fullmatch(name)), None)
-    if inside is not None:
-        own = int(names[inside].removeprefix("round-"))
-        made_before = names[inside + 1].partition(".")[0] in WEIGHTS  # by the update of the round before
-        round, run = max(own - made_before, 0), Path(*names[:inside])
+    if file.parent.name == PROMPTS:
+        run, round = file.parent.parent, 0
+    elif file.name in (RECORDS, MANIFEST):
+        run = file.parent
     else:
-        of_prompts = file.parent.name == PROMPTS
-        run, round = (file.parent.parent, 0) if of_prompts else (file.parent, round)
+        names = list(file.parts)
+        inside = max((i for i, name in enumerate(names) if ROUND.fullmatch(name)), default=len(names) - 1)
+        run = Path(*names[:inside])
+        if inside + 1 < len(names):
+            made_before = names[inside + 1].partition(".")[0] in WEIGHTS  # by the update of the round before
+            round = max(int(names[inside].removeprefix("round-")) - made_before, 0)
     back = f", or go back with --resume {run} --from-round {round}, which sets aside what came after"
     return UserError(
         f"{file} is damaged ({what}), expected what the run wrote: restore it from a copy"

@@ -33,11 +33,11 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.run.files import PROMPTS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
+from srlm.run.files import PROMPTS, RECORDS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
 from srlm.run.tables import Table, read_columns, verify_columns, whole_files, write_columns
 from srlm.types import Record
 
-LOCK, RECORDS = ".lock", "records.jsonl"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -119,6 +119,7 @@ class RunFolder:
         if self._lock is not None:
             (self.path / LOCK).unlink(missing_ok=True)
             self._lock.close()
+            self._lock = None
 
     def save_manifest(self, **changes: Any) -> None:
         self.manifest |= changes
@@ -165,8 +166,11 @@ class RunFolder:
         Raises:
             UserError: a table of the run is damaged.
         """
-        files = [file for number in self.rounds() for table in self.tables(number) for file in table.files()]
-        for file in (*files, *whole_files(self.prompts)):
+        for table in (table for number in self.rounds() for table in self.tables(number)):
+            rows = {file: verify_columns(file) for file in table.files()}
+            if len({*rows.values()}) > 1:
+                raise damaged(min(rows, key=rows.__getitem__), "it has fewer rows than its table")
+        for file in whole_files(self.prompts):
             verify_columns(file)
 
     def round(self, number: int) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from srlm.errors import UserError
-from srlm.run.files import WEIGHTS
-from srlm.run.folder import RECORDS, RunFolder
+from srlm.run.files import RECORDS, WEIGHTS
+from srlm.run.folder import RunFolder
 
 RESULT = ("model", "adapter", "report.html")
 
@@ -45,12 +45,18 @@ def go_back(run: RunFolder, round: int, looks_back: Callable[[str], bool]) -> Pa
     if round not in rounds:
         return aside
     before = {name: facts for name, facts in _stages(run, round).items() if looks_back(name)}
-    (aside / rounds[round].name).mkdir()
+    folder = aside / rounds[round].name
+    folder.mkdir()
+    stages = rounds[round] / "stages.json"
+    if stages.exists():
+        shutil.copy2(stages, folder)
+        if before:
+            run.save_stages(round, before)
+        else:
+            stages.unlink()
     for path in rounds[round].iterdir():
-        if round == 0 or path.name.partition(".")[0] not in WEIGHTS:
-            path.rename(aside / rounds[round].name / path.name)
-    if before:
-        run.save_stages(round, before)
+        if path != stages and (round == 0 or path.name.partition(".")[0] not in WEIGHTS):
+            path.rename(folder / path.name)
     return aside
 
 

@@ -22,7 +22,8 @@ from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 from srlm.run.files import damaged
 
-FREE_TO_CHANGE = ("output", "report_to", "push_to_hub")  # on resume: a run may move, and be told of elsewhere
+# On resume: a run may move, be told of elsewhere, and have less memory.
+FREE_TO_CHANGE = ("output", "report_to", "push_to_hub", "token_budget")
 NEWER = (  # settings whose default is what runs without them did
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
 )

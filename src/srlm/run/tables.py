@@ -112,8 +112,8 @@ def read_columns(file: Path, names: Sequence[str] | None = None) -> pa.Table:
         return found
 
 
-def verify_columns(file: Path) -> None:
-    """Read all of it, a row group at a time, and keep nothing.
+def verify_columns(file: Path) -> int:
+    """Read all of it, a row group at a time, and keep nothing but the number of its rows.
 
     Raises:
         UserError: the file is damaged.
@@ -121,6 +121,7 @@ def verify_columns(file: Path) -> None:
     with _readable(file), parquet.ParquetFile(file, page_checksum_verification=True) as opened:
         for number in range(opened.num_row_groups):
             opened.read_row_group(number).validate(full=True)
+        return int(opened.metadata.num_rows)
 
 
 def write_columns(columns: pa.Table, file: Path) -> None:

@@ -27,9 +27,10 @@ BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo
 CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
 
 
-def load_policy(model: str, config: SelfRewardConfig) -> TransformerPolicy:
+def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -> TransformerPolicy:
     return TransformerPolicy.load(
         model,
+        trained=trained,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         adapter=config.adapter,

@@ -116,8 +116,11 @@ class SelfRewardTrainer:
     def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
         config = self.config
         self.display.say(self._headline(policy))
-        policy.room.tokens = self.run.manifest.get("token_budget", policy.room.tokens)
+        if config.token_budget == self.run.manifest["config"]["token_budget"]:  # else it was given anew
+            policy.room.tokens = self.run.manifest.get("token_budget", policy.room.tokens)
         policy.room.say = partial(self._remember_room, policy)
+        if self.main:
+            self.run.save_manifest(token_budget=policy.room.tokens)
         for note in policy.notes:
             self.display.say(note)
         recorded = self.run.records()

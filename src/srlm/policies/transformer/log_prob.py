@@ -199,8 +199,11 @@ def response_log_prob(
     head = Head.of(model)
 
     def along_paths(values: Tensor) -> Tensor:
+        own = values[packed.edge]
+        if own.device.type == "cuda":  # where index_add adds in any order, and equal responses would differ
+            return by_response(own, packed, int(torch.bincount(packed.owner).max())).sum(-1)
         sums = torch.zeros(packed.num_responses, dtype=values.dtype, device=values.device)
-        return sums.index_add(0, packed.owner, values[packed.edge])
+        return sums.index_add(0, packed.owner, own)
 
     edges = token_log_prob(hidden, packed.target, head)
     if each is not None:

@@ -42,6 +42,7 @@ class TransformerPolicy:
     raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
     prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch, or auto.
     gain: train the gain of the final norm, where there is one, as one scalar.
+    trained: will it be? Else there is more room for what is scored and sampled at a time.
     base: what the LoRA layers lie on, where they were trained before and are part of pi_0.
     """
 
@@ -61,6 +62,7 @@ class TransformerPolicy:
         gain: bool = True,
         name: str = "",
         base: str | None = None,
+        trained: bool = True,
     ) -> None:
         eos = eos_ids(model, tokenizer, template=not raw_prompts)
         if not eos and not stop:
@@ -75,7 +77,7 @@ class TransformerPolicy:
         self._texts = Texts(tokenizer, stop, eos)
         stopped = self._texts.stopped if stop else None
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window)
-        self.room = Room(measured(self.model) if token_budget == "auto" else token_budget)
+        self.room = Room(measured(self.model, trained=trained) if token_budget == "auto" else token_budget)
         self.scorer = Scorer(
             self.model,
             self.processes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
@@ -52,14 +53,20 @@ class Room:
         return result
 
 
-def measured(model: PreTrainedModel) -> int:
-    """Padded tokens of a micro-batch whose forward and backward pass fit into what is free on an accelerator."""
+def measured(model: PreTrainedModel, *, trained: bool) -> int:
+    """Padded tokens of a micro-batch that fits into what is free on an accelerator: its forward pass, and, if the model
+    is to be trained, the backward pass and what the optimiser keeps."""
     if model.device.type != "cuda":
         return ON_CPU
-    few, many = (_peak(model, rows) for rows in (1, 4))
+    row = int(min(512, Context.of(model).tokens))
+    try:
+        with nullcontext() if trained else torch.no_grad():
+            few, many = (_peak(model, rows, row) for rows in (1, 4))
+    except torch.OutOfMemoryError:
+        return row  # which recomputation, or half of it, may still fit
     free, _ = torch.cuda.mem_get_info(model.device)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return fitting(free - OPTIMISER_BYTES * trained, few, many, _row(model))
+    kept = sum(p.numel() for p in model.parameters() if p.requires_grad) * OPTIMISER_BYTES if trained else 0
+    return fitting(free - kept, few, many, row)
 
 
 def fitting(free: int, few: int, many: int, row: int) -> int:
@@ -70,21 +77,19 @@ def fitting(free: int, few: int, many: int, row: int) -> int:
     tokens = 1
     while 2 * tokens <= min(most, LARGEST):
         tokens *= 2
-    return tokens
+    return max(tokens, row)
 
 
-def _row(model: PreTrainedModel) -> int:
-    return int(min(512, Context.of(model).tokens))
-
-
-def _peak(model: PreTrainedModel, rows: int) -> int:
-    """Bytes that scoring and learning from some rows took at most."""
-    ids = [(7919 * i + 13) % model.get_input_embeddings().weight.shape[0] for i in range(_row(model))]
+def _peak(model: PreTrainedModel, rows: int, row: int) -> int:
+    """Bytes that scoring some rows, and learning from them where gradients are on, took at most."""
+    ids = [(7919 * i + 13) % model.get_input_embeddings().weight.shape[0] for i in range(row)]
     group = Group.of(ids[:1], [ids[1:]] * rows)
     packed = pack([build_tree(group, [i]) for i in range(rows)], masked=False).to(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    torch.autograd.backward(response_log_prob(model, packed)[0].sum())
+    total = response_log_prob(model, packed)[0].sum()
+    if total.requires_grad:
+        torch.autograd.backward(total)
     taken = torch.cuda.max_memory_allocated(model.device) - before
     for parameter in model.parameters():
         parameter.grad = None

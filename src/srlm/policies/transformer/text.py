@@ -97,7 +97,8 @@ def eos_ids(model: PreTrainedModel, tokenizer: Any, *, template: bool) -> frozen
         found += ids if isinstance(ids, list) else [ids]
     if template and tokenizer.chat_template is not None:
         found.append(_end_of_turn(tokenizer))
-    return frozenset(i for i in found if isinstance(i, int))
+    known = model.get_input_embeddings().weight.shape[0]
+    return frozenset(i for i in found if isinstance(i, int) and 0 <= i < known)
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:

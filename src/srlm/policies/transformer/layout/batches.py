@@ -48,7 +48,12 @@ def shares(plans: Mapping[int, Plan], numbers: Sequence[int], budget: int) -> li
     exceeds either goes alone."""
     found: list[Share] = []
     size = {i: plans[i].padded for i in numbers}
-    whole = sorted((i for i in numbers if size[i] <= budget), key=lambda i: (plans[i].masked, size[i]))
+    fits = {
+        i
+        for i in numbers
+        if size[i] <= budget and (len(plans[i].nodes) == 1 or _fits(plans[i].nodes, plans[i], budget))
+    }
+    whole = sorted((i for i in numbers if i in fits), key=lambda i: (plans[i].masked, size[i]))
     batch: list[int] = []
     for i in whole:
         alike = batch and plans[i].masked == plans[batch[0]].masked
@@ -58,7 +63,7 @@ def shares(plans: Mapping[int, Plan], numbers: Sequence[int], budget: int) -> li
         batch.append(i)
     if batch:
         found.append(_together(plans, batch))
-    larger = sorted((i for i in numbers if size[i] > budget), key=size.__getitem__)
+    larger = sorted((i for i in numbers if i not in fits), key=size.__getitem__)
     return found + [_cut(plans[i], i, budget) for i in larger]
 
 

@@ -38,7 +38,8 @@ class Cost:
         used.pop(id(head), None)
         linear = sum(used.values()) - (words if id(model.get_input_embeddings().weight) in used else 0)
         width = getattr(config, "hidden_size", head.shape[-1])
-        heads = getattr(config, "num_attention_heads", None) or 1
+        heads = getattr(config, "num_attention_heads", None)
+        heads = heads if isinstance(heads, int) and heads else 1  # some models have a list of them
         each = getattr(config, "head_dim", None) or width // heads
         layers = getattr(config, "num_hidden_layers", 1)
         return cls(float(linear), float(2 * layers * heads * each), float(head.numel()))
@@ -85,5 +86,7 @@ def _work(group: Group, cost: Cost, cut: list[Places], budget: int, *, masked: b
     work = sum(of_one(longest, n - len(group.prompt)) for n in nodes)  # padded alike
     # A forward pass is a third of the work: one more for a group in several micro-batches, whose coefficients come
     # first, and one more to recompute the activations of a piece that does not fit.
-    more = (len(cut) > 1 and longest * len(cut) > budget) + (longest > SLACK * budget)
+    padded = longest * len(cut)
+    several = len(cut) > 1 and (padded > budget or (masked and padded * longest > LARGEST_MASK))
+    more = several + (longest > SLACK * budget)
     return work * (1 + more / 3)

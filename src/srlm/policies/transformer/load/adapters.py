@@ -69,6 +69,8 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
         config: Any = PeftConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
             raise ValueError(f"it is of the type {config.peft_type}, expected LORA")
+        if config.trainable_token_indices:
+            raise ValueError("it trains single tokens (trainable_token_indices), which cannot go on being trained here")
         config.inference_mode = False
         if norm is not None and norm.name not in (saved := list(config.modules_to_save or [])):
             config.modules_to_save = [*saved, norm.name]
@@ -79,7 +81,9 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
             raise ValueError(f"{min(unknown)} has no place in it")
         if missing := {key for key in own if "lora_" in key} - brought.keys():
             raise ValueError(f"{min(missing)} is missing")
-        set_peft_model_state_dict(peft_model, own | brought)  # own: the final norm, if the adapter left it alone
+        # own: the final norm, if the adapter left it alone
+        if left := set_peft_model_state_dict(peft_model, own | brought).unexpected_keys:
+            raise ValueError(f"peft finds no place for {min(left)}")
     except Exception as error:  # peft and torch raise what they like where shapes or names differ
         raise _misfit(folder, error) from error
     peft_model.eval()
