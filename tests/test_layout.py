@@ -192,6 +192,21 @@ def test_cost_counts_what_a_model_multiplies() -> None:
     )
 
 
+def test_what_a_config_does_not_say_has_a_default() -> None:
+    """Gemma 4 raises where layers differ, OpenELM has lists."""
+
+    class Reticent:
+        num_attention_heads = (4, 2)
+        hidden_size = 32
+
+        @property
+        def head_dim(self) -> int:
+            raise RuntimeError("it may vary across layers")
+
+    names = ("hidden_size", "num_attention_heads", "head_dim", "num_hidden_layers")
+    assert [module._size(Reticent(), name, 7) for name in names] == [32, 7, 7, 7]
+
+
 # Micro-batches
 
 plans = st.lists(

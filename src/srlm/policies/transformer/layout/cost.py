@@ -37,11 +37,10 @@ class Cost:
         used = {id(p): p.numel() for p in model.parameters() if p.ndim >= 2}
         used.pop(id(head), None)
         linear = sum(used.values()) - (words if id(model.get_input_embeddings().weight) in used else 0)
-        width = getattr(config, "hidden_size", head.shape[-1])
-        heads = getattr(config, "num_attention_heads", None)
-        heads = heads if isinstance(heads, int) and heads else 1  # some models have a list of them
-        each = getattr(config, "head_dim", None) or width // heads
-        layers = getattr(config, "num_hidden_layers", 1)
+        width = _size(config, "hidden_size", head.shape[-1])
+        heads = _size(config, "num_attention_heads", 1)
+        each = _size(config, "head_dim", width // heads)
+        layers = _size(config, "num_hidden_layers", 1)
         return cls(float(linear), float(2 * layers * heads * each), float(head.numel()))
 
     def tree(self, nodes: int, edges: int) -> float:
@@ -49,6 +48,15 @@ class Cost:
 
     def row(self, nodes: int, edges: int) -> float:
         return nodes * self.token + nodes**2 / 2 * CAUSAL * self.pair + edges * self.head
+
+
+def _size(config: Any, name: str, default: int) -> int:
+    """What a config says; some say a list, or refuse to say where layers differ."""
+    try:
+        value = getattr(config, name, None)
+    except Exception:
+        return default
+    return value if isinstance(value, int) and value > 0 else default
 
 
 def cheapest(group: Group, cost: Cost, *, budget: int) -> tuple[list[Places], bool]:
