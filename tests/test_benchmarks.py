@@ -24,7 +24,7 @@ def test_long_responses_at_toy_sizes(capsys):
     from benchmarks import gpu, lengths
 
     gpu.main(["--models", "toy", "--tokens", "8", "--k", "2", "--rounds", "1"])
-    assert "| toy | 4096 | 8 |" in capsys.readouterr().out
+    assert "| toy | 2048 | 8 |" in capsys.readouterr().out
     lengths.main(["--models", "toy", "--tokens", "8", "300", "--k", "4", "--rounds", "1", "--no-memory"])
     out = capsys.readouterr().out
     assert "| toy | 8 | 1 trees |" in out and "| toy | 300 | " in out

@@ -15,7 +15,7 @@ from srlm.policies.transformer.layout.pack import pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.log_prob import response_log_prob
 
-ON_CPU = 4096  # tokens: more make nothing faster there
+ON_CPU = 2048  # tokens: more make short responses no faster there
 LARGEST = 2**16
 SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest
 OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, what it was, what it becomes

@@ -44,7 +44,7 @@ class OptimisationSettings:
     """Prompts (with all their responses) per optimiser step, over all processes."""
     token_budget: int | Literal["auto"] = "auto"
     """Padded tokens per micro-batch of one process: memory, never what is learned. auto measures what fits on an
-    accelerator, and is 4096 on a CPU; where memory is too small all the same, it is halved."""
+    accelerator, and is 2048 on a CPU; where memory is too small all the same, it is halved."""
     checkpoint_steps: int = 10
     """Optimiser steps between checkpoints inside a round."""
     gradient_checkpointing: bool = False
