@@ -48,6 +48,10 @@ def test_the_same_again_and_nothing_lost(finished, run, round):
     assert (aside / "prompts").exists() == (round == 0)
     assert command("train", "--resume", run, "--from-round", round).code == 0
     assert {path.name for path in run.glob("set-aside-*")} == {"set-aside-001"}
+    (run / "set-aside-001").rename(run / "set-aside-002")  # somebody made room
+    for _ in range(2):
+        assert command("train", "--resume", run, "--from-round", round).code == 0
+    assert {path.name for path in run.glob("set-aside-*")} == {f"set-aside-00{i}" for i in (1, 2, 3)}
 
 
 @pytest.mark.parametrize("round", ["4", "-1", "x", ""])

@@ -13,7 +13,8 @@ ROWS = 1024
 
 def batches(file: Path, names: Sequence[str] | None, most: int, every: int = 1) -> Iterator[pa.RecordBatch]:
     """Columns of a file, of all without `names`, a few rows at a time: no batch is larger than `most` bytes, though one
-    value that stands in the file once may fill any number of rows. every: of so many row groups one is read.
+    value that stands in the file once may fill any number of rows; not so where one list repeats a value any number of
+    times, of which the file does not say how large it is. every: of so many row groups one is read.
 
     Raises:
         OverflowError: one row may be larger.

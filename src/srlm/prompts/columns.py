@@ -49,10 +49,6 @@ def _turn(where: str, turn: Any) -> dict[str, str]:
             raise UserError(f"{where} is not a turn of a conversation, {expected}; correct it")
 
 
-def _is_text(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-
-
 def _words(what: str, text: str) -> str:
     if all(unicodedata.category(c) in ("Cf", "Zs", "Cc") for c in text):
         raise UserError(f"{what} is empty, expected some text; fill it in or remove the row")

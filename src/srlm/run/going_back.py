@@ -31,7 +31,9 @@ def go_back(run: RunFolder, round: int, looks_back: Callable[[str], bool]) -> Pa
     if not 0 <= round <= last:
         raise UserError(f"--from-round is {round}, but {run.path} has rounds 0 to {last}: choose one of them")
     kept = run.records(round)
-    aside = run.path / f"set-aside-{len(list(run.path.glob('set-aside-*'))) + 1:03d}"
+    number = 1
+    while (aside := run.path / f"set-aside-{number:03d}").exists():
+        number += 1
     aside.mkdir()
     if (run.path / RECORDS).exists():
         shutil.copy2(run.path / RECORDS, aside)
