@@ -146,6 +146,11 @@ def taken_up(run: Path, now: dict[str, Any]) -> dict[str, Any]:
     """
     was = read_manifest(run)
     run_config(was, run)
+    if was["config"]["objective"] == "grpo" and "ratio_clip" not in was["config"]:
+        raise UserError(
+            f"the run {run} began with a grpo of one ratio per response, which is no longer there, expected one per "
+            "token: start a new run in another --output, or go on with the version that began it"
+        )
     was["config"] = settings(SelfRewardConfig()) | was["config"]
     then, asked = _facts(was), _facts(now)
     for key in sorted(then.keys() | asked.keys()):

@@ -12,7 +12,6 @@ from pathlib import Path
 from srlm.answers import answer_classes, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
-from srlm.errors import UserError
 from srlm.evaluation import check_answers
 from srlm.guard.advice import advice
 from srlm.guard.decision import decide
@@ -28,7 +27,7 @@ from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
-from srlm.run.manifest import new_manifest, read_manifest, taken_up
+from srlm.run.manifest import new_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
 from srlm.training.parts import load_policy, prompt_sets, reward_of
@@ -89,7 +88,6 @@ class SelfRewardTrainer:
             check_answers(held, match)
         if self.resume:
             self.run.manifest = taken_up(self.run.path, manifest)
-            _refuse_ratio_of_sums(self.run.path, config)
         elif self.main:
             RunFolder.refuse_used(self.run.path)
 
@@ -248,16 +246,4 @@ class SelfRewardTrainer:
             f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
             f"{model.device} · {len(self.prompts)} prompts × {config.num_samples}, {held}{exploring}{stops}\n"
             "reference, reward model and sampler of round t: π_t itself"
-        )
-
-
-def _refuse_ratio_of_sums(run: Path, config: SelfRewardConfig) -> None:
-    """
-    Raises:
-        UserError: the run began when `grpo` had one ratio per response, not divided by its length.
-    """
-    if config.objective == "grpo" and "ratio_clip" not in read_manifest(run)["config"]:
-        raise UserError(
-            f"the run {run} began with a grpo of one ratio per response, which is no longer there, expected one per "
-            "token: start a new run in another --output, or go on with the version that began it"
         )
