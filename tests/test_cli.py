@@ -174,7 +174,7 @@ BAD_OPTIONS = [
     (["--kl-initial", "-1"], "--kl-initial is -1.0"),
     (["--until", "bored"], "--until"),
     (["--patience", "0"], "--patience is 0, expected at least 1"),
-    (["--guard-leak", "nan"], "--guard-leak is nan, expected a number"),
+    (["--guard-truncation", "nan"], "--guard-leak is nan, expected a number"),
     (["--seed", "-1"], "--seed is -1"),
     (["--seed", str(2**64)], "--seed"),
     (["--reward", "praise"], "expected one of log_likelihood, mean_log_likelihood"),
@@ -249,7 +249,7 @@ def test_config_file_that_cannot_be_read(here):
 # Odd words and files
 
 READ = [  # words, what they say
-    (["--guard-leak", "-inf"], {"guard_leak": -float("inf")}),
+    (["--guard-truncation", "-inf"], {"guard_truncation": -float("inf")}),
     (["--stop=a", "b", "-x y", "---"], {"stop": ["a", "b", "-x y", "---"]}),
     (["--stop=--"], {"stop": ["--"]}),
     (["--model=--"], {"model": "--"}),

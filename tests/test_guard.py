@@ -15,17 +15,21 @@ from support import command, measured, records, table, train_words, tree, weight
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import srlm.guard.decision
 from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.estimators.diversity import repeated_ngrams
 from srlm.guard.advice import advice
 from srlm.guard.decision import best_round, decide, history
 from srlm.guard.signals import alarms, settled
+from srlm.measure import HeldOut, drift_record
 from srlm.objectives.imitation import nll
 from srlm.objectives.policy_gradient import dapo
 from srlm.objectives.preferences import ipo
 from srlm.objectives.regression import regression
+from srlm.policies.transformer.responses import Responses
 from srlm.training.parts import objective_function
+from srlm.types import Prompts, Rollouts
 
 CONFIG = SelfRewardConfig(max_new_tokens=12, rounds=9)
 START = {
@@ -48,6 +52,7 @@ START = {
 }
 HEALTHY = START | {
     "round": 1,
+    "prompts": 48,
     "entropy": 0.4,
     "mean_length": 10.3,
     "eos_rate": 0.75,
@@ -56,10 +61,12 @@ HEALTHY = START | {
     "mode_fidelity": 0.96,
     "displacement": 1.0,
     "displacement_held_out": 0.9,
+    "achieved": 0.8,
+    "achieved_error": 0.1,
     "leak": -0.3,
+    "leak_error": 0.1,
     "leak_held_out": -0.2,
-    "kendall_tau": 0.95,
-    "log_ratio_max_abs": 25.0,
+    "leak_held_out_error": 0.1,
     "log10_kappa_upper_held_out": 0.7,
     "mode_surprisal_held_out": 1.3,
     "mode_surprisal_forecast": 1.6,
@@ -68,6 +75,15 @@ HEALTHY = START | {
     "auroc_high": 0.92,
     "j0_gap": 2.0,
 }
+
+
+def drifted(name: str, value: float, error: float, prompts: int = 48) -> dict[str, float]:
+    return {name: value, f"{name}_error": error, f"{name}_prompts": prompts}
+
+
+HEALTHY |= drifted("token_likelihood_rank", 0.7, 0.03) | drifted("agreement_change", 0.1, 0.02)
+HEALTHY |= drifted("length_change", -0.2, 0.05) | drifted("truncation_change", -0.3, 0.03)
+HEALTHY |= drifted("repetition_change", 0.01, 0.002)
 
 
 def accuracy(value: float) -> dict[str, float]:
@@ -81,21 +97,19 @@ def test_a_healthy_round_raises_no_alarm() -> None:
     assert alarms([START], CONFIG) == alarms([START, HEALTHY], CONFIG) == []
 
 
+# At level .002 Student's t of 47 degrees of freedom reaches 3.03 standard errors.
 SIGNALS = {
-    "mode fidelity is 0.6 (at most 0.73), below 0.75": {"mode_fidelity": 0.6},
-    "displacement is -1.5, below -1": {"displacement": -1.5},
-    "displacement held out is -1.1, below -1": {"displacement_held_out": -1.1},
-    "leak is -2.5, below -2": {"leak": -2.5},
-    "leak held out is -3, below -2": {"leak_held_out": -3.0},
+    "token likelihood rank is 0.4 (at most 0.491), below 0.5": drifted("token_likelihood_rank", 0.4, 0.03),
+    "agreement change is -0.1 (at most -0.00919), below 0": drifted("agreement_change", -0.1, 0.03),
+    "achieved is -0.4 (at most -0.0973) of the gain": {"achieved": -0.4},
+    "kept mass is 0.0821 (at most 0.111), below 0.2": {"leak": -2.5},
+    "kept mass held out is 0.0498 (at most 0.0674), below 0.2": {"leak_held_out": -3.0},
     "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
-    "mode surprisal held out is 5.4, more than 1 above the exact update's 1.6": {"mode_surprisal_held_out": 5.4},
-    "entropy is 5.1, above 1.5 times round 0's 1.7": {"entropy": 5.1},
-    "length of finished responses is 1.5, more than a factor of 4": {"mean_length": 1.5, "eos_rate": 1.0},
-    "truncation rate is 0.95, more than 0.3 above round 0's 0.6": {"truncation_rate": 0.95},
-    "repeated ngrams is 0.4, more than 0.3 above round 0's 0": {"repeated_ngrams": 0.4},
-    "same response is 0.9, more than 0.5 above round 0's 0.02": {"same_response": 0.9},
-    "kendall tau is 0.1, below 0.4": {"kendall_tau": 0.1},
-    "log ratio max abs is 250, above 192 nats": {"log_ratio_max_abs": 250.0},
+    "length of finished responses is 0.407 (at most 0.473) times": drifted("length_change", -0.9, 0.05),
+    "length of finished responses is 2.46 (at least 2.11) times": drifted("length_change", 0.9, 0.05),
+    "truncation change is 0.2 (at least 0.109) since round 0, above 0.1": drifted("truncation_change", 0.2, 0.03),
+    "repetition change is 0.06 (at least 0.0539) since": drifted("repetition_change", 0.06, 0.002),
+    "same response is 0.6 (at least 0.397), more than 0.3 above round 0's 0.02": {"same_response": 0.6},
 }
 
 
@@ -108,9 +122,52 @@ def test_each_signal_alone_raises_its_alarm(reason: str) -> None:
     assert (decision.action, decision.round, decision.stage, decision.reason) == ("roll back", 1, "collapsing", found)
 
 
-def test_mode_fidelity_of_a_few_prompts_is_read_with_its_interval() -> None:
-    few = HEALTHY | {"held_out_prompts": 3, "mode_fidelity": 2 / 3}
-    assert alarms([START, few], CONFIG) == [] != alarms([START, few | {"mode_fidelity": 0.0}], CONFIG)
+@pytest.mark.parametrize(
+    ("name", "harmless"),
+    [
+        ("token_likelihood_rank", drifted("token_likelihood_rank", 0.4, 0.04)),
+        ("agreement_change", drifted("agreement_change", -0.1, 0.04)),
+        ("achieved", {"achieved": -0.29}),
+        ("kept mass", {"leak": -1.8}),
+        ("length", drifted("length_change", -0.8, 0.05)),
+        ("truncation", drifted("truncation_change", 0.2, 0.04)),
+        ("repetition", drifted("repetition_change", 0.055, 0.002)),
+        ("same response", {"same_response": 0.5}),
+    ],
+)
+def test_what_the_choice_of_prompts_explains_is_no_alarm(name, harmless) -> None:
+    assert alarms([START, HEALTHY | harmless], CONFIG) == []
+    (reason,) = alarms([START, HEALTHY | harmless], replace(CONFIG, guard_false_alarm=0.9))
+    assert reason.startswith(name.replace("_", " "))
+
+
+def test_few_prompts_need_a_clearer_sign() -> None:
+    few = HEALTHY | drifted("token_likelihood_rank", 0.3, 0.03, prompts=4)
+    assert alarms([START, few], CONFIG) == [] != alarms([START, few | {"token_likelihood_rank_error": 0.0}], CONFIG)
+
+
+@pytest.mark.parametrize("prompts", [6, 24])
+def test_false_alarms_are_as_rare_as_was_asked(prompts) -> None:
+    """Of a policy that has not changed: two sets of 8 samples a prompt, from the same distribution."""
+    drawn, config, rounds = torch.Generator().manual_seed(0), replace(CONFIG, guard_false_alarm=0.2), 300
+    alarmed = 0
+    for _ in range(rounds):
+        tables = []
+        for _ in range(2):
+            length = torch.randint(1, 9, (prompts, 8), generator=drawn)
+            tokens = torch.randint(0, 20, (prompts, 8, 9), generator=drawn, dtype=torch.int32)
+            log_prob = -torch.rand(prompts, 8, generator=drawn).log().abs() * 9
+            rollouts = Rollouts(
+                0,
+                Prompts.uniform(range(prompts)),
+                Responses(tokens, length, torch.rand(prompts, 8, generator=drawn) < 0.7),
+                log_prob,
+                torch.full_like(log_prob, 1 / 8),
+            )
+            classes = torch.randint(0, 4, (prompts, 8), generator=drawn).tolist()
+            tables.append(HeldOut(rollouts, None, classes, log_prob, log_prob.amax(-1), log_prob.amax(-1)))
+        alarmed += bool(alarms([{"round": 0}, drift_record(*tables)], config))
+    assert alarmed / rounds < 0.2
 
 
 def test_accuracy_counts_where_intervals_part() -> None:
@@ -124,18 +181,6 @@ def test_self_consistency_is_held_against_its_best() -> None:
     assert alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.25}], CONFIG) == []
     (reason,) = alarms([START, HEALTHY, HEALTHY | {"self_consistency": 0.05}], CONFIG)
     assert reason == "self consistency is 0.05, down from 0.4"
-
-
-def test_learning_to_end_is_no_length_collapse() -> None:
-    rambling = START | {"mean_length": 11.9, "eos_rate": 0.05, "truncation_rate": 0.95}  # those that end: 10 tokens
-    assert alarms([rambling, HEALTHY | {"mean_length": 4.0, "eos_rate": 1.0, "truncation_rate": 0.0}], CONFIG) == []
-
-
-def test_distinct_2_can_be_asked_for() -> None:
-    constant = HEALTHY | {"distinct_2": 0.02}
-    assert alarms([START, constant], CONFIG) == []
-    (reason,) = alarms([START, constant], replace(CONFIG, guard_distinct_2=0.5))
-    assert "distinct 2 is 0.02, below 0.03125" in reason
 
 
 def test_missing_signals_are_no_alarm() -> None:
@@ -297,12 +342,13 @@ def test_a_run_broken_on_purpose_is_caught_and_rolled_back(place, tmp_path, way)
 
 @pytest.mark.parametrize("rank", [4, 0])
 @pytest.mark.parametrize("chosen", [0, 1])
-def test_the_model_is_that_of_the_chosen_round(place, tmp_path, rank, chosen):
+def test_the_model_is_that_of_the_chosen_round(place, tmp_path, monkeypatch, rank, chosen):
     """Round 0 is the model as it was given."""
+    if chosen:
+        monkeypatch.setattr(srlm.guard.decision, "alarms", lambda records, _: ["made up"] * (len(records) == 3))
     # Healthy displacement is largest in round 1: a threshold below it makes round 2 the first with an alarm.
-    how = BROKEN["inverted reward"] if chosen == 0 else {"guard_displacement": 0.45}
-    run = train(place, tmp_path / "run", lora_rank=rank, **how)
-    assert run.round == chosen, [r.get("displacement") for r in run.records]
+    run = train(place, tmp_path / "run", lora_rank=rank, **({} if chosen else BROKEN["inverted reward"]))
+    assert run.round == chosen
     found = weights(run.model / "model.safetensors")
     if chosen == 0:
         assert found == weights(place / "model" / "model.safetensors")

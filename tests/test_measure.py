@@ -178,6 +178,23 @@ def test_the_first_record_describes_no_update() -> None:
     assert all(value is None or type(value) in (int, float) for value in record.values())
 
 
+def test_the_share_achieved_of_the_gain_asked_for() -> None:
+    log_prob, reward = -5 * randn(6, 4).abs(), 3 * randn(6, 4, seed=1)
+    target = torch.softmax(reward / 2.0, -1)
+    exact = reward / 2.0 - (torch.logsumexp(reward / 2.0, -1, keepdim=True) - math.log(4))
+    assert update_fidelity(exact, reward, log_prob, 2.0)["achieved"] == pytest.approx(1.0)
+    assert update_fidelity(0 * exact, reward, log_prob, 2.0)["achieved"] == 0.0
+    ratio = randn(6, 4, seed=2)
+    found = update_fidelity(ratio, reward, log_prob, 2.0)
+    gains, asked = (target * ratio).sum(-1), float((target * (4 * target).log()).sum(-1).mean())
+    assert found["achieved"] == pytest.approx(float(gains.mean()) / asked)
+    assert found["achieved_error"] == pytest.approx(float(gains.std()) / math.sqrt(6) / asked)
+    kept = ratio.exp().mean(-1).log()
+    assert found["leak_error"] == pytest.approx(float(kept.std()) / math.sqrt(6))
+    for nothing in (update_fidelity(ratio, None, log_prob, 2.0), update_fidelity(ratio, 0 * reward, log_prob, 2.0)):
+        assert nothing["achieved"] is nothing["achieved_error"] is None
+
+
 def test_held_out_record_by_its_definitions() -> None:
     log_prob, initial = -5 * randn(4, 3).abs(), -5 * randn(4, 3, seed=1).abs()
     favourite = [float(initial[x, row.index(max(row))]) for x, row in enumerate(log_prob.tolist())]

@@ -69,6 +69,7 @@ def record(t, accuracy=None, **more):
         "tokens_per_second_sample_rollouts": 100.0,
     }
     if t:
+        made |= {"token_likelihood_rank": 0.7, "achieved": 0.8}
         made |= {"displacement": 1.0, "leak": -0.1, "fidelity_r2": 0.9, "kendall_tau": 0.8, "loss": 2.0}
         made |= {"log_ratio_mean": -1.0, "log_ratio_std": 2.0, "seconds_update": 1.0}
     if accuracy is not None:
@@ -247,6 +248,9 @@ def test_difference_of_proportions_is_newcombes(run):
     assert (round(middle, 4), round(low, 4), round(high, 4)) == (0.2, 0.0524, 0.3339)
 
 
+DRIFTED = {"token_likelihood_rank": 0.2, "token_likelihood_rank_error": 0.03, "token_likelihood_rank_prompts": 32}
+
+
 @pytest.mark.parametrize(
     ("records", "tone", "said"),
     [
@@ -254,7 +258,7 @@ def test_difference_of_proportions_is_newcombes(run):
         ([record(0, 0.5)], "open", "nothing to compare"),
         ([record(0, 0.5), record(1, 0.52)], "open", "No clear change"),
         ([record(0, 0.5), record(1, 0.2)], "bad", "Got worse"),
-        ([record(0, 0.5), record(1, 0.8, mode_fidelity=0.4)], "bad", "Collapse"),
+        ([record(0, 0.5), record(1, 0.8, **DRIFTED)], "bad", "Damaged"),
         ([record(0), record(1)], "open", "Sharpened: log10 κ 3.00 → 2.00. Whether the answers got better"),
     ],
 )
@@ -267,10 +271,11 @@ def test_verdicts(tmp_path, records, tone, said):
 
 def test_signs_of_collapse_are_named_with_their_round(tmp_path):
     folder = write_run(tmp_path / "run")
-    write_records(folder, [record(0, 0.5), record(1, 0.7, displacement=-6.6, leak=-4.0), record(2, 0.6)])
+    bad = record(1, 0.7, leak=-4.0, leak_error=0.1, prompts=32, **DRIFTED)
+    write_records(folder, [record(0, 0.5), bad, record(2, 0.6)])
     found = verdict(read_folder(folder))
-    assert any("round 1" in text and "-6.60 nats" in text for text in found.worse)
-    assert any("round 1" in text and "-4.00 nats" in text for text in found.worse)
+    assert any("round 1" in text and "token likelihood rank is 0.2" in text for text in found.worse)
+    assert any("round 1" in text and "kept mass is 0.0183" in text for text in found.worse)
     assert any("highest in round 1: 0.700" in text for text in found.other)
 
 
@@ -283,7 +288,7 @@ def test_unfinished_and_stopped_runs_say_so(tmp_path):
 
 def test_every_figure_has_data_and_is_plotlys(run):
     made = charts(read_all([run]))
-    wanted = "kappa accuracy pass-at-k maj-at-k flips mode-fidelity self-consistency displacement leak "
+    wanted = "kappa accuracy pass-at-k maj-at-k flips likelihood-rank mode-fidelity self-consistency displacement leak "
     wanted += "j0-gap fidelity log-ratio length endings entropy diversity"
     wanted += " gain loss confidence margin calibration seconds speed"
     assert [chart.id for chart in made] == wanted.split()

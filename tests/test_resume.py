@@ -351,6 +351,14 @@ def test_a_setting_that_is_newer_than_the_run_is_at_its_default(unfinished, tmp_
     go_on(run)
 
 
+def test_a_threshold_that_is_no_longer_asked_is_left_out(unfinished, tmp_path):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["guard_displacement"] = -1.0
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    go_on(run)
+
+
 @pytest.mark.parametrize("objective", ["grpo", "dpo"])
 def test_a_grpo_that_had_one_ratio_per_response_is_no_longer_there(unfinished, tmp_path, objective):
     run = shutil.copytree(unfinished, tmp_path / "run")

@@ -45,7 +45,7 @@ from srlm.prompts.select import PromptSet
 
 T, K = SETTINGS["rounds"], SETTINGS["num_samples"]
 ALWAYS = {
-    *("round", "beta", "step", "effective_samples"),
+    *("round", "prompts", "beta", "step", "effective_samples"),
     *("round", "log10_kappa_upper", "mean_log_prob", "mean_reward", "entropy", "mean_length", "eos_rate"),
     *(
         "truncation_rate",
@@ -65,10 +65,15 @@ ALWAYS = {
     *(f"{name}_at_{k}{end}" for name in ("pass", "maj") for k in (1, 2, 3) for end in ("", "_low", "_high")),
     *(f"greedy_{what}" for what in ("learned", "kept", "lost", "never")),
 }
+DRIFT = (
+    *("likelihood_rank", "token_likelihood_rank", "agreement_change", "length_change", "truncation_change"),
+    "repetition_change",
+)
 AFTER_UPDATE = {
     *("fidelity_r2", "displacement", "leak", "log_ratio_mean", "log_ratio_std", "log_ratio_max_abs", "kendall_tau"),
     *("loss", "loss_last", "fidelity_r2_held_out", "displacement_held_out", "leak_held_out"),
-    "mode_surprisal_forecast",
+    *("mode_surprisal_forecast", "achieved", "achieved_error", "leak_error", "leak_held_out_error"),
+    *(f"{name}{end}" for name in DRIFT for end in ("", "_error", "_prompts")),
 }
 STAGES = {"sample_rollouts", "score_rollouts", "sample_held_out", "score_held_out", "sample_greedy"}
 STAGES_AFTER_UPDATE = {"update", "score_held_out_under_pi_0", "score_held_out_again"}

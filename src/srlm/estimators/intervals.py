@@ -1,4 +1,4 @@
-"""Confidence intervals for proportions and for the largest class probability."""
+"""Confidence intervals for means, for proportions and for the largest class probability."""
 
 from __future__ import annotations
 
@@ -12,6 +12,31 @@ from scipy import special
 
 # A float for scalar arguments, an array otherwise. The Any spares callers who know which one a cast.
 Number: TypeAlias = float | Any
+
+
+def mean_and_error(values: ArrayLike) -> tuple[float, float]:
+    """Mean of independent values [n] and its standard error s/sqrt(n); the error is inf for n < 2, the mean nan for
+    none."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"need values [n], got shape {values.shape}")
+    if values.size < 2:
+        return float(values.mean()) if values.size else math.nan, math.inf
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(values.size)
+
+
+def student_bounds(mean: float, error: float, number: float, tail: float) -> tuple[float, float]:
+    """Ends below and above which the mean of n values lies with probability `tail` each, by Student's t for n - 1
+    degrees of freedom; exact for normal values. (-inf, inf) for n < 2.
+
+    error: standard error of the mean, 0 or more. tail in (0, 1/2].
+    """
+    if not 0 < tail <= 0.5 or not error >= 0:
+        raise ValueError(f"need 0 < tail <= 1/2 and error >= 0, got {tail} and {error}")
+    if number < 2:
+        return -math.inf, math.inf
+    reach = float(special.stdtrit(number - 1, 1 - tail)) * error
+    return mean - reach, mean + reach
 
 
 def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:

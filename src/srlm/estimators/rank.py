@@ -1,11 +1,11 @@
-"""Agreement of two rankings."""
+"""Agreement of two rankings, and which of two samples ranks higher."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 
 def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
@@ -26,3 +26,21 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     if not defined.any():
         return math.nan
     return float(((s * t).sum(1)[defined] / scale[defined]).mean())
+
+
+def superiority(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    """[P] P(a > b) + P(a = b)/2 of the values in each row of a [P, K] and b [P, J], Mann and Whitney's U over K J
+    (1947); in [0, 1], unbiased for two samples of any distributions, 1/2 for equal ones. O((K + J) log J) a row.
+
+    ValueError for a nan or other shapes.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or not a.shape[1] or not b.shape[1]:
+        raise ValueError(f"need arrays [P, K] and [P, J] with K, J >= 1, got shapes {a.shape} and {b.shape}")
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("need values that are not nan")
+    found = []
+    for row, other in zip(a, np.sort(b, axis=1), strict=True):
+        below = np.searchsorted(other, row, "left") + np.searchsorted(other, row, "right")
+        found.append(below.mean() / (2 * other.size))
+    return np.array(found, dtype=np.float64)

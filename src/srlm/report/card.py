@@ -22,8 +22,8 @@ COLUMNS: tuple[Column, ...] = (
     ("log10 κ ≤", "log10_kappa_upper", ".2f"),
     ("sampled accuracy", "accuracy_sampled", ".3f"),
     ("greedy accuracy", "accuracy_greedy", ".3f"),
-    ("mode fidelity", "mode_fidelity", ".2f"),
-    ("displacement", "displacement", "+.2f"),
+    ("rank", "token_likelihood_rank", ".2f"),
+    ("achieved", "achieved", ".2f"),
     ("leak", "leak", "+.2f"),
     ("distinct-2", "distinct_2", ".2f"),
     ("one answer", "unanimous", ".2f"),
@@ -91,9 +91,11 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         *_results(records, (*COLUMNS, SOLVED) if solved else COLUMNS),
         "",
         "κ is an upper estimate on training prompts; accuracies are of held-out prompts, with 95 % intervals; "
-        "displacement and leak are in nats. pass@k: one of k samples is right; maj@k: the answer most of them give is "
-        "right; one answer: all samples of a prompt give it; learned, lost: share of prompts whose greedy response was "
-        "wrong in round 0 and is right, or was right and is wrong.",
+        "rank: how often a response is likelier per token, under the initial model, than one of its own (1/2: as its "
+        "own); achieved: of the gain that the update was asked for; leak: log of the kept mass. pass@k: one of k "
+        "samples is right; maj@k: the answer most of them give is right; one answer: all samples of a prompt give it; "
+        "learned, lost: share of prompts whose greedy response was wrong in round 0 and is right, or was right and is "
+        "wrong.",
         "",
         "## Limits",
         "",

@@ -78,6 +78,14 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
         (("accuracy_sampled", "sampled"), ("accuracy_greedy", "greedy")),
     ),
     (
+        "likelihood-rank",
+        "Likelihood under the start",
+        "How often a held-out response is more probable under π₀ than one that π₀ gave to the same prompt itself, per "
+        "token and whole. 1/2 is π₀; sharpening raises it, and significantly below 1/2, per token, is damage.",
+        "rank",
+        (("token_likelihood_rank", "per token"), ("likelihood_rank", "whole responses")),
+    ),
+    (
         "mode-fidelity",
         "Mode fidelity",
         "Share of held-out prompts where the favourite is, under π₀, within 0.5 nat of π₀'s own best. 1 is healthy.",
@@ -111,7 +119,7 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
     (
         "displacement",
         "Displacement",
-        "Log-ratio of each group's most probable response in the update before. Above 0 is healthy.",
+        "Log-ratio of each group's most probable response in the update before. Above 0 as a rule.",
         "nats",
         (("displacement", "training"), ("displacement_held_out", "held out")),
     ),
@@ -133,10 +141,15 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
     (
         "fidelity",
         "Fidelity of the update",
-        "R² of log-ratios against what the exact update asks for; Kendall τ between the orders of responses before and "
-        "after. 1 is exact.",
-        "R² and τ",
-        (("fidelity_r2", "R²"), ("kendall_tau", "Kendall τ"), ("fidelity_r2_held_out", "R², held out")),
+        "R² of log-ratios against what the exact update asks for; the share achieved of the gain it asks for; Kendall "
+        "τ between the orders of responses before and after. 1 is exact, achieved below 0 is damage.",
+        "R², share and τ",
+        (
+            ("fidelity_r2", "R²"),
+            ("achieved", "achieved"),
+            ("kendall_tau", "Kendall τ"),
+            ("fidelity_r2_held_out", "R², held out"),
+        ),
     ),
     (
         "log-ratio",

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from srlm.guard.settings import GuardSettings
+from srlm.guard.signals import alarms
 from srlm.report.folders import Folder, Record, measured_at
 from srlm.report.text import number
-
-# Runs of docs/evidence.md that learned end with a mode fidelity of .83 or more, random rewards with .21 or less.
-HEALTHY_FIDELITY = 0.8
-LOST_MASS = -1.0  # nats of leak
 
 # record key, what it is, unit, which way is better (0: neither), decimals
 Metric = tuple[str, str, str, int, int]
@@ -21,10 +19,11 @@ METRICS: tuple[Metric, ...] = (
     ("accuracy_greedy", "greedy accuracy", "", 1, 3),
     ("log10_kappa_upper", "log10 κ, training prompts (upper estimate)", "", -1, 2),
     ("log10_kappa_upper_held_out", "log10 κ, held-out prompts (upper estimate)", "", -1, 2),
+    ("token_likelihood_rank", "rank of the responses' likelihood per token under π₀ among its own", "", 1, 2),
     ("mode_fidelity", "mode fidelity", "", 1, 2),
-    ("displacement", "displacement of the group's best", "nats", 1, 2),
+    ("achieved", "share achieved of the gain asked for", "", 1, 2),
     ("leak", "leak of mass", "nats", 1, 2),
-    ("fidelity_r2", "share of the exact update achieved, R²", "", 1, 2),
+    ("fidelity_r2", "fit to the exact update, R²", "", 1, 2),
     ("j0_gap", "J₀ gap", "nats", -1, 2),
     ("truncation_rate", "responses cut at the maximal length", "", -1, 2),
     ("mean_length", "mean length", "tokens", 0, 1),
@@ -126,21 +125,20 @@ def _judgement(records: Sequence[Record]) -> tuple[str, str]:
     first, last = records[0], records[-1]
     if len(records) == 1:
         return "open", "one record; there is nothing to compare it with yet."
-    fidelity = number(last.get("mode_fidelity"))
+    found = alarms(records, GuardSettings())
     sampled = change(first, last, "accuracy_sampled")
     pair = _pair(first, last, "accuracy_sampled", 3)
     moved = "" if sampled is None else f": sampled accuracy {pair}, {_gain(sampled)}"
-    if fidelity is not None and fidelity < HEALTHY_FIDELITY:
-        where = f"only {fidelity:.0%} of the held-out favourites are still near the start's own best"
-        return "bad", f"Collapse{moved}; {where} (mode fidelity)."
+    if sampled is not None and sampled[2] < 0:
+        return "bad", f"Got worse{moved}."
+    if found:
+        return "bad", f"Damaged{moved}; {found[0]}."
     if sampled is None:
         kappa = _pair(first, last, "log10_kappa_upper", 2)
         said = f"Sharpened: log10 κ {kappa}. " if (change_of(records, "log10_kappa_upper") or 0) < 0 else ""
         return "open", f"{said}Whether the answers got better was not measured: there are no labels."
     if sampled[1] > 0:
         return "good", f"Improved{moved}."
-    if sampled[2] < 0:
-        return "bad", f"Got worse{moved}."
     return "open", f"No clear change{moved}."
 
 
@@ -178,19 +176,9 @@ def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]
 
 
 def _warnings(records: Sequence[Record]) -> list[str]:
-    """Signs of collapse in any round. The update's signs describe the update that made the round's model."""
-    said = []
-    checks = (
-        ("mode_fidelity", HEALTHY_FIDELITY, "mode fidelity fell to {:.2f}: favourites left what the start held likely"),
-        ("displacement", 0.0, "the best sampled responses lost probability (displacement {:+.2f} nats)"),
-        ("leak", LOST_MASS, "mass leaked to what nobody sampled ({:+.2f} nats)"),
-    )
-    for key, limit, text in checks:
-        bad = [(value, r.get("round")) for r in records if (value := number(r.get(key))) is not None and value < limit]
-        if bad:
-            value, round = min(bad, key=lambda pair: pair[0])
-            said.append(f"round {round}: {text.format(value)}")
-    return said
+    """What the guard, at its defaults, has to say of each round."""
+    said = [alarms(records[: t + 1], GuardSettings()) for t in range(len(records))]
+    return [f"round {record.get('round')}: {why}" for record, some in zip(records, said, strict=True) for why in some]
 
 
 def _pair(first: Record, last: Record, key: str, digits: int) -> str:

@@ -33,9 +33,16 @@ def majority(policy: Any, rollouts: Rollouts, *, classes: Callable[[Any], Hashab
     return class_shares(answers, weight.flatten(0, -2)).view(shape).to(rollouts.log_prob)
 
 
-def answers_given(policy: Any, responses: Any, classes: Callable[[Any], Hashable | None]) -> list[list[int | None]]:
+def answers_given(
+    policy: Any,
+    responses: Any,
+    classes: Callable[[Any], Hashable | None],
+    numbers: Sequence[dict[Hashable, int]] | None = None,
+) -> list[list[int | None]]:
     """Which of its prompt's answers each response gives, [P][K]: two responses to a prompt have one number if they have
     one answer class; None for no answer. A text or column number that comes again soon is not looked at again.
+
+    numbers: of each prompt what its answer classes were called so far, to be gone on with.
 
     Raises:
         UserError: `classes` fails on a response.
@@ -52,11 +59,10 @@ def answers_given(policy: Any, responses: Any, classes: Callable[[Any], Hashable
                 f"({type(error).__name__}: {error}), expected a hashable value or None: correct them"
             ) from error
 
-    def numbered(row: Sequence[Any]) -> list[int | None]:
-        first: dict[Hashable, int] = {}
+    def numbered(row: Sequence[Any], first: dict[Hashable, int]) -> list[int | None]:
         return [None if one is None else first.setdefault(one, len(first)) for one in map(answer, row)]
 
-    return [numbered(row) for row in said]
+    return [numbered(row, {} if numbers is None else numbers[p]) for p, row in enumerate(said)]
 
 
 def class_shares(answers: Sequence[Sequence[Hashable | None]], weight: Tensor) -> Tensor:

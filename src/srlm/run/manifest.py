@@ -27,6 +27,10 @@ FREE_TO_CHANGE = ("output", "report_to", "push_to_hub", "token_budget")
 NEWER = (  # settings whose default is what runs without them did
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
 )
+RETIRED = (  # thresholds that no guard asks any more
+    *("guard_mode_fidelity", "guard_displacement", "guard_leak", "guard_kappa", "guard_entropy", "guard_kendall"),
+    *("guard_log_ratio", "guard_distinct_2"),
+)
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -86,13 +90,15 @@ def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
 
 def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
     """What the run in `folder` was begun with: its configuration, prompts and, if they were given, held-out prompts.
-    Thresholds of the guard, and settings of NEWER, that the run did not know yet are at their defaults.
+    Thresholds of the guard, and settings of NEWER, that the run did not know yet are at their defaults; those of
+    RETIRED are left out.
 
     Raises:
         UserError: another version wrote the manifest, which had other settings of training.
     """
     try:
-        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["config"].items()}
+        kept = _without_retired(manifest["config"])
+        config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
         for field in dataclasses.fields(SelfRewardConfig):
             if field.name not in config and not field.name.startswith(("guard_", *NEWER)):
                 raise KeyError(field.name)
@@ -151,7 +157,7 @@ def taken_up(run: Path, now: dict[str, Any]) -> dict[str, Any]:
             f"the run {run} began with a grpo of one ratio per response, which is no longer there, expected one per "
             "token: start a new run in another --output, or go on with the version that began it"
         )
-    was["config"] = settings(SelfRewardConfig()) | was["config"]
+    was["config"] = settings(SelfRewardConfig()) | _without_retired(was["config"])
     then, asked = _facts(was), _facts(now)
     for key in sorted(then.keys() | asked.keys()):
         if then.get(key) != asked.get(key):
@@ -160,6 +166,10 @@ def taken_up(run: Path, now: dict[str, Any]) -> dict[str, Any]:
                 "began with, or start a new run in another --output"
             )
     return was
+
+
+def _without_retired(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in RETIRED}
 
 
 def settings(config: SelfRewardConfig) -> dict[str, Any]:

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from srlm.answers import Match
 from srlm.evaluation import held_out_generator, right_or_wrong
-from srlm.measure import HeldOut, accuracy_record, at_k_record, calibration_record, flips_record, held_out_record
+from srlm.measure import (
+    HeldOut,
+    accuracy_record,
+    at_k_record,
+    calibration_record,
+    drift_record,
+    flips_record,
+    held_out_record,
+)
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
@@ -27,7 +35,9 @@ class Probe:
         self, stages: Stages, held_out: PromptSet, match: Match, classes: Callable[[Any], Hashable | None]
     ) -> None:
         self._stages, self._held_out, self._match, self._classes = stages, held_out, match, classes
+        self._start: HeldOut | None = None
         self._before: HeldOut | None = None
+        self._answers: list[dict[Hashable, int]] = [{} for _ in held_out.prompts.items]  # one number in all rounds
         self._greedy_at_start: Tensor | None = None  # [P] right or wrong
 
     def __call__(self, policy: TransformerPolicy, round: int) -> Record:
@@ -36,15 +46,19 @@ class Probe:
         number = config.held_out_samples
         rollouts = stages.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
         reward = None if judges(config.reward) else stages.rewarded(policy, rollouts, "held_out")
-        classes = answers_given(policy, rollouts.responses, self._classes)
+        classes = answers_given(policy, rollouts.responses, self._classes, self._answers)
         under_initial = stages.under_initial(policy, rollouts, "held_out")
         before, following = self._before, None
         best = first_best = under_initial.amax(-1)
         if before is not None:
             best, first_best = torch.maximum(best, before.best_initial), before.first_best
             following = stages.followed(policy, before.rollouts, "held_out")
-        self._before = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
-        record = held_out_record(self._before, before, following, *stages.update_before(round))
+        self._before = found = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
+        record = held_out_record(found, before, following, *stages.update_before(round))
+        if self._start is None:
+            self._start = found
+        else:
+            record |= drift_record(self._start, found)
         greedy = stages.responses(policy, prompts, round, "greedy", partial(policy.greedy, prompts))
         if self._held_out.answers is not None:
             right, greedy_right = (

@@ -1,4 +1,4 @@
-"""Steps and held-out probes -> records of plain floats: the one gate from tensors to numbers."""
+"""What a round's record says of its rollouts, its update and its held-out prompts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from srlm.estimators.calibration import grouped_auroc_interval
 from srlm.estimators.consistency import self_consistency
 from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
-from srlm.estimators.intervals import clustered_proportion, wilson
+from srlm.estimators.intervals import clustered_proportion, mean_and_error, wilson
 from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.estimators.rank import kendall_tau
 from srlm.objectives.regression import censored, clip_reward, log_partition
@@ -60,7 +60,11 @@ def update_fidelity(
     fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups, with r as the objective
         counts it (`objectives.censored`); 1 when exact, None without a reward, or where beta is not known or inf.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
-    leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1).
+    leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1);
+        with its standard error.
+    achieved: E_x,q[log-ratio] / E_x KL(q || uniform) with q_k proportional to exp(r_k / beta), the target on the
+        samples: 1 when exact, 0 when nothing moved, below 0 when what was to gain lost; with its standard error. None
+        where fidelity_r2 is.
     """
     ratio = log_ratio.double()
     centred = ratio - ratio.mean(-1, keepdim=True)
@@ -71,14 +75,27 @@ def update_fidelity(
         wanted = target - target.mean(-1, keepdim=True)
     scale = float((wanted**2).sum())
     best = log_prob.argmax(-1, keepdim=True)
-    return {
+    kept = torch.logsumexp(ratio, -1) - math.log(ratio.shape[-1])
+    return _achieved(ratio, reward, beta) | {
         "fidelity_r2": 1 - float(((centred - wanted) ** 2).sum()) / scale if scale > 0 else None,
         "displacement": _mean(ratio.gather(-1, best)),
-        "leak": _mean(torch.logsumexp(ratio, -1) - math.log(ratio.shape[-1])),
+        "leak": _mean(kept),
+        "leak_error": mean_and_error(kept.numpy())[1],
         "log_ratio_mean": _mean(ratio),
         "log_ratio_std": float(centred.std()),
         "log_ratio_max_abs": float(ratio.abs().max()),
     }
+
+
+def _achieved(ratio: Tensor, reward: Tensor | None, beta: float | None) -> Record:
+    if reward is not None and beta is not None and math.isfinite(beta):
+        even = torch.full_like(ratio, 1 / ratio.shape[-1])
+        asked = _mean(divergence(reward, even, beta))
+        if asked > 0:
+            target = torch.softmax((reward.double() - reward.double().amax(-1, keepdim=True)) / beta, -1)
+            mean, error = mean_and_error((target * ratio).sum(-1).numpy())
+            return {"achieved": mean / asked, "achieved_error": error / asked}
+    return {"achieved": None, "achieved_error": None}
 
 
 def log10_kappa_upper(log_prob: Tensor) -> float:
@@ -120,6 +137,7 @@ def train_record(
     favourites = [tokens[p * k + best] for p, best in enumerate(log_prob.argmax(-1).tolist())]
     record: Record = {
         "round": step.round,
+        "prompts": len(log_prob),
         "log10_kappa_upper": log10_kappa_upper(log_prob),
         "mean_log_prob": _mean(log_prob),
         "mean_reward": _mean(step.reward),
@@ -186,6 +204,7 @@ def held_out_record(
         old = before.rollouts.log_prob
         fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
         record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
+        record["leak_held_out_error"] = fidelity["leak_error"]
         if before.reward is not None and beta is not None:
             record["mode_surprisal_forecast"] = mode_surprisal(exact_update(old, before.reward, beta, clip))
     return record
