@@ -13,6 +13,7 @@ from srlm.diagnosis import levels
 from srlm.diagnosis.probe import probe, subject
 from srlm.diagnosis.result import Diagnosis, new_folder
 from srlm.diagnosis.tables import prompt_table, sample_table
+from srlm.diagnosis.trained import trained_rounds
 from srlm.diagnosis.view import show
 from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
@@ -89,7 +90,7 @@ def diagnose(
     }
     # A search is over the full distribution, so samples are too.
     changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
-    name, load, labelled, config, solved = subject(model, prompts, run, round, changes)
+    name, load, labelled, config, known = subject(model, prompts, run, round, changes)
     labelled = labelled.take(max_prompts, seed)
     rule = match_rule(config.match)
     check_answers(labelled, rule)
@@ -106,7 +107,8 @@ def diagnose(
     right = levels.judge(seen, rule, classified, votes)
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
     labels = None if right is None else levels.label_level(seen, right)
-    prediction = levels.forecasts(levels.evidence(seen, right), config.clip, solved)
+    every = levels.evidence(seen, right)
+    prediction = levels.forecasts(every, config.clip, known.solved, trained_rounds(every, known))
     settings = {
         "num_samples": num_samples,
         "search_best": search_best,

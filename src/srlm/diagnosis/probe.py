@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
+from srlm.diagnosis.history import History, history
 from srlm.errors import UserError
 from srlm.evaluation import held_out_generator
 from srlm.policies.transformer.policy import TransformerPolicy
@@ -29,7 +29,7 @@ from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
 from srlm.search import Found
 from srlm.training.parts import load_policy, prompt_sets
-from srlm.types import Prompts, Record, Rollouts
+from srlm.types import Prompts, Rollouts
 
 # Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
 CALIBRATED = ("log_likelihood", "mean_log_likelihood", "self_certainty", "negative_entropy", "random")
@@ -71,9 +71,9 @@ def subject(
     run: str | Path | None,
     round: int | None,
     changes: dict[str, Any],
-) -> tuple[str, Callable[[], TransformerPolicy], PromptSet, SelfRewardConfig, list[float]]:
+) -> tuple[str, Callable[[], TransformerPolicy], PromptSet, SelfRewardConfig, History]:
     """Whom to ask, what, and with which settings: a name, how to load the policy, prompts, a configuration, and what
-    of the rounds that followed is known: their betas, where a run has solved them."""
+    a run knows of the rounds before and after."""
     if run is None:
         if round is not None:
             raise UserError(f"--round {round} is a round of a run: name its folder with --run")
@@ -82,7 +82,7 @@ def subject(
         config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
         labelled = prompts_of(prompts, config)
         name = model or "smollm2"
-        return name, partial(load_policy, name, config, trained=False), labelled, config, []
+        return name, partial(load_policy, name, config, trained=False), labelled, config, History()
     if model is not None:
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
@@ -113,16 +113,10 @@ def subject(
             policy.load_weights(kept)
         return policy
 
-    solved = _solved(RunFolder(Path(run), manifest).records()[chosen : as_run.rounds], as_run)
-    return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config, solved
-
-
-def _solved(records: Sequence[Record], config: SelfRewardConfig) -> list[float]:
-    """Of no use where another reward than the forecast's was sharpened."""
-    if config.step is None or config.reward != "log_likelihood":
-        return []
-    betas = [record.get("beta") for record in records]
-    return [float(beta) if isinstance(beta, int | float) else math.inf for beta in betas]
+    known = history(Path(run), chosen, as_run, RunFolder(Path(run), manifest).records())
+    if prompts is not None:  # what came after was measured on others
+        known = dataclasses.replace(known, after=())
+    return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config, known
 
 
 def _prompts_of_run(

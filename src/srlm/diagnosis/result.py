@@ -16,7 +16,8 @@ from pyarrow import parquet
 from srlm import __version__
 from srlm.errors import UserError
 from srlm.estimators.calibration import Bin
-from srlm.forecast import Estimate, ForecastRow
+from srlm.estimators.exponent import EffectiveExponent
+from srlm.forecast import Estimate, ForecastRow, TrainedRow
 from srlm.run.files import check_new_file, write_atomically
 from srlm.run.folder import RunFolder
 
@@ -109,14 +110,28 @@ class LabelLevel:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What more rounds of a run would give if they went like the update before. asked: the exponent of an exact one.
+    rows: T = 1, 2, ... more rounds. measured: sampled accuracy after each of them with its 95 % interval, None where
+    the run has not come so far, or measured itself on other prompts."""
+
+    update: EffectiveExponent
+    asked: float | None
+    rows: list[TrainedRow]
+    measured: list[Proportion | None]
+
+
+@dataclass(frozen=True)
 class Forecast:
     """rows: the grid, and the betas that a run has solved. limit: accuracy as T grows. saturates: for each beta the
-    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is."""
+    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is.
+    trained: rounds as a run trains them, None where no update is known."""
 
     clip: float
     rows: list[ForecastRow]
     limit: Estimate | None
     saturates: dict[str, int | None]
+    trained: Trained | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from srlm.console import Display
-from srlm.diagnosis.result import Diagnosis, Forecast, Proportion
-from srlm.forecast import Estimate, ForecastRow
+from srlm.diagnosis.result import Diagnosis, Forecast, Proportion, Trained
+from srlm.forecast import Estimate, ForecastRow, Likely
 
 MOST_PROMPTS = 24
 BAR = 12
@@ -58,6 +58,9 @@ def show(result: Diagnosis, display: Display) -> None:
             )
     say("")
     display.console.print(_forecast(result.forecast))
+    if result.forecast.trained is not None:
+        say("")
+        display.console.print(_trained(result.forecast.trained))
     say("")
     display.console.print(_prompts(result))
 
@@ -78,6 +81,30 @@ def _forecast(prediction: Forecast) -> Table:
         table.caption = f"with rewards clipped at {prediction.clip:g} nats, T = 3: {' · '.join(_forecast_row(row)[1:])}"
         table.caption_justify = "left"
     return table
+
+
+def _trained(found: Trained) -> Table:
+    update = found.update
+    exact = "" if found.asked is None else f" where exact is {found.asked:.3g}"
+    title = f"rounds like the one before: exponent {update.exponent:.2f} ± {1.96 * update.standard_error:.2f}{exact}, "
+    title += f"errors of {update.noise:.2g} nats ({update.prompts} held-out prompts); 95 % intervals"
+    table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+    labelled = found.rows[0].accuracy is not None
+    trained = any(value is not None for value in found.measured)
+    headings = ["more rounds", "log10 κ", "mode mass", "failure", "modes kept", *(["accuracy"] if labelled else [])]
+    for heading in headings + ["accuracy, as trained"] * trained:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, measured in zip(found.rows, found.measured, strict=True):
+        kappa = (row.kappa.low, row.kappa.point, row.kappa.high)
+        cells = [str(row.rounds), _around(*(format(math.log10(value), ".2f") for value in kappa))]
+        cells += [_likely(value) for value in (row.mode_mass, row.failure, row.mode_kept)]
+        cells += [] if row.accuracy is None else [_likely(row.accuracy)]
+        table.add_row(*cells, *(["" if measured is None else _share(measured)] if trained else []))
+    return table
+
+
+def _likely(value: Likely) -> str:
+    return _around(*(format(x, ".2f") for x in (value.low, value.point, value.high)))
 
 
 def _forecast_row(row: ForecastRow) -> list[str]:

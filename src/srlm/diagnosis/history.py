@@ -1,0 +1,73 @@
+"""What a run knows of the rounds around a diagnosed one: how far the update before it went, and what came after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srlm.config import SelfRewardConfig
+from srlm.estimators.exponent import EffectiveExponent, effective_exponent
+from srlm.run.tables import Table
+from srlm.types import Record
+
+NEAR = 8.0  # nats under the best response: what lies below has no part in what a round leaves
+
+
+@dataclass(frozen=True)
+class History:
+    """solved: betas of the updates from the diagnosed round on, where a run has solved them. update: the update that
+    made it, as far as held-out samples tell; None for round 0. asked: what exponent an exact update of its beta has,
+    None if not known. clip: B of the rewards, inf for none. after: records of the rounds that followed."""
+
+    solved: Sequence[float] = ()
+    update: EffectiveExponent | None = None
+    asked: float | None = None
+    clip: float = math.inf
+    after: Sequence[Record] = ()
+
+
+def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[Record]) -> History:
+    """Nothing but what came after where another reward than the forecast's was sharpened.
+
+    Raises:
+        UserError: a table of the run is damaged.
+    """
+    after = records[round + 1 :]
+    if config.reward != "log_likelihood":
+        return History(after=after)
+    betas = [record.get("beta") for record in records[: config.rounds]]
+    every = [float(beta) if isinstance(beta, int | float) else math.inf for beta in betas]
+    solved = [] if config.step is None else every[round:]
+    before = config.beta if config.step is None else every[round - 1] if 0 < round <= len(every) else math.inf
+    asked = 1 + 1 / before if round and math.isfinite(before) else None
+    clip = config.clip if config.clip and config.step is None else math.inf
+    return History(solved, _update(run, round, min(clip, NEAR)), asked, clip, after)
+
+
+def _update(run: Path, round: int, within: float) -> EffectiveExponent | None:
+    """From the held-out samples of the round before, scored again by this round's policy. Where that round is 0 the
+    best responses of its policy are known better, from this round's samples."""
+    if not round:
+        return None
+    before, now = (Table(run / f"round-{t:03d}" / "held_out.parquet") for t in (round - 1, round))
+    needed = ["prompt_index", "log_prob", "log_prob_next"]
+    if not set(needed) <= set(before.names()):
+        return None
+    rows, *values = before.read(needed).columns
+    count = len(set(rows.to_pylist()))
+    old, new = (_grid(value.to_pylist(), count) for value in values)
+    best = old.max(-1)
+    if round == 1 and "log_prob_initial" in now.names():
+        (initial,) = now.read(["log_prob_initial"]).columns
+        best = np.maximum(best, _grid(initial.to_pylist(), count).max(-1))
+    whole = np.isfinite(old).all(-1) & np.isfinite(new).all(-1) & ~np.isnan(best)
+    return effective_exponent(old[whole], new[whole], within, best[whole])
+
+
+def _grid(values: list[float | None], count: int) -> NDArray[np.float64]:
+    return np.array([math.nan if value is None else value for value in values]).reshape(count, -1)

@@ -1,0 +1,158 @@
+"""What more rounds would give if they went like the one before: less far than exact ones, and with errors.
+
+A round that follows its rewards with an effective exponent alpha and errors e of standard deviation sigma nats,
+
+    log pi_{t+1}(y|x) = log pi_t(y|x) + (alpha - 1) max(log pi_t(y|x), log pi_t(y*|x) - B) + e_t(x, y) - c_t(x),
+
+takes pi_0 in T rounds to the escort, of exponent alpha_T = alpha^T for B = inf, of pi_0 exp(xi) with xi = sum_t
+e_t / alpha_{t+1}, Var xi = sum_t sigma^2 / alpha_{t+1}^2: a perturbed start. Errors of later rounds are discounted, so
+modes that are lost are lost early. alpha and sigma are those of the round before
+(`estimators.exponent.effective_exponent`), and pi_0 the policy that it left, whose own errors are then known and not
+simulated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+from srlm.estimators.exponent import EffectiveExponent
+from srlm.forecast.exact import Evidence
+
+Floats = NDArray[np.float64]
+DRAWS = 200
+
+
+@dataclass(frozen=True)
+class Likely:
+    """low, high: 95 % interval of the model above at these prompts: from alpha, the errors to come, and samples."""
+
+    low: float
+    point: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """After T more rounds like the one before, averaged over prompts. Each policy has a mode of its own.
+
+    exponent: alpha_T. kappa: Eq. 5. mode_mass: E_x max_y pi_T(y|x). failure: P_x[max_y pi_T(y|x) <= 1/2].
+    mode_kept: share of prompts whose mode does not move. accuracy: None without labels.
+    """
+
+    rounds: int
+    exponent: float
+    kappa: Likely
+    mode_mass: Likely
+    failure: Likely
+    mode_kept: Likely
+    accuracy: Likely | None
+
+
+def trained_forecast(
+    evidence: Sequence[Evidence],
+    update: EffectiveExponent,
+    rounds: int,
+    clip: float = math.inf,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TrainedRow:
+    """T rounds from the policy that `evidence` is about, by simulation of the model above.
+
+    The point is the mean over draws of e, with alpha and the samples as they are. The interval holds 95 % of draws that
+    also take alpha from its standard error and resample each prompt's samples. Later rounds may have other alphas:
+    that is not in it. Responses that no search certified are estimated from samples, as in `forecast`.
+
+    rounds: T [1, inf). clip: B in nats, inf for none.
+
+    Raises:
+        ValueError: no evidence, a number out of range, or an update that turned the order of responses round.
+    """
+    if not evidence or rounds < 1 or draws < 2 or not clip > 0:
+        raise ValueError(
+            "need evidence of a prompt, rounds >= 1, draws >= 2 and clip > 0, "
+            f"got {len(evidence)} prompts, {rounds}, {draws} and {clip}"
+        )
+    if not (update.exponent > 0 and 0 <= update.noise < math.inf and 0 <= update.standard_error < math.inf):
+        raise ValueError(
+            f"need an exponent > 0 with finite noise and standard error >= 0, got {update.exponent:.3g}, "
+            f"{update.noise:.3g} and {update.standard_error:.3g}: rounds like this one cannot be forecast"
+        )
+    generator = np.random.default_rng([seed, rounds])
+    fixed = np.full(draws, update.exponent)
+    drawn = np.maximum(fixed + update.standard_error * generator.standard_normal(draws), 1e-3)
+
+    def averaged(exponent: Floats, resample: bool) -> dict[str, Floats]:
+        cells = [_cell(one, exponent, update.noise, rounds, clip, resample, generator) for one in evidence]
+        shared = set.intersection(*(set(cell) for cell in cells))
+        return {name: np.mean([cell[name] for cell in cells], axis=0) for name in shared}
+
+    points, spreads = averaged(fixed, False), averaged(drawn, True)
+
+    def likely(name: str) -> Likely:
+        point = float(points[name].mean())
+        low, high = np.quantile(spreads[name], [0.025, 0.975], method="inverted_cdf").tolist()
+        return Likely(min(low, point), point, max(high, point))
+
+    return TrainedRow(
+        rounds=rounds,
+        exponent=update.exponent**rounds,
+        kappa=likely("kappa"),
+        mode_mass=likely("mode_mass"),
+        failure=likely("failure"),
+        mode_kept=likely("mode_kept"),
+        accuracy=likely("accuracy") if "accuracy" in points else None,
+    )
+
+
+def _cell(
+    one: Evidence,
+    exponent: Floats,
+    noise: float,
+    rounds: int,
+    clip: float,
+    resample: bool,
+    generator: np.random.Generator,
+) -> dict[str, Floats]:
+    """One prompt's part of each quantity, a value a draw [S]."""
+    core = one.found.num_certified or len(one.found.log_prob)
+    certain = set(one.found.responses[:core])
+    k = len(one.samples)
+    outside = [i for i, sample in enumerate(one.samples) if tuple(sample) not in certain]
+    place: dict[tuple[int, ...], int] = {}
+    same = [place.setdefault(tuple(one.samples[i]), core + len(place)) for i in outside]
+    column = np.array([*range(core), *same])  # equal samples are one response, with one error
+    start = np.minimum(np.concatenate([one.found.log_prob[:core], one.sample_log_prob[outside]]), 0.0)
+    size = len(exponent)
+    now = np.broadcast_to(start, (size, len(start)))
+    for _ in range(rounds):
+        error = noise * generator.standard_normal((size, core + len(place)))[:, column]
+        best = now.max(-1, keepdims=True)
+        now = now + (exponent[:, None] - 1) * np.maximum(now - best, -clip) + error
+    # A sample stands for 1/(K pi_0) responses like it.
+    counts = generator.multinomial(k, np.full(k, 1 / k), size) if resample else np.ones((size, k), np.int64)
+    weighed = now.copy()
+    with np.errstate(divide="ignore"):
+        weighed[:, core:] += np.log(counts[:, outside] / k) - start[core:]
+    # No less than what is known by name.
+    _, first = np.unique(column, return_index=True)
+    total = np.maximum(logsumexp(weighed, axis=-1), logsumexp(now[:, first], axis=-1))
+    log_mode = now.max(-1) - total
+    with np.errstate(over="ignore"):
+        made = {
+            "kappa": np.exp(-log_mode),
+            "mode_mass": np.exp(log_mode),
+            "failure": (log_mode <= math.log(0.5)).astype(np.float64),
+            "mode_kept": (now.argmax(-1) == start.argmax()).astype(np.float64),
+        }
+    if one.found_right is not None and one.sample_right is not None:
+        right = np.concatenate([one.found_right[:core], one.sample_right[outside]]).astype(bool)
+        share = logsumexp(np.where(right, weighed, -np.inf), axis=-1)
+        made["accuracy"] = np.exp(np.minimum(share - logsumexp(weighed, axis=-1), 0.0))
+    return made
