@@ -117,5 +117,8 @@ def _continues(model: Any, prompts: Sequence[Sequence[int]], num_words: int = 4)
         raise
     except UNFIT:
         return False
-    tolerance = num_words * (1e-3 if model.dtype == torch.float32 else 0.15)
-    return float((torch.stack(found, -1) - torch.stack(expected)).sum(-1).abs().max()) <= tolerance
+    own = torch.stack(expected).sum(-1)
+    # In bf16 log-probs err in proportion to their size: by up to 1.5 % (2.0 of 133 nats) after training has sharpened.
+    relative, least = (0.0, 1e-3) if model.dtype == torch.float32 else (0.03, 0.15)
+    tolerance = (relative * own.abs()).clamp(min=num_words * least)
+    return bool(((torch.stack(found, -1).sum(-1) - own).abs() <= tolerance).all())
