@@ -364,6 +364,47 @@ def test_kappa_is_on_a_log_axis_with_the_forecast_given(run, tmp_path):
     assert "forecast" in refused("report", run, "--forecast", run / "manifest.json")
 
 
+def with_trained(diagnosis, model="tiny, round 1 of run"):
+    """A diagnosis of round 1 that knows how the update before it went."""
+    file = diagnosis / "diagnose.json"
+    found = json.loads(file.read_text())
+    cells = [{"low": v - 0.125, "point": v, "high": v + 0.125} for v in (0.25, 0.5, 0.75)]
+    names = ("kappa", "mode_mass", "failure", "mode_kept", "accuracy")
+    rows = [{"rounds": t + 1, "exponent": 1.5} | dict.fromkeys(names, cell) for t, cell in enumerate(cells)]
+    update = {"exponent": 1.5, "standard_error": 0.1, "noise": 0.5, "prompts": 3, "responses": 12}
+    found["forecast"]["trained"] = {"update": update, "asked": 2.0, "rows": rows, "measured": [None] * 3}
+    file.write_text(json.dumps(found | {"model": model}))
+    return diagnosis
+
+
+def test_rounds_as_trained_are_drawn_from_the_diagnosed_round_on(run, tmp_path):
+    diagnosis = with_trained(write_diagnosis(tmp_path / "diagnosis"))
+    drawn = {chart.id: chart for chart in charts(read_all([run], diagnosis))}
+    for id in ("kappa", "accuracy"):
+        (series,) = [one for one in drawn[id].series if one.name == "forecast, rounds as trained"]
+        assert (series.x, series.y) == ([1, 2, 3, 4], [3.0, 0.25, 0.5, 0.75])
+        assert (series.low, series.high) == ([2.0, 0.125, 0.375, 0.625], [4.0, 0.375, 0.625, 0.875])
+        assert "As trained" in drawn[id].caption
+    assert [one.name for one in drawn["accuracy"].series[:3]] == ["sampled", "greedy", "forecast, exact"]
+    assert list(drawn["accuracy"].series[2].x) == [1, 2]  # as far as the run goes
+    own = read_folder(diagnosis)
+    for id in ("forecast-kappa", "forecast-accuracy"):
+        (series,) = [
+            one for chart in charts([own]) if chart.id == id for one in chart.series if one.name == "rounds as trained"
+        ]
+        assert (series.x, series.y) == ([0, 1, 2, 3], [3.0, 0.25, 0.5, 0.75])
+    assert "as trained" in page([own])
+
+
+@pytest.mark.parametrize("damage", [3, [], {}, {"rows": 3}, {"rows": [3, {"rounds": "x", "kappa": 2}]}])
+def test_a_damaged_forecast_of_trained_rounds_is_left_out(run, tmp_path, damage):
+    diagnosis = write_diagnosis(tmp_path / "diagnosis")
+    found = json.loads((diagnosis / "diagnose.json").read_text())
+    found["forecast"]["trained"] = damage
+    (diagnosis / "diagnose.json").write_text(json.dumps(found))
+    assert charts(read_all([run], diagnosis)) and page([read_folder(diagnosis)])
+
+
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_bound_on_kappa_is_attained_by_equal_rivals(tmp_path, clip):
     """Where all rivals lie one margin below the mode, the bound is kappa itself; here after each exact update."""

@@ -29,6 +29,7 @@ Values = Sequence[float | None]
 CALIBRATION = "Samples in ten groups of rising reward, equal rewards together; 95 % intervals. A useful reward climbs."
 REWARD_RANK = "rank of the reward (%)"
 SAMPLED_BOUND = "A sampled run's bound needs the size of its class, unknown for a transformer: it is not drawn."
+AS_TRAINED = "As trained: rounds with the exponent and the errors of the update before the diagnosed round, 95 %."
 TELLS = "Does the reward tell right from wrong?"
 
 
@@ -230,6 +231,7 @@ def _of_runs(runs: list[Folder]) -> list[Chart]:
     made = [_kappa(runs)]
     for id, title, caption, label, lines in CURVES:
         made.append(Chart(id, title, caption, "round", label, _curves(runs, lines)))
+    made[1] = _with_forecasts(made[1], runs)
     made[2:2] = [*(_at_k(runs, kind, what) for kind, what in AT_K), _flips(runs)]
     made += [_loss(runs), *_histograms(runs), _calibration(runs), *_timings(runs)]
     return [Chart(**vars(c) | {"events": events}) if c.x_label == "round" and c.kind == "line" else c for c in made]
@@ -279,6 +281,10 @@ def _kappa(runs: list[Folder]) -> Chart:
             if bound:
                 name, colour = _named(runs, run, "bound, exact updates"), _colour(runs, i, 3)["colour"]
                 series.append(Series(name, [number(row["rounds"]) for row in rows], bound, colour=colour, dash=3))
+        if trained := trained_rows(run):
+            name, colour = _named(runs, run, "forecast, rounds as trained"), _colour(runs, i, 4)["colour"]
+            series.append(_forecast(trained, name, "kappa", colour, 1))
+            caption += f" {AS_TRAINED}"
     return Chart("kappa", "Condition number κ", caption, "round", "κ", series, log=True)
 
 
@@ -348,6 +354,33 @@ def _diagnosed_round(run: Folder) -> int:
     _, comma, rest = str(run.diagnosis.get("model", "")).rpartition(", round ")
     digits = rest.split(" ")[0]
     return int(digits) if comma and digits.isdecimal() and len(digits) < 6 else 0
+
+
+def trained_rows(folder: Folder) -> list[dict[str, Any]]:
+    """Rows of the forecast of rounds like the one before the diagnosed one, rounds counted as the run does; first what
+    was diagnosed."""
+    found = folder.diagnosis.get("forecast")
+    trained = found.get("trained") if isinstance(found, dict) else None
+    rows = [row for row in _list(trained.get("rows")) if isinstance(row, dict)] if isinstance(trained, dict) else []
+    now = [row | {"rounds": 0} for row in forecast_rows(folder) if row.get("rounds") == 0][:1]
+    start = _diagnosed_round(folder) if folder.kind == "run" else 0
+    return [row | {"rounds": (number(row.get("rounds")) or 0) + start} for row in now + rows] if rows else []
+
+
+def _with_forecasts(chart: Chart, runs: list[Folder]) -> Chart:
+    """Accuracy, and what was forecast of it: of exact rounds, and of rounds as they were trained before."""
+    series, caption = [], chart.caption
+    for i, run in enumerate(runs):
+        exact, trained = _forecast_rows(run), trained_rows(run)
+        colours = [_colour(runs, i, line)["colour"] for line in (2, 4)]
+        if any(isinstance(row.get("accuracy"), dict) for row in exact):
+            series.append(_forecast(exact, _named(runs, run, "forecast, exact"), "accuracy", colours[0], 2))
+            caption += " Forecast: exact updates from the diagnosed start, with the certain interval."
+        if any(isinstance(row.get("accuracy"), dict) for row in trained):
+            name = _named(runs, run, "forecast, rounds as trained")
+            series.append(_forecast(trained, name, "accuracy", colours[1], 1))
+            caption += f" {AS_TRAINED}"
+    return Chart(**vars(chart) | {"series": chart.series + series, "caption": caption})
 
 
 def _forecast(rows: list[dict[str, Any]], name: str, key: str, colour: int, dash: int) -> Series:
@@ -542,6 +575,7 @@ def _of_diagnoses(folders: list[Folder]) -> list[Chart]:
     kappa: list[Series] = []
     right: list[Series] = []
     calibration: list[Series] = []
+    said = ""
     for i, folder in enumerate(folders):
         rows = [row for row in forecast_rows(folder) if row.get("target") == "escort"]
         betas = sorted({beta for row in rows if (beta := number(row.get("beta"))) is not None})
@@ -551,12 +585,17 @@ def _of_diagnoses(folders: list[Folder]) -> list[Chart]:
             style = _colour(folders, i, j)
             kappa.append(_forecast(mine, name, "kappa", style["colour"], 0))
             right.append(_forecast(mine, name, "accuracy", style["colour"], 0))
+        if trained := trained_rows(folder):
+            name, colour = _named(folders, folder, "rounds as trained"), _colour(folders, i, 3)["colour"]
+            kappa.append(_forecast(trained, name, "kappa", colour, 1))
+            right.append(_forecast(trained, name, "accuracy", colour, 1))
+            said = f" {AS_TRAINED}"
         labels = folder.diagnosis.get("labels")
         scores = labels.get("calibration") if isinstance(labels, dict) else None
         for j, (name, facts) in enumerate(scores.items() if isinstance(scores, dict) else ()):
             bins = _list(facts.get("reliability")) if isinstance(facts, dict) else []
             calibration.append(_reliability(_named(folders, folder, name), bins, _colour(folders, i, j)))
-    certain = "Exact updates from this start, with what search and samples leave open as the interval."
+    certain = f"Exact updates from this start, with what search and samples leave open as the interval.{said}"
     return [
         Chart("forecast-kappa", "Forecast of κ", certain, "rounds T", "κ", kappa, log=True),
         Chart("forecast-accuracy", "Forecast of sampled accuracy", certain, "rounds T", "share right", right),

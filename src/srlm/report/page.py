@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from srlm import __version__
 from srlm.plain import visible
-from srlm.report.charts import charts, forecast_rows, plotly
+from srlm.report.charts import charts, forecast_rows, plotly, trained_rows
 from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, MOST_TOKENS, TRAINING, Folder, Sample, words
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened
 from srlm.report.verdict import differences, verdict
@@ -295,6 +295,9 @@ def _range(values: list[float]) -> str:
 
 def _forecast(folder: Folder) -> list[list[str]]:
     rows = []
+    for row in [row for row in trained_rows(folder) if row["rounds"]]:
+        cells = [row.get(key) for key in ("kappa", "mode_mass", "failure", "accuracy")]
+        rows.append(["as trained", _cell(row.get("rounds")), *(_estimate(cell) for cell in cells)])
     for row in forecast_rows(folder):
         if row.get("rounds") in SHOWN_ROUNDS and row.get("target") == "escort":
             cells = [row.get(key) for key in ("kappa", "mode_mass", "failure", "accuracy")]
