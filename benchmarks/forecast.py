@@ -1,9 +1,11 @@
-"""What was forecast before training against what training gave: table and figure of docs/forecast.md.
+"""What was forecast against what training gave, before training and after its first round: tables and figures of
+docs/forecast.md.
 
     python -m benchmarks.forecast RUN [RUN ...] --output DIR
 
-Every round of every run is diagnosed on the run's held-out prompts (kept in DIR, so that a second call goes on);
-the forecast is that of its round 0. Runs of different seeds hold out different prompts; means over runs are shown.
+Every round of every run is diagnosed on the run's held-out prompts (kept in DIR, so that a second call goes on). The
+forecast of exact rounds is that of its round 0, that of rounds as trained the one of round 1, of which each run has a
+row. Runs of different seeds hold out different prompts; means over runs are shown.
 """
 
 from __future__ import annotations
@@ -42,6 +44,35 @@ def rows(diagnosis: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in diagnosis["forecast"]["rows"] if row["beta"] == 1 and row["target"] == "escort"]
 
 
+def as_trained(runs: list[str], every: list[list[dict[str, Any]]], rounds: range) -> str:
+    """A row for each run and T: exact forecast from round 0, that of rounds like the first from round 1, measured."""
+    lines: list[list[str]] = []
+    missed: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in QUANTITIES}
+    for t in rounds[2:]:
+        for run, diagnoses in zip(runs, every, strict=True):
+            found = diagnoses[1]["forecast"]["trained"]
+            (trained,) = [row for row in found["rows"] if row["rounds"] == t - 1]
+            (exact,) = [row for row in rows(diagnoses[0]) if row["rounds"] == t]
+            measured = now(diagnoses[t])
+            cells = [run, str(t), f"{found['update']['exponent']:.2f}"]
+            for name in QUANTITIES:
+                own = measured["sampled" if name == "accuracy" else name]
+                low, point, high = (trained[name][end] for end in ("low", "point", "high"))
+                cells.append(f"{exact[name]['point']:.3f} · {point:.3f} [{low:.3f}, {high:.3f}] · {own:.3f}")
+                missed[name].append((abs(exact[name]["point"] - own), abs(point - own), low <= own <= high))
+            lines.append(cells)
+    for label, pick in (("mean error", statistics.mean), ("largest error", max)):
+        cells = [label, "", ""]
+        for name in QUANTITIES:
+            exact_error, error = (pick([one[i] for one in missed[name]]) for i in (0, 1))
+            cells.append(f"{exact_error:.3f} · {error:.3f}")
+        lines.append(cells)
+    inside = [f"{sum(one[2] for one in missed[name])} of {len(missed[name])}" for name in QUANTITIES]
+    lines.append(["inside the interval", "", "", *inside])
+    heads = [f"{name.replace('_', ' ')}: exact · as trained · measured" for name in QUANTITIES]
+    return table(["run", "T", "exponent", *heads], lines)
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.3f} ({min(values):.3f}–{max(values):.3f})"
 
@@ -69,13 +100,25 @@ def main() -> None:
         lines.append(cells)
     head = ["T", *(f"{name.replace('_', ' ')}, {which}" for name in QUANTITIES for which in ("forecast", "measured"))]
     print(table(head, lines))
+    print()
+    print(as_trained([run.name for run in given.runs], every, rounds))
+
+    def after_one(t: int, name: str, end: str) -> float:
+        """As forecast from round 1; there, what it is."""
+        if t == 1:
+            return statistics.mean(now(run[1])[name] for run in every)
+        return statistics.mean(run[1]["forecast"]["trained"]["rows"][t - 2][name][end] for run in every)
 
     def draw(name: str, logarithm: bool, label: str) -> Any:
         def axes_of(axes: Axes) -> None:
             value = (lambda x: math.log10(x)) if logarithm else (lambda x: x)
             low, point, high = ([value(predicted(t, name, end)) for t in rounds] for end in ("low", "point", "high"))
-            axes.fill_between(list(rounds), low, high, alpha=0.2, label="forecast, certain")
-            axes.plot(list(rounds), point, marker="s", label="forecast, with samples")
+            axes.fill_between(list(rounds), low, high, alpha=0.2, label="exact forecast, certain")
+            axes.plot(list(rounds), point, marker="s", label="exact forecast, with samples")
+            ends = ([value(after_one(t, name, end)) for t in rounds[1:]] for end in ("low", "point", "high"))
+            low, point, high = ends
+            axes.fill_between(list(rounds[1:]), low, high, alpha=0.2, color="#009E73")
+            axes.plot(list(rounds[1:]), point, marker="D", color="#009E73", label="forecast, as trained")
             for number, run in enumerate(measured):
                 own = [value(run[t]["sampled" if name == "accuracy" else name]) for t in rounds]
                 axes.plot(
