@@ -11,6 +11,7 @@ from srlm.theory.anchored import (
     log_partition_bias_bound,
     noisy_anchored_failure_bound,
 )
+from srlm.theory.anchored_rounds import anchored_exponent, anchored_rounds_bound
 from srlm.theory.condition import condition_number, log_condition_number, mode_margin
 from srlm.theory.dimension import (
     covering_log_size,
@@ -45,6 +46,7 @@ from srlm.theory.recursion import (
 from srlm.theory.share_rewards import log_share_from_samples, share_rounds_needed, sharpen_by_share
 from srlm.theory.sharpening import (
     sharpen,
+    sharpened_failure_bound,
     sharpened_kappa_bound,
     sharpened_log_odds,
     sharpened_mode_bracket,
@@ -55,7 +57,9 @@ __all__ = [
     "GreedyTrap",
     "Guarantee",
     "HardInstance",
+    "anchored_exponent",
     "anchored_failure_bound",
+    "anchored_rounds_bound",
     "condition_number",
     "contraction_factor",
     "covering_log_size",
@@ -83,6 +87,7 @@ __all__ = [
     "share_rounds_needed",
     "sharpen",
     "sharpen_by_share",
+    "sharpened_failure_bound",
     "sharpened_kappa_bound",
     "sharpened_log_odds",
     "sharpened_mode_bracket",

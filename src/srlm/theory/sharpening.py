@@ -64,6 +64,29 @@ def sharpened_kappa_bound(
         return number(np.logaddexp(0, excess) if log_kappa0 is not None else 1 + np.exp(excess))
 
 
+def sharpened_failure_bound(
+    kappa0: ArrayLike | None,
+    margin: ArrayLike,
+    exponent: ArrayLike,
+    level: ArrayLike,
+    *,
+    log_kappa0: ArrayLike | None = None,
+) -> Number:
+    """P_x[pi(y*|x) <= 1 - delta] <= (kappa_0 - 1) e^{-(alpha - 1) gamma} (1 - delta)/delta for the escort (ours).
+
+    Markov on what `sharpened_kappa_bound` bounds, the mean odds 1/pi(y*|x) - 1, which are delta/(1 - delta) or more on
+    a prompt that fails. Proved under the same hypotheses, nothing hidden, and crude: a forecast from a diagnosis is
+    sharper. From 1 on it says nothing. level delta (0, 1); the rest as there, broadcast.
+    """
+    start = log_start(kappa0, log_kappa0)
+    gamma = argument("margin", margin, "(0, inf)")
+    alpha = argument("exponent", exponent, "[1, inf]")
+    delta = argument("level", level, "(0, 1)")
+    with np.errstate(divide="ignore", over="ignore"):
+        excess = start + np.log(-np.expm1(-start)) - (alpha - 1) * gamma
+        return number(np.exp(excess + np.log1p(-delta) - np.log(delta)))
+
+
 def sharpened_mode_bracket(
     known_log_prob: ArrayLike, unknown_mass: ArrayLike, largest_unknown_log_prob: ArrayLike, exponent: ArrayLike
 ) -> tuple[Number, Number]:
