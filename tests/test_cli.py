@@ -107,8 +107,8 @@ def test_help_texts_fill_their_lines(name):
 def test_help_of_plan_lists_every_option():
     outcome = command("plan", "--help")
     assert outcome.code == 0 and not outcome.err
-    names = "diagnosis budget kappa0 margin min-confidence beta log-class-size dimension norm-bound eigenvalues level"
-    names += " failure-probability max-rounds constant plot output quiet config"
+    names = "diagnosis budget failure kappa0 log-kappa0 margin beta num-samples log-class-size dimension norm-bound"
+    names += " level failure-probability max-rounds plot output quiet config paper min-confidence eigenvalues constant"
     assert [name for name in names.split() if f"--{name}" not in outcome.out] == []
 
 
@@ -190,14 +190,22 @@ def test_bad_option(here, prompts_file, given, said):
 
 
 BAD_PLANS = {
-    "": "--budget was not given",
+    "": "--budget was not given: give a number in [1, 1e+18], or a --failure to reach in (0, 1)",
     "--budget much": "--budget",
     "--budget 10": "--kappa0 was not given",
     "--rounds 3": "--rounds",
     "--diagnosis nothing.json --budget 10": "nothing.json cannot be read",
-    "--budget 10 --kappa0 2 --margin 1 --min-confidence 2 --log-class-size 3": "--min-confidence is 2.0",
-    "--budget 10 --kappa0 2 --margin 1 --min-confidence 1": "--log-class-size, --dimension and --eigenvalues, got none",
-    "--budget 10 --kappa0 2 --margin 1 --min-confidence 1 --eigenvalues 1 0.5": "--norm-bound is needed",
+    "--budget 10 --kappa0 2 --margin 1": "--log-class-size and --dimension, got none",
+    "--budget 10 --kappa0 2 --margin 1 --dimension 3": "--norm-bound is needed",
+    "--budget 10 --kappa0 2 --log-class-size 3": "--margin was not given: give a number in (0, inf)",
+    "--failure 1 --kappa0 2 --margin 1 --log-class-size 3": "--failure is 1.0, expected a number in (0, 1)",
+    "--failure .1 --kappa0 2 --margin 1 --log-class-size 3 --num-samples 0": "--num-samples is 0",
+    "--budget 10 --kappa0 2 --constant 2 --min-confidence 1": "--min-confidence and --constant do not go without",
+    "--paper": "--budget was not given",
+    "--paper --budget 10 --failure .1": "--failure does not go with --paper",
+    "--paper --budget 10 --kappa0 2 --margin 1 --min-confidence 2 --log-class-size 3": "--min-confidence is 2.0",
+    "--paper --budget 10 --kappa0 2 --margin 1 --min-confidence 1": "--dimension and --eigenvalues, got none",
+    "--paper --budget 10 --kappa0 2 --margin 1 --min-confidence 1 --eigenvalues 1 0.5": "--norm-bound is needed",
 }
 
 
@@ -208,7 +216,9 @@ def test_bad_plan(here, given):
 
 
 def test_plan_from_yaml_with_a_spectrum(here):
-    (here / "c.yaml").write_text("kappa0: 5\nmargin: 1\nmin_confidence: 0.5\neigenvalues: [1, 0.5]\nnorm_bound: 2\n")
+    (here / "c.yaml").write_text(
+        "paper: true\nkappa0: 5\nmargin: 1\nmin_confidence: 0.5\neigenvalues: [1, 0.5]\nnorm_bound: 2\n"
+    )
     assert command("plan", "--config", "c.yaml", "--budget", "1e4", "--output", "plan.json").code == 0
     inputs = json.loads((here / "plan.json").read_text())["inputs"]
     assert (inputs["eigenvalues"], inputs["budget"], inputs["beta"]) == ([1, 0.5], 1e4, 1)

@@ -385,9 +385,10 @@ def test_a_budget_of_one_certifies_nothing_and_says_so(tiny, labelled, tmp_path)
     assert summary["sequence"]["mode_certified_share"] == 0 and summary["sequence"]["margin"] is None
     assert summary["labels"]["mode_wrong"] == [0, 1]
     assert "Only 0% of the modes are certified" in outcome.out
-    assert "--margin was not given" in refused(
-        "plan", *words(diagnosis=tmp_path / "out" / "diagnose.json", budget=1000, log_class_size=5)
-    )
+    given = words(diagnosis=tmp_path / "out" / "diagnose.json", budget=1000, log_class_size=5)
+    assert "--margin was not given" in refused("plan", *given, "--level", "0.4")
+    said = command("plan", *given, "--failure", "0.1").out
+    assert "4 of 4 diagnosed prompts may fail" in said and "1 000 prompts promise nothing" in said
 
 
 # Rounds of a run

@@ -269,15 +269,20 @@ def _words(world: World, dice: Random, folder: Path) -> str:
 
 
 def _plan(world: World, dice: Random, folder: Path) -> str:
-    usual = {"budget": "1e5", "kappa0": "30", "margin": "0.5", "min_confidence": "0.3", "log_class_size": "20"}
+    usual = {"budget": "1e5", "kappa0": "30", "margin": "0.5", "log_class_size": "20"}
+    paper = dice.random() < 0.5
+    own = {"min_confidence": "0.3"} if paper else {"failure": "0.1"}
+    usual |= own if paper or dice.random() < 0.5 else {}
     for _ in range(dice.choice([0, 1, 1, 2, 3])):
-        name = dice.choice([*usual, "beta", "dimension", "norm_bound", "eigenvalues", "level", "failure_probability"])
+        more = ["eigenvalues", "constant"] if paper else ["failure", "num_samples"]
+        name = dice.choice([*usual, *more, "beta", "dimension", "norm_bound", "level", "failure_probability"])
         usual[name] = dice.choice([_odd_word(dice), f"{10 ** dice.uniform(-12, 12):.6g}", f"{dice.random():.3g}"])
     if dice.random() < 0.3:
         usual["max_rounds"] = dice.choice(["1", "1024", _odd_word(dice)])
     if dice.random() < 0.2:
         usual.pop(dice.choice(list(usual)))
     words = [word for name, value in usual.items() for word in (f"--{name.replace('_', '-')}", value)]
+    words += ["--paper"] if paper else []
     out = folder / "plan.json"
     end, outcome = tried("plan", *words, "--output", out)
     if end == RIGHT:
@@ -522,7 +527,8 @@ def _diagnosis(world: World, dice: Random, folder: Path) -> str:
     words: tuple[object, ...] = dice.choice(
         [
             ("plan", "--diagnosis", file, *size, "--output", folder / "plan.json"),
-            ("plan", "--diagnosis", file, *size, "--beta", "0.5", "--kappa0", "9"),
+            ("plan", "--diagnosis", file, *size[:-2], "--beta", "0.5", "--failure", "0.1"),
+            ("plan", "--paper", "--diagnosis", file, *size, "--beta", "0.5", "--kappa0", "9"),
             ("report", made, "--output", folder / "report.html"),
             ("report", made, "--output", folder / "report.html", "--figures", folder / "figures"),
             ("report", world.story().run, "--forecast", file, "--output", folder / "report.html"),

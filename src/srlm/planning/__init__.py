@@ -1,20 +1,24 @@
-"""`srlm plan`: what theory promises for a start and a budget of prompts, before any of them is spent."""
+"""`srlm plan`: what theory promises for a start and a number of prompts, before any of them is spent.
+
+What is proved without a constant comes first, `srlm.planning.anchored`; the paper's own bound is `srlm.planning.paper`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from srlm.errors import UserError
-from srlm.planning import consequences
-from srlm.planning.inputs import LARGEST_BUDGET, Diagnosis, inputs_of
-from srlm.planning.result import Plan
+from srlm.planning import anchored
+from srlm.planning.diagnosis import Diagnosis
+from srlm.planning.inputs import LARGEST_BUDGET, RANGES, checked
+from srlm.planning.result import Inputs, Plan
 from srlm.planning.view import draw, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["LARGEST_BUDGET", "Plan", "draw", "keep", "plan", "show"]
 
@@ -23,59 +27,79 @@ def plan(
     diagnosis: str | Path | Mapping[str, Any] | None = None,
     *,
     budget: float | None = None,
+    failure: float | None = None,
     kappa0: float | None = None,
     log_kappa0: float | None = None,
     margin: float | None = None,
-    min_confidence: float | None = None,
     beta: float | Sequence[float] = 1.0,
+    num_samples: int = 8,
     log_class_size: float | None = None,
     dimension: float | None = None,
     norm_bound: float | None = None,
-    eigenvalues: ArrayLike | None = None,
     level: float = 0.5,
     failure_probability: float = 0.05,
     max_rounds: int = 64,
-    constant: float = 1.0,
 ) -> Plan:
-    """What N prompts can promise, in one round (Thm 4.1) and split over T = 1..max_rounds (Thm 5.3, 6.2).
+    """What N prompts promise, or how many are enough, in one round and in T = 1..max_rounds; no constant is hidden.
 
-    diagnosis: a diagnose.json or what is in it; the cautious ends of its intervals stand in for kappa0, margin and
-    min_confidence where these are not given.
-    budget N whole [1, 1e18]: prompts in all; kappa0 [1, inf) or log_kappa0 [0, 1400] in nats; margin gamma (0, inf) in
-    nats; min_confidence p (0, 1] of rounds t >= 1; beta (0, inf), or beta_0, beta_1, ... for as many rounds at most,
-    where the bound takes the largest; level delta and failure_probability rho (0, 1); constant C (0, inf).
-    The class is one of: log_class_size log|Pi| (0, inf) in nats; dimension d (0, inf); eigenvalues [D] in [0, inf) of
-    the covariance of feature differences, whose effective dimension at ridge 1/n is then d. The last two need
-    norm_bound B_theta (0, inf).
+    With probability 1 - rho, P_x[pi(y*_0|x) <= 1 - delta] is at most sample + target: `anchored_failure_bound` (for T
+    rounds `anchored_rounds_bound`), plus what exact updates leave. That is what the diagnosis forecasts of its prompts
+    (a Clopper-Pearson limit for others like them, which takes half of rho), or `sharpened_failure_bound`, whichever
+    promises more.
+
+    diagnosis: a diagnose.json or what is in it: its forecasts (for delta = 1/2), and the cautious end of its kappa0
+    where none is given. Its margin is not used: it is the least of the diagnosed prompts, and others may have less.
+    budget N whole [1, 1e18]: prompts in all; failure x (0, 1): what to reach; one of both at least. kappa0 [1, inf) or
+    log_kappa0 [0, 1400] in nats; margin gamma (0, inf) in nats, of every prompt, not needed with forecasts; beta
+    (0, inf), or beta_0, beta_1, ... for as many rounds at most; num_samples K whole [1, 1e6]; level delta and
+    failure_probability rho (0, 1). The class is one of: log_class_size log|Pi| (0, inf) in nats; dimension d (0, inf)
+    of a linear softmax with norm_bound B_theta (0, inf), whose net of resolution 1/n makes it
+    P_x[pi(y*_0|x) <= (1 - delta) e^{-2/n}].
 
     Raises:
         UserError: an input is missing or out of range, or `diagnosis` is none.
     """
     given = {name: value for name, value in locals().items() if name != "diagnosis"}
     read = Diagnosis.read(diagnosis) if diagnosis is not None else None
-    inputs = inputs_of(given, read)
-    rounds = inputs.all_rounds()
-    try:
-        with np.errstate(over="raise", invalid="raise"):
-            bound = inputs.guarantee(rounds)
-    except (FloatingPointError, ValueError) as error:
-        raise UserError(f"the bound is beyond the range of floats ({error}): give less extreme inputs") from error
-    splits = tuple(consequences.split(inputs, bound, int(t), read) for t in rounds)
-    best = splits[int(np.argmin(bound.total))]
+    if budget is None and failure is None:
+        raise UserError(
+            f"--budget was not given: give a number in {RANGES['budget']}, or a --failure to reach in "
+            f"{RANGES['failure']}"
+        )
+    inputs = Inputs(**checked(given, read, ("kappa0",)))
+    rows = anchored.rows(inputs, read)
+    if not rows:
+        where = "" if read is None else f" and {read.source.name} has no forecast for this beta and level"
+        raise UserError(f"--margin was not given{where}: give a number in {RANGES['margin']}")
+    # T rounds never promise more than one at the beta of the same update.
+    best = _smallest({row.rounds: row.one.failure for row in rows})
+    least = _smallest({row.rounds: row.one.needed for row in rows})
     return Plan(
         inputs=inputs,
         source=read.source if read is not None else None,
-        lower_bound=consequences.lower_bound(inputs),
-        splits=splits,
-        best_rounds=best.rounds,
-        best_rounds_iterated=int(np.argmin(bound.iterated_total)) + 1,
-        iterations_to_forget=consequences.iterations_to_forget(inputs, best.guarantee.coefficient),
-        remedy=consequences.remedy(inputs) if best.guarantee.vacuous else None,
-        sensitivity=consequences.sensitivity(inputs, best),
+        log_group_condition=anchored.log_group_condition(inputs),
+        rows=rows,
+        best_rounds=best,
+        needed_rounds=least,
+        floor=anchored.floor(inputs),
+        mode_wrong=read.mode_wrong if read is not None else None,
     )
 
 
-def keep(made: Plan, *, output: Path | None = None, plot: Path | None = None) -> None:
+def _smallest(values: Mapping[int, float | None]) -> int | None:
+    """The smallest T within 1 % of the least: what sharpens further for less than that is no better."""
+    known = {rounds: value for rounds, value in values.items() if value is not None}
+    return min((rounds for rounds, value in known.items() if value <= 1.01 * min(known.values())), default=None)
+
+
+class _Made(Protocol):
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=_Made)
+
+
+def keep(made: T, draw: Callable[[T, Axes], object], *, output: Path | None = None, plot: Path | None = None) -> None:
     """Write the plan (JSON) and its figure (SVG) to new files.
 
     Raises:

@@ -1,186 +1,115 @@
-"""A plan: its inputs, its splits, and what is said about them."""
+"""A plan: its inputs, what each number of rounds promises, and what is said about them."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from srlm.theory import Guarantee, covering_log_size, effective_dimension, finite_class_guarantee
+from srlm.planning.diagnosis import Source
+from srlm.planning.words import plain
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a plan was made from: the keyword arguments of `plan`, a diagnosis filled in, kappa0 by its logarithm.
-    max_rounds: at most as many as there are betas, where every round has its own."""
+    """What a plan was made from: the keyword arguments of `plan`, kappa0 by its logarithm, if not given that of a
+    diagnosis."""
 
     log_kappa0: float
-    margin: float
-    min_confidence: float
+    margin: float | None
     beta: float | tuple[float, ...]
     level: float
     failure_probability: float
-    budget: float
+    budget: float | None
+    failure: float | None
+    num_samples: int
     max_rounds: int
-    constant: float
     log_class_size: float | None = None
     dimension: float | None = None
     norm_bound: float | None = None
-    eigenvalues: tuple[float, ...] | None = None
-
-    @property
-    def largest_beta(self) -> float:
-        """Of all rounds: what a bound on every one of them takes."""
-        return self.beta if isinstance(self.beta, float) else max(self.beta)
 
     def betas(self, rounds: int) -> tuple[float, ...]:
         """Of the first T rounds."""
         return (self.beta,) * rounds if isinstance(self.beta, float) else self.beta[:rounds]
 
-    def all_rounds(self) -> NDArray[np.float64]:
-        """T = 1, 2, ... with at least one prompt a round."""
-        return np.arange(1.0, min(self.max_rounds, math.floor(self.budget)) + 1)
-
-    def guarantee(self, rounds: ArrayLike) -> Guarantee:
-        """Thm 5.3, or 6.2, with n = N/T prompts a round."""
-        n = self.budget / np.asarray(rounds, dtype=np.float64)
-        return finite_class_guarantee(
-            num_samples=n,
-            rounds=rounds,
-            log_kappa0=self.log_kappa0,
-            log_class_size=self.log_size(n),
-            min_confidence=self.min_confidence,
-            margin=self.margin,
-            beta=self.largest_beta,
-            level=self.level,
-            failure_probability=self.failure_probability,
-            constant=self.constant,
-        )
-
-    def log_size(self, num_samples: ArrayLike) -> Any:
-        """log|Pi| in nats; of a linear class that of its net of resolution 1/n."""
-        if self.log_class_size is not None:
-            return self.log_class_size
-        resolution = 1 / np.asarray(num_samples, dtype=np.float64)
-        d = self.dimension if self.eigenvalues is None else effective_dimension(self.eigenvalues, resolution)
-        assert d is not None and self.norm_bound is not None  # or plan() had refused
-        return covering_log_size(d, self.norm_bound, resolution)
-
 
 @dataclass(frozen=True)
-class Bracket:
-    low: float | None
-    point: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """A row of the diagnosis: pi_T if every update were exact, on the prompts that were diagnosed."""
-
-    target: str
-    """escort, or clipped where the diagnosis has no other."""
-    kappa: Bracket
-    accuracy: Bracket | None
-
-
-@dataclass(frozen=True)
-class Split:
-    """The budget in T rounds of n = N/T prompts."""
-
-    rounds: int
-    num_samples: float
-    log_class_size: float
-    guarantee: Guarantee
-    exponent: float
-    """alpha_T = (1 + 1/beta)^T, or the product of 1 + 1/beta_t."""
-    exact_log_kappa: float
-    """log of `sharpened_kappa_bound`: realizable class, infinite samples."""
-    forecast: Forecast | None
-
-
-@dataclass(frozen=True)
-class LowerBound:
-    """What no learner is below in one round of all N prompts."""
+class Target:
+    """P_x[pi*(y*_0|x) <= 1 - delta], pi* = pi_0^alpha/Z: what an exact update leaves, and no sample helps with."""
 
     failure: float
-    """Thm 4.1 with c = 1: up to a constant."""
-    hard_failure: float | None
-    """Exact Bayes failure on the worst hard instance with this kappa_0 that the class has room for (margin -> 0, two
-    responses a prompt), with no constant; None if there is none, or for a linear class."""
-    hard_prompts: int | None
-    """d, the informative prompts of that instance."""
+    """At most, for prompts from where the diagnosed ones came; up to 1."""
+    failing: int | None
+    """Of the diagnosed prompts, at most, as the diagnosis forecasts; None where the failure is that of
+    `sharpened_failure_bound`."""
+    sample_probability: float
+    """How often the sample may fail it: rho, or the half that a forecast leaves of it."""
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """What would make a vacuous bound say something; None: nothing up to 1e18 prompts would."""
+class Promise:
+    """Of one way to run: failure <= sample + target."""
 
-    budget: float | None
-    """The smallest N, from the given one upwards, whose best split has a bound below 1; to a relative 0.001."""
-    budget_without_beta: float | None
-    """The same for beta -> 0; only where `budget` is None."""
-    largest_beta: float | None
-    """Up to it, 1e18 prompts are enough, to a relative 0.001; only where `budget` is None."""
-
-
-@dataclass(frozen=True)
-class Elasticity:
-    """d log(total)/d log(input) at the best split, T held: 0.5 means 1 % more of the input is 0.5 % more failure."""
-
-    name: str
-    value: float
+    target: Target
+    sample: float | None
+    """With the budget; None without one."""
+    failure: float | None
+    needed: float | None
+    """The least number of prompts, all rounds together, with failure <= x; None if 1e18 are not enough, or none is
+    asked for."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """The diagnosis behind the inputs that were not given."""
+class Row:
+    rounds: int
+    exponent: float
+    """alpha_T of T exact rounds."""
+    one_beta: float
+    """1/(alpha_T - 1): the beta with which one round has the exact update of T; 0 beyond the floats."""
+    one: Promise
+    """One round of all prompts at that beta."""
+    several: Promise | None
+    """T rounds of N/T prompts at the beta given; None for a linear class."""
 
-    name: str
-    num_prompts: int | None
-    certified_share: float | None
+
+@dataclass(frozen=True)
+class Floor:
+    """No learner fails less on some start with this kappa_0 in a class of this size, the margin near 0: exactly."""
+
+    one: float
+    """One round of N prompts, K draws each."""
+    any: float
+    """Any number of rounds, N prompts in all, whatever it draws from."""
+    hard_prompts: int
+    """d, the informative prompts of the first of both instances."""
 
 
 @dataclass(frozen=True)
 class Plan:
     inputs: Inputs
     source: Source | None
-    lower_bound: LowerBound
-    splits: tuple[Split, ...]
-    """T = 1, 2, ..., max_rounds, as far as there is a prompt for each round."""
-    best_rounds: int
-    """The T of the least `Guarantee.total`."""
-    best_rounds_iterated: int
-    """The T of the least `Guarantee.iterated_total`."""
-    iterations_to_forget: int
-    """Cor. 5.7, with the coefficient of the best split and kappa_1 <= 1/p."""
-    remedy: Remedy | None
-    """Only for a vacuous bound."""
-    sensitivity: tuple[Elasticity, ...]
-    """The strongest first."""
+    log_group_condition: float
+    """log(1 + (kappa_0 - 1)/K), at least log kappa^(K)."""
+    rows: tuple[Row, ...]
+    """T = 1, 2, ..., max_rounds, as far as there is a prompt a round and something known of the target."""
+    best_rounds: int | None
+    """The T of the least failure with the budget; None without one."""
+    needed_rounds: int | None
+    """The T of the fewest prompts with failure <= x; None where no number is enough, or none is asked for."""
+    floor: Floor | None
+    mode_wrong: tuple[float, float] | None
+    """Of the diagnosed prompts: what sharpening makes worse, whatever is spent."""
 
-    @property
-    def best(self) -> Split:
-        return self.splits[self.best_rounds - 1]
+    def row(self, rounds: int) -> Row:
+        return next(row for row in self.rows if row.rounds == rounds)
 
     @property
     def vacuous(self) -> bool:
-        """At every split."""
-        return bool(self.best.guarantee.vacuous)
+        """The budget promises no failure below 1, or no number of prompts the failure that is asked for."""
+        if self.inputs.failure is not None and self.needed_rounds is None:
+            return True
+        return self.best_rounds is not None and (self.row(self.best_rounds).one.failure or 0.0) >= 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is beyond the floats is None."""
-        plain = _plain(dataclasses.asdict(self))
-        return {"vacuous": self.vacuous, **plain}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {"vacuous": self.vacuous, **plain(dataclasses.asdict(self))}

@@ -1,187 +1,208 @@
-"""A plan as lines on a terminal, and as a figure."""
+"""A plan as one screen of a terminal, and as a figure."""
 
 from __future__ import annotations
 
 import math
+import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from srlm.console import Display
-from srlm.planning.consequences import RESPONSES
+from srlm.planning.anchored import promises
 from srlm.planning.inputs import LARGEST_BUDGET
-from srlm.planning.result import Bracket, Forecast, Inputs, Plan, Remedy
+from srlm.planning.result import Plan, Promise, Row, Target
+from srlm.planning.words import count, kappa, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SHOWN = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987)
+SHOWN = (1, 2, 3, 8)
+WIDTH = 100
 
 
 def show(made: Plan, display: Display) -> None:
-    """The verdict, a table of splits, elasticities, and what is proved."""
-    changes = ", ".join(f"{e.name.replace('_', ' ')} {e.value:+.2f}" for e in made.sensitivity)
-    sensitivity = ["1 % more of an input changes the bound at the best split by so many %:", f"  {changes}"]
-    for line in (*_verdict(made), "", *_table(made), "", *sensitivity, "", *(f"- {line}" for line in _proved(made))):
+    """What is promised or needed, a table over T, and what it rests on: 24 lines of 100 columns at most."""
+    verdict = (line for part in _verdict(made) for line in _wrapped(part, "  " * part.startswith(" ")))
+    grounds = (line for part in _grounds(made) for line in _wrapped(f"- {part}", "  "))
+    for line in (*verdict, "", *_table(made), "", *grounds):
         display.say(line)
 
 
+def _wrapped(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def _verdict(made: Plan) -> list[str]:
-    best, given, remedy = made.best, made.inputs, made.remedy
-    total = best.guarantee.total
-    plural = "s" if best.rounds > 1 else ""
-    split = f"T = {best.rounds} round{plural} of {_count(best.num_samples)} prompts"
-    forget = made.iterations_to_forget
-    lines = []
-    if remedy is None:
-        lines.append(f"bound at the best split, {split}: failure <= {_short(total)}")
-        one = made.splits[0].guarantee
-        if best.rounds > 1:
-            empty = ", which is vacuous" if one.vacuous else ""
-            lines.append(f"one round of all {_count(given.budget)} prompts: failure <= {_short(one.total)}{empty}")
-    else:
-        lines.append(
-            f"the bound is vacuous ({_short(total)} >= 1) at any split of {_count(given.budget)} prompts (the best: "
-            f"{split})"
-        )
-        lines.append(_advice(remedy, given))
-    if made.best_rounds_iterated != made.best_rounds:
-        value = made.splits[made.best_rounds_iterated - 1].guarantee.iterated_total
-        lines.append(
-            f"by its recursion, sharper but not taken apart, T = {made.best_rounds_iterated} is best: failure <= "
-            f"{_short(value)}"
-        )
+    lines, given = [], made.inputs
+    sure = f"with probability {short(1 - given.failure_probability)}"
+    if given.failure is not None:
+        asked = f"failure <= {short(given.failure)}"
+        if made.needed_rounds is None:
+            lines += [f"no number of prompts is sure of {asked}:", f"  {_why_not(made, given.failure)}"]
+        else:
+            row = made.row(made.needed_rounds)
+            lines.append(f"{asked} {sure}: {count(row.one.needed or 0)} prompts")
+            lines.append(f"  {_way(made, row)}{_several_need(made, row)}")
+    if made.best_rounds is not None:
+        row = made.row(made.best_rounds)
+        assert row.one.sample is not None and row.one.failure is not None
+        prompts = f"{count(given.budget or 0)} prompts"
+        parts = f"sample {short(row.one.sample)} + target {short(row.one.target.failure)}"
+        if row.one.failure < 1:
+            lines.append(f"failure <= {short(row.one.failure)} {sure}: {prompts}")
+        else:
+            lines.append(f"{prompts} promise nothing ({short(row.one.failure)} >= 1)")
+            enough = "more prompts" if row.one.sample > row.one.target.failure else "a smaller beta or a sharper start"
+            parts += f": it takes {enough}"
+        lines += [f"  {_way(made, row)}", f"  {parts}"]
     lines.append(
-        f"failure: the share of prompts whose mode has probability <= {_short(1 - given.level)}; the bound holds with "
-        f"probability {_short(1 - given.failure_probability)}, up to its constant (C = {_short(given.constant)}"
-        f"{', by convention' if given.constant == 1 else ''})"
+        f"failure: the share of prompts where the start's mode has probability <= {short(1 - given.level)} after"
     )
-    if math.log(best.guarantee.kappa_infinity) < given.log_kappa0:
-        lines.append(
-            f"the start (kappa_0 = {_kappa(given.log_kappa0)}) is forgotten after {forget} round{'s' * (forget > 1)} "
-            f"(contraction {_short(best.guarantee.contraction)} a round, towards kappa = "
-            f"{_short(best.guarantee.kappa_infinity)})"
-        )
-    else:
-        lines.append(
-            f"no start to forget: kappa_0 = {_kappa(given.log_kappa0)} is not above the limit of the bound's "
-            f"recursion, kappa = {_short(best.guarantee.kappa_infinity)}"
-        )
-    lower = made.lower_bound
-    lines.append(f"one round cannot do better than about {_short(lower.failure)} in the worst case (up to a constant)")
-    if lower.hard_failure is not None:
-        lines.append(
-            f"and on some start with this kappa_0 in a class of this size, {_short(lower.hard_failure)} exactly "
-            f"({RESPONSES} responses a prompt, margin near 0, {lower.hard_prompts} informative prompts)"
-        )
     return lines
 
 
-def _advice(remedy: Remedy, given: Inputs) -> str:
-    if remedy.budget is not None:
-        return f"it says something from about {_count(remedy.budget)} prompts on"
-    if remedy.budget_without_beta is None:
-        return f"it would take more than {_count(LARGEST_BUDGET)} prompts to say something"
+def _way(made: Plan, row: Row) -> str:
+    draws = made.inputs.num_samples
+    same = "" if row.rounds == 1 else f" (as {row.rounds} exact ones)"
+    return f"one round, {draws} response{'s' * (draws > 1)} each, beta {short(row.one_beta)}{same}"
+
+
+def _several_need(made: Plan, row: Row) -> str:
+    """What the same takes in rounds at the beta given: the T of the fewest prompts."""
+    known = [each.several for each in made.rows if each.rounds > 1 and each.several is not None]
+    needed = [(promise.needed, promise) for promise in known if promise.needed is not None]
+    if row.rounds == 1 or not known:
+        return ""
+    if not needed:
+        return f"; in rounds at {_beta_given(made)} it cannot be shown"
+    least = min(value for value, _ in needed)
+    rounds = next(each.rounds for each in made.rows if each.several is not None and each.several.needed == least)
+    return f"; or {count(least)} in {rounds} rounds at {_beta_given(made)}"
+
+
+def _beta_given(made: Plan) -> str:
+    return f"beta {short(made.inputs.beta)}" if isinstance(made.inputs.beta, float) else "the betas given"
+
+
+def _why_not(made: Plan, asked: float) -> str:
+    """What stands in the way, and what would help."""
+    row = min(made.rows, key=lambda row: row.one.target.failure)
+    if row.one.target.failing is None:
+        row = made.rows[-1]
+    target = row.one.target
+    if target.failure < asked:
+        return f"the sample needs more than {count(LARGEST_BUDGET)}: kappa_0 or the class is too large"
+    if target.failing is None:
+        return (
+            f"{row.rounds} exact rounds may leave {short(target.failure)}, from kappa_0 and margin: a smaller --beta "
+            "or more --max-rounds sharpen further"
+        )
+    prompts = made.source.num_prompts if made.source is not None else None
+    if target.failing:
+        return (
+            f"{target.failing} of {prompts} diagnosed prompts may fail after {row.rounds} exact rounds (a mode that is "
+            "not certified, or near a tie), which prompts to train on do not change: search further, or sharpen further"
+        )
     return (
-        f"it would take more than {_count(LARGEST_BUDGET)} prompts to say something, because of the part with beta = "
-        f"{_short(given.largest_beta)}: it needs beta below {_short(remedy.largest_beta or 0)}, and with beta near 0 "
-        f"about {_count(remedy.budget_without_beta)} prompts"
+        f"that none of {prompts} diagnosed prompts fails after {row.rounds} exact rounds says no less than "
+        f"{short(target.failure)} of others: diagnose more prompts"
     )
 
 
 def _table(made: Plan) -> list[str]:
     """Lines, not a rich table: that would cut cells off where the terminal is narrow."""
-    forecast = any(split.forecast is not None for split in made.splits)
-    headings = ["T", "n", "factor", "stable", "transient", "β part", "total", "exact κ_T ≤"]
-    rows = [headings + ["forecast κ_T", "accuracy"] * forecast + [""]]
-    chosen = {*SHOWN, made.best_rounds, made.best_rounds_iterated, len(made.splits)}
-    for split in made.splits:
-        if split.rounds not in chosen:
-            continue
-        g = split.guarantee
-        parts = (g.statistical_factor, g.stable_part, g.transient_part, g.beta_part, g.total)
-        cells = [str(split.rounds), _count(split.num_samples), *map(_short, parts), _kappa(split.exact_log_kappa)]
-        beside = _forecast_cells(split.forecast) if forecast else []
-        rows.append([*cells, *beside, "best" if split is made.best else ""])
+    given = made.inputs
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("T", lambda row: str(row.rounds)),
+        ("alpha", lambda row: short(row.exponent)),
+        ("beta of one", lambda row: short(row.one_beta)),
+        ("target", lambda row: short(row.one.target.failure)),
+    ]
+    if given.budget is not None:
+        columns.append(("one round", lambda row: _cell(row.one, "failure")))
+        columns.append(("T rounds", lambda row: _cell(row.several, "failure")))
+    if given.failure is not None:
+        columns.append(("one needs", lambda row: _cell(row.one, "needed")))
+        columns.append(("T need", lambda row: _cell(row.several, "needed")))
+    chosen = {*SHOWN, made.best_rounds, made.needed_rounds}
+    rows = [[heading for heading, _ in columns]]
+    rows += [[cell(row) for _, cell in columns] for row in made.rows if row.rounds in chosen]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _forecast_cells(forecast: Forecast | None) -> list[str]:
-    if forecast is None:
-        return ["–", "–"]
-    target = "" if forecast.target == "escort" else f" ({forecast.target})"
-    return [_range(forecast.kappa) + target, "–" if forecast.accuracy is None else _range(forecast.accuracy)]
+def _cell(promise: Promise | None, name: str) -> str:
+    value = getattr(promise, name) if promise is not None else None
+    return "–" if value is None else count(value) if name == "needed" else short(value)
 
 
-def _range(bracket: Bracket) -> str:
-    low, high = ("?" if end is None else _short(end) for end in (bracket.low, bracket.high))
-    return f"{low} to {high}"
-
-
-def _proved(made: Plan) -> list[str]:
-    inputs, linear = made.inputs, made.inputs.norm_bound is not None
+def _grounds(made: Plan) -> list[str]:
+    given = made.inputs
+    size = (
+        f"of {short(given.log_class_size)} nats"
+        if given.log_class_size is not None
+        else f"(linear softmax, d = {short(given.dimension or 0)})"
+    )
+    condition = f"kappa^({given.num_samples}) <= {kappa(made.log_group_condition)}"
+    chosen = made.row(made.needed_rounds or made.best_rounds or made.rows[-1].rounds)
     lines = [
-        f"total = stable + transient + β part: the shape of Thm {'6.2' if linear else '5.3'}, up to C, and no theorem "
-        "for a realizable class alone: the learned policy must also have its mass where samples come from "
-        "(srlm verify concentrability); fresh prompts in every round",
-        f"margin and min-confidence must hold in every round: kappa_1 <= 1/p = {_short(1 / inputs.min_confidence)} "
-        "is assumed of the first round, not shown, and on the worst start more rounds do not forget it "
-        "(srlm verify rounds-lower-bound)",
-        f"the class must hold pi_0^alpha_t for all t <= T; alpha_T is {_short(made.best.exponent)} at T = "
-        f"{made.best_rounds}"
-        + (", and norm-bound must be at least so many times the norm of the start's parameters" if linear else ""),
-        "exact κ_T: proved with no constant, for a realizable class and infinite samples, if the margin holds at the "
-        "start on every prompt; not a bound for a sampled run",
-        "the single round's bound (Thm 4.1) has a constant of its own (c = 1 by convention)",
-        "a bound that falls with T is not a forecast that rounds pay: where self-rewards are exact, one round was not "
-        "beaten (srlm verify single-vs-iterated)",
+        f"target: {_basis(made, chosen.one.target)}",
+        f"sample: sqrt(kappa^(K) log(|Pi|/rho)/n), {condition}: proved, no constant, for any minimiser of the anchored "
+        f"regression with exact log-likelihood rewards and Z over a class {size} that holds the exact update; where "
+        "training stops short of a minimiser nothing is promised",
+        f"T rounds at {_beta_given(made)} may each err; one round at 1/(alpha - 1) has the update of all of them",
     ]
-    if isinstance(made.inputs.beta, tuple):
-        lines.append("every round has its own beta: the bound takes the largest, exact κ_T and forecasts take each")
-    if made.source is not None:
-        source = made.source
-        share = "" if source.certified_share is None else f", {100 * source.certified_share:.0f} % of them certified"
-        prompts = "its prompts" if source.num_prompts is None else f"{source.num_prompts} prompts"
-        lines.append(f"from {source.name}: the cautious ends on {prompts}{share}; other prompts may be worse")
+    if made.floor is not None:
+        lines.append(
+            f"from every such start nobody promises less than {short(made.floor.one)} in one round, "
+            f"{short(made.floor.any)} in any number"
+        )
+    if made.mode_wrong is not None and made.mode_wrong[1] > 0:
+        low, high = (f"{100 * end:.0f}" for end in made.mode_wrong)
+        share = f"{low} %" if low == high else f"{low} to {high} %"
+        lines.append(f"the mode is wrong on {share} of the diagnosed prompts, and stays so whatever is spent")
+    lines.append("the paper's bound, taken apart: --paper")
     return lines
 
 
-def _kappa(log_kappa: float) -> str:
-    return _short(math.exp(log_kappa)) if log_kappa < 700 else f"e^{log_kappa:.0f}"
-
-
-def _short(value: float) -> str:
-    """Three digits: 0.31, 4.2, 3.2e4."""
-    mantissa, _, exponent = f"{value:.3g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-
-
-def _count(value: float) -> str:
-    if value < 100:
-        return _short(value)
-    return f"{value:,.0f}".replace(",", " ") if value < 1e7 else _short(value)
+def _basis(made: Plan, target: Target) -> str:
+    given = made.inputs
+    if target.failing is not None and made.source is not None:
+        return (
+            f"of {made.source.num_prompts} diagnosed prompts at most {target.failing} fail after the exact update, so "
+            f"of others at most {short(target.failure)}; that kappa_0 = {kappa(given.log_kappa0)} of these is that of "
+            "all is taken for granted"
+        )
+    assert given.margin is not None
+    return (
+        f"(kappa_0 - 1) e^(-(alpha - 1) margin) and Markov, kappa_0 = {kappa(given.log_kappa0)}, margin "
+        f"{short(given.margin)} on every prompt"
+    )
 
 
 def draw(made: Plan, axes: Axes) -> None:
-    """The bound and its parts against T, on logarithmic axes."""
-    rounds = [split.rounds for split in made.splits]
-    series = {
-        "bound": "total",
-        "stable part": "stable_part",
-        "transient part": "transient_part",
-        "β part": "beta_part",
-    }
-    for label, name in series.items():
-        values = [getattr(split.guarantee, name) for split in made.splits]
-        axes.plot(rounds, values, label=label, marker="." if len(rounds) == 1 else None, lw=2 if name == "total" else 1)
-    total = [split.guarantee.total for split in made.splits]
-    floor = made.lower_bound.failure
-    axes.axhline(floor, color="black", ls="--", lw=1, label="one round at least (up to a constant)")
-    axes.plot(made.best_rounds, made.best.guarantee.total, "o", color="C0", label=f"best: T = {made.best_rounds}")
-    bottom, top = min(*total, floor) / 30, 3 * max(*total, 3.0)
-    axes.axhspan(1, top, color="grey", alpha=0.15, lw=0)
-    axes.text(0.99, 1.1, "vacuous", transform=axes.get_yaxis_transform(), ha="right", va="bottom", color="dimgrey")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.set(yscale="log", ylim=(bottom, top), xlabel="rounds T", ylabel="failure")
-    axes.set_title(f"{_count(made.inputs.budget)} prompts in T rounds, C = {_short(made.inputs.constant)}", fontsize=10)
+    """The failure that one round promises against its prompts, for a few alpha, and what nobody is below."""
+    given = made.inputs
+    middle = given.budget or max((row.one.needed or 1e4 for row in made.rows), default=1e4)
+    low, high = max(math.log10(middle) - 3, 0), min(math.log10(middle) + 3, math.log10(LARGEST_BUDGET))
+    prompts = np.unique(np.floor(np.logspace(low, high, 60)))
+    chosen = [row for row in made.rows if row.rounds in {*SHOWN, made.best_rounds, made.needed_rounds}]
+    least = 1.0
+    for row in chosen:
+        failure = promises(given, row, prompts)
+        axes.plot(prompts, failure, label=f"T = {row.rounds}: beta {short(row.one_beta)}")
+        least = min(least, float(failure.min()))
+    if made.floor is not None and given.budget is not None and made.floor.one > 0:
+        axes.plot(given.budget, made.floor.one, "_", color="black", markersize=14, label="nobody below (one round)")
+        least = min(least, made.floor.one)
+    if given.failure is not None:
+        axes.axhline(given.failure, color="black", ls="--", lw=1, label="asked for")
+        least = min(least, given.failure)
+    if given.budget is not None:
+        axes.axvline(given.budget, color="0.5", lw=1)
+    axes.axhspan(1, 30, color="grey", alpha=0.15, lw=0)
+    axes.text(0.99, 1.1, "nothing promised", transform=axes.get_yaxis_transform(), ha="right", color="dimgrey")
+    axes.set(xscale="log", yscale="log", ylim=(least / 2, 30), xlabel="prompts N, one round", ylabel="failure at most")
     axes.figure.legend(loc="outside lower center", ncols=3, fontsize=8)

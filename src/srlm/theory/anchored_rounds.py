@@ -69,15 +69,21 @@ def anchored_rounds_bound(
     rho = argument("failure_probability", failure_probability, "(0, 1)")
     k = argument("samples_per_prompt", samples_per_prompt, "[1, inf)", whole=True)
     start = log_start(kappa0, log_kappa0)
-    each = per_round("beta", beta, "(0, inf)", most=1) if rounds is None else None
-    total = argument("rounds", len(each) if each is not None else np.asarray(rounds), "[1, inf)", whole=True)
-    complexity = size + np.log(total) - np.log(rho)
-    bound = np.zeros(np.broadcast_shapes(total.shape, n.shape))
-    for t in range(int(total.max(initial=0))):
-        exponent = anchored_exponent(beta, t) if each is None else anchored_exponent(each[:t]) if t else 1.0
-        sharpened: Number = sharpened_kappa_bound(None, margin, exponent, log_kappa0=start)
-        # 1 + (kappa - 1)/K, in logarithms
-        condition = np.logaddexp(np.log1p(-1 / k, where=k > 1, out=np.full_like(k, -np.inf)), sharpened - np.log(k))
+    if rounds is None:
+        each = per_round("beta", beta, "(0, inf)", most=1)
+        total = np.asarray(float(len(each)))
         with np.errstate(over="ignore"):
-            bound = bound + np.where(t < total, np.exp((condition + np.log(complexity) - np.log(n)) / 2), 0.0)
-    return number(bound)
+            exponent = 1 + np.append(0.0, np.exp(-np.cumsum(np.log(each))).cumsum())[:-1]
+    else:
+        total = argument("rounds", rounds, "[1, inf)", whole=True)
+        temperature = argument("beta", beta, "(0, inf)")
+        exponent = np.asarray(anchored_exponent(temperature[..., None], np.arange(total.max(initial=1))))
+    gamma = argument("margin", margin, "(0, inf)")
+    # Rounds are the last axis.
+    sharpened = np.asarray(sharpened_kappa_bound(None, gamma[..., None], exponent, log_kappa0=start[..., None]))
+    with np.errstate(divide="ignore", over="ignore"):
+        condition = np.logaddexp(np.log1p(-1 / k)[..., None], sharpened - np.log(k)[..., None])
+        complexity = np.log(size + np.log(total) - np.log(rho)) - np.log(n)
+        cost = np.exp((condition + complexity[..., None]) / 2)
+    ran = np.arange(exponent.shape[-1]) < total[..., None]
+    return number(np.where(ran, cost, 0.0).sum(-1))

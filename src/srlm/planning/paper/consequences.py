@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 
 from srlm import theory
-from srlm.planning.inputs import LARGEST_BUDGET, Diagnosis
-from srlm.planning.result import Elasticity, Inputs, LowerBound, Remedy, Split
+from srlm.planning.diagnosis import Diagnosis
+from srlm.planning.floor import largest_hard_instance
+from srlm.planning.inputs import LARGEST_BUDGET
+from srlm.planning.paper.result import Elasticity, Inputs, LowerBound, Remedy, Split
 from srlm.theory import (
     Guarantee,
     effective_dimension,
     sharpened_kappa_bound,
     sharpening_exponent,
     single_step_lower_bound,
-    worst_case_instance,
 )
 
 STEP = 1e-4  # of logarithms, for elasticities
@@ -43,22 +44,13 @@ def split(inputs: Inputs, bound: Guarantee, rounds: int, read: Diagnosis | None)
 def lower_bound(inputs: Inputs) -> LowerBound:
     size = float(inputs.log_size(inputs.budget))
     failure = float(single_step_lower_bound(inputs.budget, inputs.log_kappa0, size))
-    # M >= kappa_0, which is no number beyond e^700.
-    if inputs.log_class_size is None or not 0 < inputs.log_kappa0 <= 700:
+    if inputs.log_class_size is None:
         return LowerBound(failure, None, None)
-    n, kappa0 = int(inputs.budget), math.exp(inputs.log_kappa0)
-    # d log M grows with d, and M >= kappa_0: the largest d whose worst instance has at most log|Pi|
-    fits, too_many = 0, int(size / max(inputs.log_kappa0, math.log(2))) + 1
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if worst_case_instance(n, kappa0, middle, RESPONSES).log_class_size <= size:
-            fits = middle
-        else:
-            too_many = middle
-    if not fits:
+    n = int(inputs.budget)
+    instance = largest_hard_instance(n, inputs.log_kappa0, size, RESPONSES)
+    if instance is None:
         return LowerBound(failure, None, None)
-    instance = worst_case_instance(n, kappa0, fits, RESPONSES)
-    return LowerBound(failure, float(instance.bayes_failure(n, RESPONSES)), fits)
+    return LowerBound(failure, float(instance.bayes_failure(n, RESPONSES)), instance.num_prompts)
 
 
 def iterations_to_forget(inputs: Inputs, coefficient: float) -> int:
