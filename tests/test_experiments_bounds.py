@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from srlm.experiments import concentrability, rounds_lower_bound, sandwich
+from srlm.experiments import anchored_rounds, concentrability, rounds_lower_bound, sandwich
 from srlm.experiments.outcome import Row
 from srlm.theory import HardInstance, anchored_failure_bound
 
-MODULES = [concentrability, sandwich, rounds_lower_bound]
+MODULES = [concentrability, sandwich, rounds_lower_bound, anchored_rounds]
 
 
 def silent(done: int, total: int) -> None:
@@ -57,6 +57,15 @@ DOCTORED = [
     (rounds_lower_bound, lambda row: True, {"error": lambda row: 6 * row["error"]}, "the loop is never"),
     (rounds_lower_bound, lambda row: True, {"loop": 0.3}, "n = 32 a round"),
     (rounds_lower_bound, lambda row: True, {"loop": lambda row: row["loop"] / row["T"]}, "nT = 512"),
+    (anchored_rounds, lambda row: True, {"beyond": 0.2}, "the bound says"),
+    (anchored_rounds, lambda row: True, {"bound": 1.2}, "the bound: vacuous"),
+    (anchored_rounds, lambda row: True, {"lost": 0.0}, "the adversary is heard"),
+    (anchored_rounds, lambda row: True, {"error": lambda row: 50 * row["error"]}, "the adversary is heard"),
+    (anchored_rounds, lambda row: True, {"bound": lambda row: 8 * row["bound"]}, "the adversary is heard"),
+    (anchored_rounds, lambda row: True, {"pairs beyond": 0.05}, "pairs alone"),
+    (anchored_rounds, lambda row: True, {"Thm 5.3": 1.0}, "Thm 5.3: vacuous"),
+    (anchored_rounds, lambda row: True, {"lost": lambda row: row["lost"] / row["T"]}, "nT fixed"),
+    (anchored_rounds, lambda row: row["varied"] == "T", {"lost": lambda row: row["lost"] * row["T"]}, "n fixed"),
     (rounds_lower_bound, lambda row: True, {"one round": lambda row: 1.5 * row["floor"]}, "choosing"),
 ]
 

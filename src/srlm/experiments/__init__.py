@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from srlm.experiments import (
+    anchored_rounds,
     assumptions,
     concentrability,
     contraction,
@@ -34,6 +35,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "concentrability": concentrability,
     "sandwich": sandwich,
     "rounds-lower-bound": rounds_lower_bound,
+    "anchored-rounds": anchored_rounds,
     "fidelity": fidelity,
     "share-rewards": share_rewards,
 }
