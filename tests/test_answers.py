@@ -168,7 +168,7 @@ def test_own_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["contain", "", "module:", ":function"])
 def test_unknown_rule(name: str) -> None:
-    with pytest.raises(UserError, match="expected auto, contains, exact, number, regex or module:function"):
+    with pytest.raises(UserError, match="expected auto, contains, exact, number, math, regex or module:function"):
         match_rule(name)
 
 
@@ -222,7 +222,7 @@ def test_own_answer_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("name", ["contains", "", "regex", "regex:", "module:", ":function"])
 def test_unknown_answer_class(name: str) -> None:
-    with pytest.raises(UserError, match="expected exact, normalised, number, regex:PATTERN or module:function"):
+    with pytest.raises(UserError, match="expected exact, normalised, number, math, regex:PATTERN or module:function"):
         answer_classes(name)
 
 

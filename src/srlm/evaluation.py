@@ -14,6 +14,7 @@ from torch import Tensor
 
 from srlm import tasks
 from srlm.answers import Match, answer_classes, auto, match_rule
+from srlm.answers.math import given_up
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
@@ -119,6 +120,8 @@ def evaluate(
     given = answers_given(policy, sampled, classes)
     record = accuracy_record(right, greedy_right[:, 0]) | at_k_record(right, given) | agreement_record(given)
     _show(record, len(labelled.prompts), num_samples, display)
+    if said := given_up():
+        display.say(said)
     if output is not None:
         asked = {"model": model, "prompts": labelled.source, "match": match, "answers": answers, "seed": seed}
         text = json.dumps(record | asked, indent=2)

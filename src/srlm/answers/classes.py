@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import TypeAlias
 
-from srlm.answers.final import final
+from srlm.answers.final import final, spoken
+from srlm.answers.math import math_class, refuse_missing
 from srlm.answers.number import last_number
 from srlm.answers.patterns import Pattern
 from srlm.answers.text import normalise
@@ -18,11 +19,16 @@ AnswerClass: TypeAlias = Callable[[str], Hashable | None]
 
 
 def number_class(response: str) -> Fraction | None:
-    found = last_number(final(response))
+    found = last_number(final(spoken(response)))
     return None if found is None else found.value
 
 
-_CLASSES: dict[str, AnswerClass] = {"exact": str.strip, "normalised": normalise, "number": number_class}
+_CLASSES: dict[str, AnswerClass] = {
+    "exact": lambda response: spoken(response).strip(),
+    "normalised": lambda response: normalise(spoken(response)),
+    "number": number_class,
+    "math": math_class,
+}
 
 
 def answer_classes(name: str) -> AnswerClass:
@@ -30,15 +36,20 @@ def answer_classes(name: str) -> AnswerClass:
 
     exact: the text without the white space around it. normalised: the text after `normalise`.
     number: the last number of its final answer (`srlm.answers.final`), as for the match rule, 50% being 50; None if
-    there is none, or it is longer than 10,000 characters.
+    there is none, or it is longer than 10,000 characters. math: what its final answer is worth, LaTeX or not
+    (`srlm.answers.math.math_class`).
     regex:PATTERN: the last match of PATTERN, of its first group if it has one; None if there is none or it is empty.
     module:function: the user's function of the text, which returns a hashable value or None. What it raises passes
     through; TypeError if it returns something else.
+
+    All but a user's own function see what stands behind `</think>`, if a response has thought.
 
     None stands for no answer. Such responses count among the K drawn, but agree with nothing, not even each other, and
     None is never the modal class. UserError for an unknown name, a broken PATTERN or a function that cannot be
     imported.
     """
+    if name == "math":
+        refuse_missing("answer classes")
     if name in _CLASSES:
         return _CLASSES[name]
     before, _, after = name.partition(":")
@@ -56,7 +67,7 @@ def _regex_class(pattern: str) -> AnswerClass:
     compiled = Pattern(pattern, "pattern", "answer class regex:PATTERN")
     group = min(compiled.groups, 1)
     # An empty match, as of \d* at the end of any text, would make all responses agree.
-    return lambda response: compiled.last(response, group) or None
+    return lambda response: compiled.last(spoken(response), group) or None
 
 
 def _own_class(module: str, function: str) -> AnswerClass:

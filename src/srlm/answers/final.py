@@ -1,4 +1,4 @@
-"""Where in a text its answer stands: behind "####", in a box, or behind "the answer is"."""
+"""Where in a text its answer stands: behind a thinking block, "####", in a box, or behind "the answer is"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections import deque
 _MARKER = re.compile(r"\banswer(?:\s{1,3}is\b|\s{0,3}[:=])[\s:=*]{0,9}", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s{0,3}\{")
 _END = re.compile(r"\n|(?<=[.!?])(?<!\d\.)\s|(?<=\d)\.(?=\s|$)")
+
+
+OPENS, CLOSES = "<think>", "</think>"  # of a thinking block, in the models that write one
+
+
+def spoken(text: str) -> str:
+    """What stands behind the last thinking block; nothing, if that is not over. A template may have opened it."""
+    _, closes, after = text.rpartition(CLOSES)
+    return "" if OPENS in after else after.strip() if closes else text
 
 
 def final(text: str) -> str:
@@ -25,9 +34,15 @@ def final(text: str) -> str:
 
 def boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} or \\fbox{...} that is closed, with the braces in it balanced."""
-    boxes = [found.end() - 1 for found in _BOX.finditer(text)]
-    if not boxes:
-        return None
+    found = boxes(text)
+    return text[slice(*found[-1])].strip() if found else None
+
+
+def boxes(text: str) -> list[tuple[int, int]]:
+    """Where the contents of all boxes that are closed begin and end."""
+    opens = [found.end() - 1 for found in _BOX.finditer(text)]
+    if not opens:
+        return []
     closed: dict[int, int] = {}
     opened: list[int] = []
     for at, sign in enumerate(text):
@@ -35,4 +50,4 @@ def boxed(text: str) -> str | None:
             opened.append(at)
         elif sign == "}" and opened:
             closed[opened.pop()] = at
-    return next((text[at + 1 : closed[at]].strip() for at in reversed(boxes) if at in closed), None)
+    return [(at + 1, closed[at]) for at in opens if at in closed]

@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 from srlm import tasks
 from srlm.answers.classes import answer_classes
-from srlm.answers.final import final
+from srlm.answers.final import final, spoken
+from srlm.answers.math import math, refuse_missing
 from srlm.answers.number import last_number, numbers, only_number
 from srlm.answers.patterns import Pattern
 from srlm.answers.text import normalise
@@ -32,7 +33,12 @@ _DENIED = re.compile(r"(?:^| )(?:not|n t|\w+n t|never|nor) (?:the |a |an )?$")
 
 
 def match_rule(name: str) -> Match:
-    """The rule called auto, contains, exact, number or regex, or the function `module:function`."""
+    """The rule called auto, contains, exact, number, math or regex, or the function `module:function`.
+
+    All but a user's own function see what stands behind `</think>`, if a response has thought.
+    """
+    if name == "math":
+        refuse_missing("match rule")
     if name in _RULES:
         return _RULES[name]
     module, _, function = name.partition(":")
@@ -60,6 +66,7 @@ def contains(response: str, answers: Sequence[str]) -> bool:
     letter of a choice, (B), if it is the last letter of the final answer. Of a solution that ends in "#### 72" or in a
     box, that is the answer.
     """
+    response = spoken(response)
     words = f" {normalise(response)} "
     return any(_holds(response, words, final(answer)) for answer in answers)
 
@@ -82,6 +89,7 @@ def _holds(response: str, words: str, answer: str) -> bool:
 
 def exact(response: str, answers: Sequence[str]) -> bool:
     """The response is an acceptable answer, up to `normalise`, or the same number."""
+    response = spoken(response)
     words, value = normalise(response), only_number(response)
     if value is not None and any(other is not None and value.same(other) for other in map(only_number, answers)):
         return True
@@ -91,19 +99,27 @@ def exact(response: str, answers: Sequence[str]) -> bool:
 def number(response: str, answers: Sequence[str]) -> bool:
     """The last number in the final answer of the response (behind "####", in a box, behind "the answer is", or else
     anywhere) equals that of an acceptable answer, exactly; 3/4 is 0.75, and 50% both 50 and 0.5."""
-    value = last_number(final(response))
+    value = last_number(final(spoken(response)))
     others = (last_number(final(answer)) for answer in answers)
     return value is not None and any(other is not None and value.same(other) for other in others)
 
 
 def regex(response: str, answers: Sequence[str]) -> bool:
     """An acceptable answer, as a pattern, is found in the response as it stands."""
+    response = spoken(response)
     # All, so that a broken one shows whatever matches first.
     patterns = [Pattern(answer, "answer", "match rule regex") for answer in answers]
     return any(pattern.search(response) for pattern in patterns)
 
 
-_RULES: dict[str, Match] = {"auto": auto, "contains": contains, "exact": exact, "number": number, "regex": regex}
+_RULES: dict[str, Match] = {
+    "auto": auto,
+    "contains": contains,
+    "exact": exact,
+    "number": number,
+    "math": math,
+    "regex": regex,
+}
 
 
 def _written(answer: Hashable) -> str:

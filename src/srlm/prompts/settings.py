@@ -24,8 +24,8 @@ class PromptSettings:
     answer_column: str = "answer"
     """Column of the answers."""
     match: str = "auto"
-    """When is a response right? contains, exact, number, regex or module:function (evaluation only); auto asks a task's
-    own verifier, or is contains."""
+    """When is a response right? contains, exact, number, math (LaTeX, by math-verify), regex or module:function
+    (evaluation only); auto asks a task's own verifier, or is contains."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompts", "max_held_out"):

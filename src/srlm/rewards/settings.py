@@ -15,4 +15,4 @@ class RewardSettings:
     inverted, oracle (uses labels). Set beta to its scale, or leave that to a step."""
     answers: str = "normalised"
     """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
-    regex:PATTERN or module:function."""
+    math (LaTeX, by math-verify), regex:PATTERN or module:function."""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from srlm.answers import answer_classes, match_rule
+from srlm.answers.math import given_up
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.evaluation import check_answers
@@ -155,6 +156,8 @@ class SelfRewardTrainer:
         except Diverged as error:
             leave(policy, self.ledger, config, self.display, f"stopped: {error}")
             raise Diverged(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
+        if unread := given_up():
+            self.display.say(unread)
         become(policy, self.run, config, chosen)
         leave(policy, self.ledger, config, self.display, "finished", chosen)
         self.display.say(f"model saved in {self.run.path / 'model'}")
