@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from srlm.guard.signals import figure
 from srlm.sizes import Sizes
 from srlm.types import Record
@@ -22,6 +24,7 @@ def advice(record: Record, sizes: Sizes) -> list[str]:
     if effective is not None and effective < LEAST_EFFECTIVE:
         said.append(
             f"the update rests on {effective:.2f} effective samples of {sizes.num_samples}, so nearly on the best "
-            "response of each prompt alone: give --step 0.5 or so, or a reward of smaller spread"
+            f"response of each prompt alone: give --step {math.log(sizes.num_samples) / 2:.1f}, or a reward of smaller "
+            "spread"
         )
     return said
