@@ -40,8 +40,11 @@ from srlm import UserError, diagnose
 from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
 from srlm.diagnosis import levels, tables
+from srlm.diagnosis.history import History
 from srlm.diagnosis.levels import Classes, Rights
+from srlm.diagnosis.trained import trained_rounds, untold
 from srlm.estimators.consistency import self_consistency
+from srlm.estimators.exponent import EffectiveExponent, effective_exponent
 from srlm.estimators.intervals import clopper_pearson, modal_share_interval
 from srlm.forecast import Evidence
 from srlm.search import Found
@@ -474,6 +477,65 @@ def test_betas_that_a_run_has_solved_are_forecast(tiny, data, tmp_path, reward, 
     paths = [tuple(betas[round:end]) for end in range(round + 1, SETTINGS["rounds"] + 1)]
     wanted = [("escort", path) for path in paths] if reward != "random" else []
     assert found == wanted and len(betas) == SETTINGS["rounds"] + 1
+
+
+def held_out_table(run, round, name):
+    table = parquet.read_table(run / f"round-{round:03d}" / "held_out.parquet", columns=[name])
+    return np.array(table[name].to_pylist()).reshape(len(HELD_OUT), -1)
+
+
+def test_rounds_like_the_one_before_are_forecast(run, bare):
+    """From what the run kept of its held-out prompts: log-probs of round 0's samples, before and after."""
+    before, after = (held_out_table(run, 0, name) for name in ("log_prob", "log_prob_next"))
+    best = np.maximum(before.max(-1), held_out_table(run, 1, "log_prob_initial").max(-1))
+    found = silent(None, run=run, round=1, **ASK).forecast.trained
+    assert found.update == effective_exponent(before, after, 8.0, SETTINGS["clip"], best)
+    assert found.asked == 2  # beta = 1
+    assert [row.rounds for row in found.rows] == [1, 2, 3]
+    assert [row.exponent for row in found.rows] == pytest.approx([found.update.exponent**t for t in (1, 2, 3)])
+    record = records(run)[2]
+    assert found.measured[0] == tuple(record[f"accuracy_sampled{end}"] for end in ("", "_low", "_high"))
+    assert found.measured[1:] == [None, None]
+    elsewhere = silent(None, bare, run=run, round=1, **ASK).forecast.trained
+    assert elsewhere.update == found.update and elsewhere.measured == [None] * 3
+    assert elsewhere.rows[0].accuracy is None
+    start = silent(None, run=run, round=0, **ASK).forecast
+    assert start.trained is None and "--round 1" in start.untold
+
+
+def test_the_screen_and_the_file_have_rounds_as_trained(run, tmp_path):
+    outcome = command("diagnose", *words(run=run, round=1, output=tmp_path / "d", samples=4, search_budget=12))
+    assert outcome.code == 0
+    found = kept(tmp_path / "d")[0]["forecast"]["trained"]
+    update = found["update"]
+    said = f"rounds like the one before: exponent {update['exponent']:.2f} ± {1.96 * update['standard_error']:.2f}"
+    assert said in " ".join(outcome.out.split()) and "as trained" in outcome.out
+    point = found["rows"][0]["mode_mass"]["point"]
+    assert f"{point:.2f}" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"reward": "random"}, "its reward is random"), ({"held_out": None}, "its held-out samples")]
+)
+def test_of_rounds_that_tell_nothing_none_are_forecast(tiny, data, tmp_path, options, said):
+    output = trained(tiny, data, tmp_path / "run", rounds=1, **options)
+    outcome = command("diagnose", *words(run=output, round=1, samples=4, search_budget=12))
+    assert f"rounds like the one before are not forecast: {said}" in " ".join(outcome.out.split())
+
+
+def test_an_update_that_turned_the_order_round_is_not_forecast():
+    update = EffectiveExponent(-0.1, 0.1, 0.5, 4, 16)
+    assert trained_rounds([], History(update=update)) is None and trained_rounds([], History()) is None
+    assert "-0.10" in untold(History(update=update)) and untold(History()) is None
+
+
+def test_a_table_that_is_damaged_is_said(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = copy / "round-000" / "held_out.parquet"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"held_out.parquet is damaged"):
+        silent(None, run=copy, round=1, **ASK)
 
 
 def test_a_run_that_set_prompts_aside_is_asked_about_those(tiny, tmp_path):

@@ -72,6 +72,16 @@ def test_only_what_is_near_the_best_is_asked():
     assert (higher.exponent, higher.responses) == pytest.approx((expected.exponent, expected.responses))
 
 
+def test_clipped_rewards_ask_the_same_of_all_that_lie_below():
+    before, _ = world(5, scale=4.0)
+    level = before.max(-1, keepdims=True) - 2
+    after = before + 0.4 * np.maximum(before, level)
+    assert (before < level).mean() > 0.1
+    found = effective_exponent(before, after, clip=2.0)
+    assert (found.exponent, found.noise) == pytest.approx((1.4, 0.0), abs=1e-9)
+    assert effective_exponent(before, after).exponent < 1.39
+
+
 @pytest.mark.parametrize(
     "before",
     [[[-1.0, -2.0]], [[-1.0, -1.0], [-2.0, -2.0]], [[-1.0, -2.0], [-1.0, -1.0], [-3.0, -3.0]], np.zeros((0, 4))],
@@ -91,6 +101,7 @@ def test_where_nothing_can_be_known_there_is_none(before):
         ([[-1.0, -2.0]], [[-1.0, -math.inf]], {}, "finite"),
         ([[-1.0, -2.0]], [[-1.0, -2.0]], {"within": 0.0}, "within"),
         ([[-1.0, -2.0]], [[-1.0, -2.0]], {"within": math.nan}, "within"),
+        ([[-1.0, -2.0]], [[-1.0, -2.0]], {"clip": 0.0}, "clip"),
         ([[-1.0, -2.0]], [[-1.0, -2.0]], {"best": [0.0, 0.0]}, "best"),
     ],
 )

@@ -13,7 +13,7 @@ from srlm.diagnosis import levels
 from srlm.diagnosis.probe import probe, subject
 from srlm.diagnosis.result import Diagnosis, new_folder
 from srlm.diagnosis.tables import prompt_table, sample_table
-from srlm.diagnosis.trained import trained_rounds
+from srlm.diagnosis.trained import trained_rounds, untold
 from srlm.diagnosis.view import show
 from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
@@ -108,7 +108,7 @@ def diagnose(
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
     labels = None if right is None else levels.label_level(seen, right)
     every = levels.evidence(seen, right)
-    prediction = levels.forecasts(every, config.clip, known.solved, trained_rounds(every, known))
+    prediction = levels.forecasts(every, config.clip, known.solved, trained_rounds(every, known), untold(known))
     settings = {
         "num_samples": num_samples,
         "search_best": search_best,

@@ -22,13 +22,15 @@ NEAR = 8.0  # nats under the best response: what lies below has no part in what 
 class History:
     """solved: betas of the updates from the diagnosed round on, where a run has solved them. update: the update that
     made it, as far as held-out samples tell; None for round 0. asked: what exponent an exact update of its beta has,
-    None if not known. clip: B of the rewards, inf for none. after: records of the rounds that followed."""
+    None if not known. clip: B of the rewards, inf for none. after: records of the rounds that followed. unknown: why a
+    run does not tell how far the update went."""
 
     solved: Sequence[float] = ()
     update: EffectiveExponent | None = None
     asked: float | None = None
     clip: float = math.inf
     after: Sequence[Record] = ()
+    unknown: str | None = None
 
 
 def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[Record]) -> History:
@@ -39,21 +41,23 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
     """
     after = records[round + 1 :]
     if config.reward != "log_likelihood":
-        return History(after=after)
+        return History(after=after, unknown=f"its reward is {config.reward}, not log_likelihood")
     betas = [record.get("beta") for record in records[: config.rounds]]
     every = [float(beta) if isinstance(beta, int | float) else math.inf for beta in betas]
     solved = [] if config.step is None else every[round:]
     before = config.beta if config.step is None else every[round - 1] if 0 < round <= len(every) else math.inf
     asked = 1 + 1 / before if round and math.isfinite(before) else None
     clip = config.clip if config.clip and config.step is None else math.inf
-    return History(solved, _update(run, round, min(clip, NEAR)), asked, clip, after)
+    if not round:
+        return History(solved, clip=clip, after=after, unknown="no update came before round 0 (--round 1 tells more)")
+    update = _update(run, round, clip)
+    unknown = None if update else "its held-out samples of the round before do not tell how far the update went"
+    return History(solved, update, asked, clip, after, unknown)
 
 
-def _update(run: Path, round: int, within: float) -> EffectiveExponent | None:
+def _update(run: Path, round: int, clip: float) -> EffectiveExponent | None:
     """From the held-out samples of the round before, scored again by this round's policy. Where that round is 0 the
     best responses of its policy are known better, from this round's samples."""
-    if not round:
-        return None
     before, now = (Table(run / f"round-{t:03d}" / "held_out.parquet") for t in (round - 1, round))
     needed = ["prompt_index", "log_prob", "log_prob_next"]
     if not set(needed) <= set(before.names()):
@@ -66,7 +70,7 @@ def _update(run: Path, round: int, within: float) -> EffectiveExponent | None:
         (initial,) = now.read(["log_prob_initial"]).columns
         best = np.maximum(best, _grid(initial.to_pylist(), count).max(-1))
     whole = np.isfinite(old).all(-1) & np.isfinite(new).all(-1) & ~np.isnan(best)
-    return effective_exponent(old[whole], new[whole], within, best[whole])
+    return effective_exponent(old[whole], new[whole], NEAR, clip, best[whole])
 
 
 def _grid(values: list[float | None], count: int) -> NDArray[np.float64]:

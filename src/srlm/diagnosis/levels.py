@@ -224,10 +224,15 @@ def evidence(probe: Probe, right: Rights | None) -> list[Evidence]:
 
 
 def forecasts(
-    every: Sequence[Evidence], clip: float, solved: Sequence[float] = (), trained: Trained | None = None
+    every: Sequence[Evidence],
+    clip: float,
+    solved: Sequence[float] = (),
+    trained: Trained | None = None,
+    untold: str | None = None,
 ) -> Forecast:
     """The grid of BETAS and ROUNDS, for the escort and, with clip B > 0, for rewards clipped there; and, round by
-    round, for the betas that a run has solved, the escort. trained: what is said of rounds that are not exact."""
+    round, for the betas that a run has solved, the escort. trained, untold: what is said of rounds that are not exact,
+    or why nothing is."""
     levels = [math.inf, clip] if clip > 0 else [math.inf]
     rows = [forecast(every, beta, rounds, b) for b in levels for beta in BETAS for rounds in ROUNDS]
     rows += [forecast(every, solved[:rounds]) for rounds in range(1, len(solved) + 1)]
@@ -242,7 +247,7 @@ def forecasts(
         f"{beta:g}": next((r.rounds for r in rows if r.beta == beta and r.target == "escort" and reached(r)), None)
         for beta in BETAS
     }
-    return Forecast(clip, rows, limit, saturates, trained)
+    return Forecast(clip, rows, limit, saturates, trained, untold)
 
 
 def verdict(

@@ -125,13 +125,14 @@ class Trained:
 class Forecast:
     """rows: the grid, and the betas that a run has solved. limit: accuracy as T grows. saturates: for each beta the
     first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is.
-    trained: rounds as a run trains them, None where no update is known."""
+    trained: rounds as a run trains them, None where no update is known; untold: why, where a run was asked."""
 
     clip: float
     rows: list[ForecastRow]
     limit: Estimate | None
     saturates: dict[str, int | None]
     trained: Trained | None = None
+    untold: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,13 @@ def trained_rounds(every: Sequence[Evidence], known: History) -> Trained | None:
     return Trained(update, known.asked, rows, measured)
 
 
+def untold(known: History) -> str | None:
+    """Why `trained_rounds` says nothing, None where it does or no run was asked."""
+    if known.update is not None and known.update.exponent <= 0:
+        return f"the update turned the order of responses round (exponent {known.update.exponent:.2f})"
+    return known.unknown
+
+
 def _accuracy(record: Record) -> Proportion | None:
     value, low, high = (record.get(f"accuracy_sampled{end}") for end in ("", "_low", "_high"))
     if not isinstance(value, float | int) or not isinstance(low, float | int) or not isinstance(high, float | int):

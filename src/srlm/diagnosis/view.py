@@ -61,6 +61,8 @@ def show(result: Diagnosis, display: Display) -> None:
     if result.forecast.trained is not None:
         say("")
         display.console.print(_trained(result.forecast.trained))
+    elif result.forecast.untold is not None:
+        say(f"\nrounds like the one before are not forecast: {result.forecast.untold}")
     say("")
     display.console.print(_prompts(result))
 

@@ -25,20 +25,25 @@ class EffectiveExponent:
 
 
 def effective_exponent(
-    before: ArrayLike, after: ArrayLike, within: float = math.inf, best: ArrayLike | None = None
+    before: ArrayLike,
+    after: ArrayLike,
+    within: float = math.inf,
+    clip: float = math.inf,
+    best: ArrayLike | None = None,
 ) -> EffectiveExponent | None:
-    """Least squares of the log-ratio on log pi_t, with a constant for each prompt (ours; no labels needed).
+    """Least wanted of the log-ratio on log pi_t, with a constant for each prompt (ours; no labels needed).
 
         alpha - 1 = S_xr / S_xx,   sigma^2 = sum (r - (alpha - 1) x)^2 / (n - P - 1)
 
-    with x = log pi_t and r = log pi_{t+1} - log pi_t, both centred within prompts, over the n different responses of P
-    prompts that are at most `within` nats under the best of their prompt. Unbiased where e does not depend on pi_t and
-    the responses were not chosen by pi_{t+1}: samples of pi_t, or what a search found under it. Those of pi_{t+1} are
-    chosen by e, and would make alpha too small. Its variance is Sum_p (Sum_k x e)^2 / S_xx^2 * P / (P - 1).
+    with x = max(log pi_t, log pi_t(y*) - B) and r = log pi_{t+1} - log pi_t, both centred within prompts, over the n
+    different responses of P prompts that are at most `within` nats under the best of their prompt. Unbiased where e
+    does not depend on pi_t and the responses were not chosen by pi_{t+1}: samples of pi_t, or what a search found under
+    it. Those of pi_{t+1} are chosen by e, and would make alpha too small. Its variance is
+    sum_p (sum_k x e)^2 / S_xx^2 * P / (P - 1).
 
     before, after: log-probs [P, K] of the same responses, in nats. Equal pairs of one prompt count once: they are the
-    same response, and say nothing of e. within: (0, inf]; where rewards are clipped B nats under the best, at most B.
-    best: [P] the largest log pi_t known of each prompt, where more responses than these are known.
+    same response, and say nothing of e. within: (0, inf]. clip: B (0, inf], where rewards were clipped so many nats
+    under the best. best: [P] the largest log pi_t known of each prompt, where more responses than these are known.
 
     Returns None where fewer than two prompts have two different responses as near, or nothing is left to know sigma by.
 
@@ -56,23 +61,23 @@ def effective_exponent(
         if known.shape != top.shape or np.isnan(known).any():
             raise ValueError(f"best must be numbers [P] = {top.shape}, got {known.shape} or NaN")
         top = np.maximum(top, known)
-    if not within > 0:
-        raise ValueError(f"within must be in (0, inf], got {within}")
-    products, squares = [], []
+    if not within > 0 or not clip > 0:
+        raise ValueError(f"within and clip must be in (0, inf], got {within} and {clip}")
+    ratios, wanted = [], []
     for own, following, level in zip(x, y, top, strict=True):
         pairs = np.unique(np.stack([own, following], -1), axis=0)
         pairs = pairs[pairs[:, 0] >= level - within]
         if len(pairs) > 1:
-            centred = pairs - pairs.mean(0)
-            squares.append(centred[:, 0])
-            products.append(centred[:, 1] - centred[:, 0])
-    prompts, responses = len(squares), sum(map(len, squares))
-    scale = math.fsum(float(one @ one) for one in squares)
+            asked, ratio = np.maximum(pairs[:, 0], level - clip), pairs[:, 1] - pairs[:, 0]
+            wanted.append(asked - asked.mean())
+            ratios.append(ratio - ratio.mean())
+    prompts, responses = len(wanted), sum(map(len, wanted))
+    scale = math.fsum(float(one @ one) for one in wanted)
     if prompts < 2 or responses < prompts + 2 or scale == 0:
         return None
-    slope = math.fsum(float(a @ b) for a, b in zip(squares, products, strict=True)) / scale
-    residuals = [b - slope * a for a, b in zip(squares, products, strict=True)]
+    slope = math.fsum(float(a @ b) for a, b in zip(wanted, ratios, strict=True)) / scale
+    residuals = [b - slope * a for a, b in zip(wanted, ratios, strict=True)]
     spread = math.fsum(float(e @ e) for e in residuals) / (responses - prompts - 1)
-    scores = math.fsum(float(a @ e) ** 2 for a, e in zip(squares, residuals, strict=True))
+    scores = math.fsum(float(a @ e) ** 2 for a, e in zip(wanted, residuals, strict=True))
     error = math.sqrt(scores * prompts / (prompts - 1)) / scale
     return EffectiveExponent(1 + slope, error, math.sqrt(spread), prompts, responses)
