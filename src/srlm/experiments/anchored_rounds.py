@@ -166,10 +166,8 @@ def _apart(rows: list[Row]) -> float:
 
 def _told(rows: list[Row]) -> str:
     rounds, lost, bound = columns(rows, "T", "lost", "bound")
-    return (
-        f"{', '.join(f'{value:.2g}' for value in lost)} for T = {', '.join(map(str, rounds))} (z = "
-        f"{_apart(rows):.1f}), bound  {', '.join(f'{value:.2g}' for value in bound)}"
-    )
+    values, bounds = (", ".join(f"{value:.2g}" for value in each) for each in (lost, bound))
+    return f"{values} for T = {', '.join(map(str, rounds))} (z = {_apart(rows):.1f}), bound {bounds}"
 
 
 def _fixed(rows: list[Row]) -> tuple[bool, str]:
@@ -189,5 +187,6 @@ def draw(rows: list[Row], axes: Axes) -> None:
         axes.plot(rounds, lost, marker="o", color=f"C{number}", label="adversary")
         axes.plot(rounds, worst, marker="x", linestyle="", color=f"C{number}", label="its worst sample")
     axes.set(xscale="log", yscale="log", xlabel="rounds T", ylabel="answers of $\\pi_0$ lost")
+    axes.tick_params(axis="x", which="minor", labelbottom=False)
     axes.set_xticks([1, 2, 4, 8], labels=["1", "2", "4", "8"])
     axes.legend(fontsize=8, ncols=2)
