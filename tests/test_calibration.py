@@ -182,3 +182,19 @@ def test_grouped_interval_of_few_or_equal_prompts() -> None:
     assert grouped_auroc_interval(label[:1], label[:1]) == (1.0, 0.0, 1.0)
     value, low, high = grouped_auroc_interval(label, np.ones((6, 4)))
     assert math.isnan(value) and (low, high) == (0.0, 1.0)
+
+
+def test_a_level_is_between_0_and_1() -> None:
+    label = np.tile([0, 1], (3, 2))
+    for interval in (auroc_interval, grouped_auroc_interval):
+        for level in (0.0, 1.0, -0.1, math.nan):
+            with pytest.raises(ValueError, match="level"):
+                interval(np.zeros((3, 4)), label, level)
+        assert interval(np.zeros((3, 4)), label, 0.01)[0] == 0.5
+
+
+def test_where_all_scores_are_equal_a_prompt_is_in_one_pair() -> None:
+    """Every prompt holds both kinds: ten of them are five pairs, and Wilson's interval is that of 2.5 of 5."""
+    z = t.ppf(0.975, 9)
+    value, low, high = auroc_interval(np.zeros((10, 4)), np.tile([0, 1], (10, 2)))
+    assert (value, low, high) == pytest.approx((0.5, *score_interval(2.5, 5, z)))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm.estimators import diversity
-from srlm.estimators.diversity import distinct_n, repeated_ngrams
+from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngrams
 
 
 def grams(ids: list[int], n: int) -> list[tuple[int, ...]]:
@@ -46,3 +46,8 @@ def test_counts_are_those_of_tuples(responses: list[list[int]], n: int, arrays: 
             patch.setattr(diversity, "READ_GRAMS", read)
             assert flat == [] or distinct_n(given_as, n) == len(set(flat)) / len(flat)
         assert shares == [] or repeated_ngrams(given_as, n) == sum(shares) / len(shares)
+
+
+def test_the_commonest_value_of_all() -> None:
+    assert commonest_share(["a", "b", "a", None]) == 0.5 and commonest_share("ab") == 0.5 and commonest_share([3]) == 1
+    assert math.isnan(commonest_share([]))

@@ -168,3 +168,9 @@ def test_modal_share_by_hand() -> None:
     assert modal_share_interval(2, 2) == (pytest.approx(0.025, abs=1e-8), 1.0)
     low, _ = modal_share_interval(3, 64, 0.9)
     assert binom.sf(2, 64, low) == pytest.approx(0.05 * low, rel=0.2)  # nearly 1/M classes fit
+
+
+def test_one_sample_a_prompt_is_a_cluster() -> None:
+    assert clustered_proportion([0.0, 1.0, 1.0], 1) == pytest.approx((2 / 3, *wilson(2, 3)))
+    with pytest.raises(ValueError, match="K >= 1"):
+        clustered_proportion([0.5], 0)

@@ -21,6 +21,7 @@ def test_orders_minus_infinity() -> None:
     a = np.array([[-math.inf, -2.0, -1.0, -math.inf]])
     assert kendall_tau(a, np.exp(a)) == pytest.approx(1.0)
     assert kendall_tau(a, -np.exp(a)) == pytest.approx(-1.0)
+    assert kendall_tau(a, a) == pytest.approx(1.0) and kendall_tau(a, -a) == pytest.approx(-1.0)
 
 
 def test_leaves_out_rows_where_it_is_undefined() -> None:

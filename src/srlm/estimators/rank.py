@@ -22,7 +22,7 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     s = (a[:, i] > a[:, j]).astype(np.int64) - (a[:, i] < a[:, j])
     t = (b[:, i] > b[:, j]).astype(np.int64) - (b[:, i] < b[:, j])
     scale = np.sqrt((s * s).sum(1) * (t * t).sum(1))
-    defined = (scale > 0) & ~np.isnan(a + b).any(1)
+    defined = (scale > 0) & ~(np.isnan(a) | np.isnan(b)).any(1)
     if not defined.any():
         return math.nan
     return float(((s * t).sum(1)[defined] / scale[defined]).mean())
