@@ -104,6 +104,26 @@ DOCTORED: dict[str, tuple[str, Doctor, str]] = {
     ),
     "a J-gap off by a factor": ("one-round", times("reached", 0.5), "J-gap"),
     "a price above beta log kappa": ("one-round", only(of_price, times("reached", 1.5)), "price of the KL"),
+    "residuals that do not bound the gap": (
+        "one-round",
+        only(lambda row: row["statement"] == one_round.RESIDUAL, times("reached", 1.01)),
+        "residuals to J-gap",
+    ),
+    "residuals off by a factor": (
+        "one-round",
+        only(lambda row: row["statement"] == one_round.RESIDUAL, times("reached", 0.9)),
+        "residuals to J-gap",
+    ),
+    "a change of measure that is no bound": (
+        "one-round",
+        only(lambda row: row["statement"] == one_round.MEASURE, times("reached", 1.5)),
+        "change of measure",
+    ),
+    "a change of measure off by a factor": (
+        "one-round",
+        only(lambda row: row["statement"] == one_round.MEASURE, times("reached", 0.9)),
+        "change of measure",
+    ),
     "a price off by a factor": ("one-round", only(of_price, times("reached", 0.5)), "price of the KL"),
     "a loop that loses more than the union": ("fidelity", times("reached", 1.1), "the bound says something"),
     "a union that is vacuous everywhere": ("fidelity", put(said=0.0), "vacuous here, not tested"),
