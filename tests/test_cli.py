@@ -14,7 +14,7 @@ from support import SETTINGS, command, records, refused, sentence, tree, words, 
 from srlm import SelfRewardConfig
 from srlm.cli import main
 
-LISTS = {"stop": [], "report_to": []}  # how files hold tuples
+LISTS = {"stop": [], "report_to": [], "chat_template_kwargs": []}  # how files hold tuples
 
 
 @pytest.fixture
@@ -81,7 +81,8 @@ def test_train_from_yaml(here, tiny, prompts_file, held_out_file):
     assert command("train", "--config", "c.yaml", "--rounds", 1, "--output", "run").code == 0
     assert len(records(here / "run")) == 2
     manifest = json.loads((here / "run" / "manifest.json").read_text())
-    assert manifest["config"] == vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | LISTS
+    asked = vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | LISTS
+    assert manifest["config"] == asked | {"answers": "normalised"}  # what auto came to
     assert not (here / "other").exists()
 
 

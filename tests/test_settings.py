@@ -8,10 +8,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from support import WORDS, command, save_adapter, train_words, whole, write_rows
 from test_guard import CONFIG, HEALTHY, START
+from transformers import AutoTokenizer
 
 from srlm import SelfRewardConfig
 from srlm.config import PARTS
@@ -21,6 +23,7 @@ from srlm.guard.signals import alarms
 from srlm.sizes import Sizes
 
 DPO = {"objective": "dpo"}
+SPLITS = ("train", "test")
 # name -> the value that differs from the default or from `support.SETTINGS`, and what else is set for both
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "output": ("elsewhere", {}),
@@ -66,6 +69,12 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "match": ("exact", {}),
     "prompt_column": ("other", {}),
     "answer_column": ("reply", {}),
+    "split": ("test", {"prompts": "saved", "held_out": None, "held_out_share": 0.34}),
+    "dataset_config": ("second", {"prompts": "repository", "held_out": None, "held_out_share": 0.34}),
+    "system_prompt": ("Be brief.", {}),
+    "instruction": ("Be brief.", {}),
+    "overlong": ("skip", {"prompts": "long"}),
+    "chat_template_kwargs": (("greeting=Hello",), {"model": "greeting"}),
     "report_to": (("tensorboard",), {}),
     "push_to_hub": ("someone/model", {}),
     "trust_remote_code": (True, {}),
@@ -91,6 +100,8 @@ def observed(tiny, tmp_path_factory):
     given = {"model": tiny, "rounds": 1} | files
     both = shutil.copytree(tiny, data / "both")
     save_adapter(tiny, both)
+    places = {"both": both, "greeting": greeting(tiny, data), "saved": saved(data), "repository": repository(data)}
+    places["long"] = write_rows(data / "long.jsonl", [*train, {"prompt": "x" * 600}])
     known: dict[str, dict[str, Any]] = {}
 
     def observe(options: dict[str, Any]) -> dict[str, Any]:
@@ -100,8 +111,8 @@ def observed(tiny, tmp_path_factory):
         folder = tmp_path_factory.mktemp("runs")
         every = given | {"output": "run"} | options
         every["output"] = run = folder / every["output"]
-        if every["model"] == "both":
-            every["model"] = both
+        for key in ("model", "prompts"):
+            every[key] = places.get(every[key], every[key])
         if every["held_out"] is None:
             del every["held_out"]
         seen: dict[str, Any] = {"attention": 0, "written": [], "code": []}
@@ -127,12 +138,44 @@ def observed(tiny, tmp_path_factory):
             patch.setattr(os, "replace", named)
             patch.setattr(hub.AutoConfig, "from_pretrained", loaded)
             patch.setenv("HF_HUB_OFFLINE", "1")
+            patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
             outcome = command(*train_words(**every))
+        if options.get("prompts") == "long" and "overlong" not in options:
+            return {"refused": outcome.err}
         assert outcome.code == 0, outcome
         known[key] = seen | whole(run, every["rounds"]) | {"pushed": "not pushed" in outcome.out}
         return known[key]
 
     return observe
+
+
+def greeting(model: Path, folder: Path) -> Path:
+    """A model whose chat template has a variable."""
+    shutil.copytree(model, folder / "greeting")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "greeting")
+    tokenizer.chat_template = "{{ greeting }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder / "greeting")
+    return folder / "greeting"
+
+
+def saved(folder: Path) -> Path:
+    parts = {split: datasets.Dataset.from_list([{"prompt": f"{split} {w}"} for w in WORDS]) for split in SPLITS}
+    datasets.DatasetDict(parts).save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def repository(folder: Path) -> Path:
+    """A dataset as on the Hub, of two configurations."""
+    home = folder / "repository"
+    home.mkdir()
+    for name in ("first", "second"):
+        write_rows(home / f"{name}.jsonl", [{"prompt": f"{name} {w}"} for w in WORDS])
+    parts = "".join(
+        f"- config_name: {name}\n  data_files: {name}.jsonl\n{'  default: true' if name == 'first' else ''}\n"
+        for name in ("first", "second")
+    )
+    (home / "README.md").write_text(f"---\nconfigs:\n{parts}---\n")
+    return home
 
 
 @pytest.mark.parametrize("name", CHANGED)

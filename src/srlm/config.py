@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srlm.errors import expect
+from srlm.errors import UserError, expect
 from srlm.guard.settings import GuardSettings
 from srlm.objectives.settings import ObjectiveSettings, ShapingSettings
 from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
@@ -78,3 +78,8 @@ class SelfRewardConfig(
         for part in PARTS:
             if check := vars(part).get("__post_init__"):
                 check(self)
+        if self.system_prompt is not None and self.raw_prompts:
+            raise UserError(
+                f"--system-prompt {self.system_prompt!r} stands beside --raw-prompts, expected one of them, since a "
+                "system turn is the chat template's to write: leave one out"
+            )

@@ -22,6 +22,7 @@ from srlm.loop import round_generator
 from srlm.measure import accuracy_record, agreement_record, at_k_record, subset_sizes
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
+from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.majority import answers_given
@@ -54,10 +55,16 @@ def evaluate(
     max_prompts: int | None = None,
     prompt_column: str = "prompt",
     answer_column: str = "answer",
+    split: str | None = None,
+    dataset_config: str | None = None,
+    system_prompt: str | None = None,
+    instruction: str | None = None,
+    overlong: str = "refuse",
     match: str = "auto",
-    answers: str = "normalised",
+    answers: str = "auto",
     stop: Sequence[str] = (),
     raw_prompts: bool = False,
+    chat_template_kwargs: Sequence[str] = (),
     dtype: str = "auto",
     token_budget: int | Literal["auto"] = "auto",
     trust_remote_code: bool = False,
@@ -83,6 +90,15 @@ def evaluate(
         seed=seed,
         prompt_column=prompt_column,
         answer_column=answer_column,
+        split=split,
+        dataset_config=dataset_config,
+        system_prompt=system_prompt,
+        instruction=instruction,
+        overlong=overlong,
+        raw_prompts=raw_prompts,
+        chat_template_kwargs=tuple(chat_template_kwargs),
+        match=match,
+        answers=answers,
         adapter=adapter,
     )
     if output is not None:
@@ -96,7 +112,8 @@ def evaluate(
         )
     if num_samples < 1:
         raise UserError(f"--num-samples is {num_samples}, expected at least 1: correct it")
-    rule, classes = match_rule(match), answer_classes(answers)
+    config = settled(config, labelled.source, None)
+    rule, classes = match_rule(config.match), answer_classes(config.answers)
     check_answers(labelled, rule)
     policy = TransformerPolicy.load(
         model,
@@ -107,9 +124,12 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         stop=stop,
         raw_prompts=raw_prompts,
+        chat_template_kwargs=chat_template_kwargs,
         token_budget=token_budget,
         trained=False,
     )
+    labelled = fitting(policy, labelled, config.overlong, display)
+    assert labelled.answers is not None
     policy.check_prompts(labelled.prompts, num_samples)
     draw = partial(policy.sample, labelled.prompts, num_samples, held_out_generator(seed, 0))
     with display.stage("sampled") as report:
@@ -123,10 +143,24 @@ def evaluate(
     if said := given_up():
         display.say(said)
     if output is not None:
-        asked = {"model": model, "prompts": labelled.source, "match": match, "answers": answers, "seed": seed}
+        asked = {"model": model, "prompts": labelled.source, "seed": seed}
+        asked |= {"match": config.match, "answers": config.answers}
         text = json.dumps(record | asked, indent=2)
         write_atomically(Path(output), lambda p: p.write_text(text + "\n", encoding="utf-8"))
     return record
+
+
+def fitting(policy: TransformerPolicy, prompts: PromptSet, overlong: str, display: Display) -> PromptSet:
+    """The prompts, or, if told to skip others, those that leave a response room in the context; says how many are left
+    out.
+
+    Raises:
+        UserError: none is left.
+    """
+    skipped = policy.overlong(prompts.prompts) if overlong == "skip" else []
+    if skipped:
+        display.say(f"{len(skipped)} of {len(prompts.prompts)} prompts of {prompts.source} are too long: skipped")
+    return prompts.leave_out(skipped) if skipped else prompts
 
 
 def _show(record: Record, prompts: int, num_samples: int, display: Display) -> None:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from srlm.errors import UserError
 from srlm.patience import at_most
@@ -71,6 +71,27 @@ def rows(source: str) -> Iterator[tuple[str, dict[str, str]]]:
     for number, entry in enumerate(task.entries):
         row = {"prompt": entry["question"] + task.instruction, "answer": f"{source}#{number}"}
         yield f"item {number} of {source}", row
+
+
+def answer_classes(source: str) -> str:
+    """How the answer is taken from a response, one of srlm.answers.answer_classes."""
+    task = _read[source] if source in _read else _read.setdefault(source, _task(source))
+    return task.answer
+
+
+def with_instruction(source: str, instruction: str) -> str:
+    """The task with this instruction, on a line of its own, in the place of its default.
+
+    Raises:
+        UserError: it names another.
+    """
+    said = f"instruction={quote(json.dumps(f'{chr(10)}{instruction}' if instruction else ''))}"
+    given = [part for part in source.partition("?")[2].split("&") if part.startswith("instruction=")]
+    if given and given[0] != said:
+        raise UserError(
+            f"{source} has an instruction, and --instruction is {instruction!r}, expected one of them; leave one out"
+        )
+    return source if given else f"{source}{'&' if '?' in source else '?'}{said}"
 
 
 def verifier(answer: str) -> tuple[str, Callable[[str], bool]] | None:

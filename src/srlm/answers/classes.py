@@ -6,13 +6,14 @@ from collections.abc import Callable, Hashable
 from fractions import Fraction
 from typing import TypeAlias
 
-from srlm.answers.final import final, spoken
+from srlm.answers.final import final
 from srlm.answers.math import math_class, refuse_missing
 from srlm.answers.number import last_number
 from srlm.answers.patterns import Pattern
 from srlm.answers.text import normalise
 from srlm.errors import UserError
 from srlm.imports import user_function
+from srlm.thinking import spoken
 
 AnswerClass: TypeAlias = Callable[[str], Hashable | None]
 """response text -> the answer it gives; None: it gives no answer."""
@@ -50,6 +51,8 @@ def answer_classes(name: str) -> AnswerClass:
     """
     if name == "math":
         refuse_missing("answer classes")
+    if name == "auto":
+        name = "normalised"  # where no source says more (`srlm.prompts.presets.settled`)
     if name in _CLASSES:
         return _CLASSES[name]
     before, _, after = name.partition(":")

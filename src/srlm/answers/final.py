@@ -1,4 +1,4 @@
-"""Where in a text its answer stands: behind a thinking block, "####", in a box, or behind "the answer is"."""
+"""Where in a text its answer stands: behind "####", in a box, or behind "the answer is"."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ from collections import deque
 _MARKER = re.compile(r"\banswer(?:\s{1,3}is\b|\s{0,3}[:=])[\s:=*]{0,9}", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s{0,3}\{")
 _END = re.compile(r"\n|(?<=[.!?])(?<!\d\.)\s|(?<=\d)\.(?=\s|$)")
-
-
-OPENS, CLOSES = "<think>", "</think>"  # of a thinking block, in the models that write one
-
-
-def spoken(text: str) -> str:
-    """What stands behind the last thinking block; nothing, if that is not over. A template may have opened it."""
-    _, closes, after = text.rpartition(CLOSES)
-    return "" if OPENS in after else after.strip() if closes else text
 
 
 def final(text: str) -> str:

@@ -17,11 +17,12 @@ import sys
 from collections.abc import Hashable, Sequence
 from typing import IO, Any
 
-from srlm.answers.final import boxes, final, spoken
+from srlm.answers.final import boxes, final
 from srlm.answers.math_worker import number_word
 from srlm.answers.number import only_number
 from srlm.answers.text import normalise
 from srlm.errors import UserError
+from srlm.thinking import spoken
 
 PATIENCE = 5.0  # seconds for one answer, after which it is taken for none
 BEGINS = 60.0  # seconds for a child to begin

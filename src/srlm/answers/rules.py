@@ -10,13 +10,14 @@ from typing import TypeAlias
 
 from srlm import tasks
 from srlm.answers.classes import answer_classes
-from srlm.answers.final import final, spoken
+from srlm.answers.final import final
 from srlm.answers.math import math, refuse_missing
 from srlm.answers.number import last_number, numbers, only_number
 from srlm.answers.patterns import Pattern
 from srlm.answers.text import normalise
 from srlm.errors import UserError
 from srlm.imports import user_function
+from srlm.thinking import spoken
 
 Match: TypeAlias = Callable[[str, Sequence[str]], bool]
 """(response text, acceptable answers) -> right?"""

@@ -36,16 +36,26 @@ class Diagnose:
 
 def parser() -> Parser:
     made = Parser("diagnose", __doc__ or "", "--prompts FILE | --run DIR [options]")
-    made.add("What", Shared, ("model", "prompts"), model=None, prompts=None)
+    made.add("What", Shared, ("model", "prompts"), aliases={"prompts": "--task"}, model=None, prompts=None)
     made.add("What", Diagnose, ("run", "round", "output"))
-    columns = ("max_prompts", "prompt_column", "answer_column")
+    columns = (
+        "max_prompts",
+        "prompt_column",
+        "answer_column",
+        "split",
+        "dataset_config",
+        "system_prompt",
+        "instruction",
+    )
     made.add("What", PromptSettings, columns, prompt_column=None, answer_column=None)
     made.add("How", Diagnose, ("samples", "search_budget", "search_best"))
     made.add("How", RewardSettings, ("answers",))
     made.add("How", PromptSettings, ("match",), match=None)
     made.add("How", Sizes, ("max_new_tokens",), max_new_tokens=None)
     made.add("How", ObjectiveSettings, ("clip",), clip=None)
-    made.add("How", DecodingSettings, ("stop", "raw_prompts"), stop=None)
+    made.add(
+        "How", DecodingSettings, ("stop", "raw_prompts", "chat_template_kwargs"), stop=None, chat_template_kwargs=None
+    )
     made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"), adapter=None, dtype=None)
     made.add("How", OptimisationSettings, ("token_budget",), token_budget=None)
     made.add("How", RunSettings, ("seed",))

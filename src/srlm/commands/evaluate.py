@@ -24,12 +24,13 @@ class Evaluate:
 
 def parser() -> Parser:
     made = Parser("evaluate", __doc__ or "", "--prompts FILE [options]")
-    made.add("What", Shared, ("model", "prompts"))
-    made.add("What", PromptSettings, ("max_prompts", "prompt_column", "answer_column", "match"))
+    made.add("What", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
+    columns = ("max_prompts", "prompt_column", "answer_column", "split", "dataset_config")
+    made.add("What", PromptSettings, (*columns, "system_prompt", "instruction", "overlong", "match"))
     made.add("What", RewardSettings, ("answers",))
     made.add("What", Evaluate)
     made.add("How", Sizes, ("num_samples", "max_new_tokens"))
-    made.add("How", DecodingSettings, ("stop", "raw_prompts"))
+    made.add("How", DecodingSettings, ("stop", "raw_prompts", "chat_template_kwargs"))
     made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"))
     made.add("How", OptimisationSettings, ("token_budget",))
     made.add("How", RunSettings, ("seed",))

@@ -30,8 +30,8 @@ class Shared:
     model: str = "smollm2"
     """Hub id, folder (a run's model/, say), .gguf file, or an alias: smollm2, gemma3-270m."""
     prompts: str = ""
-    """Prompts: .jsonl, .json, .csv, .tsv, .parquet, .txt, a saved dataset, a Hub id or a task with a verifier of its
-    own, say 'reasoning-gym:basic_arithmetic?size=500'."""
+    """Prompts: .jsonl, .json, .csv, .tsv, .parquet, .txt, a saved dataset, a Hub id (name:config[split]), a benchmark
+    (gsm8k, math, math500) or a task with a verifier of its own, say 'reasoning-gym:basic_arithmetic?size=500'."""
     quiet: bool = False
     """Plain lines instead of a live display."""
 

@@ -3,6 +3,7 @@ before any training."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from srlm.diagnosis.view import show
 from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
 from srlm.evaluation import check_answers
+from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.run.folder import RunFolder
 
@@ -35,14 +37,19 @@ def diagnose(
     max_new_tokens: int | None = None,
     search_budget: int = 1024,
     search_best: int = 4,
-    answers: str = "normalised",
+    answers: str = "auto",
     match: str | None = None,
     clip: float | None = None,
     max_prompts: int | None = None,
     prompt_column: str | None = None,
     answer_column: str | None = None,
+    split: str | None = None,
+    dataset_config: str | None = None,
+    system_prompt: str | None = None,
+    instruction: str | None = None,
     stop: Sequence[str] | None = None,
     raw_prompts: bool | None = None,
+    chat_template_kwargs: Sequence[str] | None = None,
     dtype: str | None = None,
     token_budget: int | Literal["auto"] | None = None,
     trust_remote_code: bool | None = None,
@@ -74,12 +81,17 @@ def diagnose(
     ):
         if number < least:
             raise UserError(f"--{name} is {number}, expected at least {least}: correct it")
-    classes = answer_classes(answers)
+    answer_classes(answers)  # is there one?
     given: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "match": match,
         "prompt_column": prompt_column,
         "answer_column": answer_column,
+        "split": split,
+        "dataset_config": dataset_config,
+        "system_prompt": system_prompt,
+        "instruction": instruction,
+        "chat_template_kwargs": None if chat_template_kwargs is None else tuple(chat_template_kwargs),
         "clip": clip,
         "stop": None if stop is None else tuple(stop),
         "raw_prompts": raw_prompts,
@@ -92,7 +104,8 @@ def diagnose(
     changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
     name, load, labelled, config, known = subject(model, prompts, run, round, changes)
     labelled = labelled.take(max_prompts, seed)
-    rule = match_rule(config.match)
+    parsers = settled(dataclasses.replace(config, answers=answers), labelled.source, None)
+    answers, classes, rule = parsers.answers, answer_classes(parsers.answers), match_rule(parsers.match)
     check_answers(labelled, rule)
     policy = load()
     policy.check_prompts(labelled.prompts, num_samples)

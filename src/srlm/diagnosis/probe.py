@@ -101,7 +101,8 @@ def subject(
     if chosen not in there:
         raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
     as_run, config = config, dataclasses.replace(config, **changes)
-    own_prompts = prompts is None and config.raw_prompts == as_run.raw_prompts
+    alike = ("raw_prompts", "chat_template_kwargs")
+    own_prompts = prompts is None and all(getattr(config, name) == getattr(as_run, name) for name in alike)
 
     def load() -> TransformerPolicy:
         policy = load_policy(manifest["model"], config, trained=False)

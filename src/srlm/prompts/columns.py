@@ -33,6 +33,27 @@ def prompt(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> Prompt
     return turns
 
 
+def dressed(where: str, item: PromptItem, system: str | None, instruction: str | None) -> PromptItem:
+    """With a system turn before it, and an instruction on a line of its own at its end.
+
+    Raises:
+        UserError: it has a system turn already.
+    """
+    if instruction:
+        if isinstance(item, str):
+            item = f"{item}\n{instruction}"
+        else:
+            item = (*item[:-1], {**item[-1], "content": f"{item[-1]['content']}\n{instruction}"})
+    if system is None:
+        return item
+    turns = ({"role": "user", "content": item},) if isinstance(item, str) else item
+    if turns[0]["role"] == "system":
+        raise UserError(
+            f"the conversation on {where} has a system turn already, expected none; leave out --system-prompt"
+        )
+    return ({"role": "system", "content": system}, *turns)
+
+
 def _turn(where: str, turn: Any) -> dict[str, str]:
     match turn:
         case {"role": "system" | "user" | "assistant" as role, "content": str(content)}:

@@ -57,6 +57,19 @@ class PromptSet:
             raise UserError(f"{given}; take one part from elsewhere")
         return self._pick(rest)
 
+    def leave_out(self, rows: Iterable[int]) -> PromptSet:
+        """
+        Raises:
+            UserError: nothing is left.
+        """
+        rest = sorted(set(range(len(self.prompts))) - set(rows))
+        if not rest:
+            raise UserError(
+                f"all {len(self.prompts)} prompts of {self.source} are too long for the context with their responses, "
+                "expected some that are not: shorten them or lower --max-new-tokens"
+            )
+        return self._pick(rest)
+
     def without_answers(self) -> Prompts:
         """What training may see."""
         return self.prompts

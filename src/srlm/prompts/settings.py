@@ -23,12 +23,25 @@ class PromptSettings:
     """Column of the prompts; without one called prompt, messages is read."""
     answer_column: str = "answer"
     """Column of the answers."""
+    split: str | None = None
+    """Of datasets that are not given as name[split]: the part to read, train unless a benchmark says otherwise."""
+    dataset_config: str | None = None
+    """Of datasets that are not given as name:config[split]: the configuration to read."""
+    system_prompt: str | None = None
+    """A system turn before every prompt."""
+    instruction: str | None = None
+    """What every prompt ends with, on a line of its own; instead of the one that a task or benchmark brings along."""
+    overlong: str = "refuse"
+    """Prompts that leave a response no room in the context: refuse to begin, or skip them and say how many."""
     match: str = "auto"
     """When is a response right? contains, exact, number, math (LaTeX, by math-verify), regex or module:function
-    (evaluation only); auto asks a task's own verifier, or is contains."""
+    (evaluation only); auto asks a task's own verifier, takes a benchmark's rule, or is contains."""
 
     def __post_init__(self) -> None:
         for name in ("max_prompts", "max_held_out"):
             expect(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         expect(self, "held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
+        expect(self, "overlong", self.overlong in ("refuse", "skip"), "refuse or skip")
+        for name in ("split", "dataset_config", "system_prompt"):
+            expect(self, name, getattr(self, name) != "", "some text")
         expect(self, "held_out_samples", self.held_out_samples >= 2, "at least 2")

@@ -15,6 +15,7 @@ from srlm import tasks
 from srlm.errors import UserError
 from srlm.prompts import columns
 from srlm.prompts.columns import kind
+from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet, prompt_set
 from srlm.prompts.settings import PromptSettings
 from srlm.types import PromptItem
@@ -22,27 +23,50 @@ from srlm.types import PromptItem
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
 
 MOST_BYTES = 2**31  # of the prompts of a Parquet file, which may expand to more than a machine holds
+_DATA = (".parquet", ".jsonl", ".csv", ".arrow")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def load_prompts(
-    source: str | Path, *, split: str = "train", prompt_column: str = "prompt", answer_column: str = "answer"
+    source: str | Path,
+    *,
+    split: str | None = None,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    dataset_config: str | None = None,
+    system_prompt: str | None = None,
+    instruction: str | None = None,
 ) -> PromptSet:
-    """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets`, a Hub id, or a task
-    (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks).
+    """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets` or with the files of a
+    dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
+    (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks). Datasets may name configuration and split: `name:config[split]`.
 
     A prompt is a string or a conversation. Without a column "prompt" the column "messages" is read, unless another
-    `prompt_column` is named. `split` matters to datasets only.
+    `prompt_column` is named. `split` and `dataset_config` matter to datasets only, that do not name their own.
+
+    system_prompt: a system turn before every prompt. instruction: what every prompt ends with, on a line of its own;
+    None leaves the one that a task or benchmark brings along.
     """
+    asked = Source.of(str(source))
+    if asked.preset is not None:
+        prompt_column = asked.preset.prompt_column if prompt_column == "prompt" else prompt_column
+        answer_column = asked.preset.answer_column if answer_column == "answer" else answer_column
+        instruction = asked.preset.instruction if instruction is None else instruction
+        dataset_config = dataset_config or asked.preset.config
+        split = split or asked.preset.split
+    name = asked.name
+    if tasks.is_task(name) and instruction is not None:
+        name, instruction = tasks.with_instruction(name, instruction), None
     names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
+    read = _rows(name, asked.split or split or "train", asked.config or dataset_config, (*names, answer_column))
     items: list[PromptItem] = []
     answers: list[tuple[str, ...]] = []
     lacking: str | None = None
-    for where, row in _rows(str(source), split, (*names, answer_column)):
+    for where, row in read:
         if not isinstance(row, (str, Mapping)):
             raise UserError(f'{where} is {kind(row)}, expected an object such as {{"prompt": "..."}}; correct it')
         fields = {prompt_column: row} if isinstance(row, str) else cast(Mapping[str, Any], row)
-        items.append(columns.prompt(where, fields, names))
+        items.append(columns.dressed(where, columns.prompt(where, fields, names), system_prompt, instruction))
         answers.append(columns.answers(where, fields.get(answer_column)))
         lacking = lacking or (None if answers[-1] else where)
     if not items:
@@ -56,10 +80,18 @@ def prompts_of(source: str | Path | PromptSet, settings: PromptSettings) -> Prom
     """A set that is there, or what `load_prompts` makes of a source."""
     if isinstance(source, PromptSet):
         return source
-    return load_prompts(source, prompt_column=settings.prompt_column, answer_column=settings.answer_column)
+    return load_prompts(
+        source,
+        split=settings.split,
+        prompt_column=settings.prompt_column,
+        answer_column=settings.answer_column,
+        dataset_config=settings.dataset_config,
+        system_prompt=settings.system_prompt,
+        instruction=settings.instruction,
+    )
 
 
-def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
+def _rows(source: str, split: str, config: str | None, wanted: Sequence[str]) -> Rows:
     if tasks.is_task(source):
         return tasks.rows(source)
     path = Path(source).expanduser()
@@ -71,7 +103,7 @@ def _rows(source: str, split: str, wanted: Sequence[str]) -> Rows:
         return _parquet(path, wanted) if suffix == ".parquet" else _TEXT_READERS[suffix](path)
     if not os.path.isdir(path) and (suffix in (*_TEXT_READERS, ".parquet") or not _HUB_ID.fullmatch(source)):
         raise UserError(f"there is no file {source}, {expected}, a saved dataset or a Hub id; check the path")
-    return _dataset(source, path, split, wanted)
+    return _dataset(source, path, split, config, wanted)
 
 
 def _text(path: Path) -> str:
@@ -159,16 +191,24 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
 
 
-def _dataset(source: str, path: Path, split: str, wanted: Sequence[str]) -> Rows:
+def _dataset(source: str, path: Path, split: str, config: str | None, wanted: Sequence[str]) -> Rows:
     import datasets
 
-    saved = os.path.isdir(path)
+    here = os.path.isdir(path)
+    saved = here and not _holds_data(path)
+    if saved and config is not None:
+        raise UserError(f"{source} was saved by save_to_disk, expected no configuration {config!r}; leave it out")
+    asked = [str(path) if here else source, *([config] if config is not None else [])]
     try:
-        data: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(source, split=split)
+        data: Any = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(*asked, split=split)
     except Exception as error:  # network, name, split, builder, folder: the user's choices are the same
         where = "a folder that save_to_disk wrote" if saved else "a file here, nor could the Hub give it as a dataset"
-        advice = "give such a folder or a file" if saved else f"check the name, the split {split!r} and the network"
-        raise UserError(f"{source} is not {where} ({_first_line(error)}); {advice}") from error
+        if here and not saved:
+            where = "a dataset that can be read so"
+        advice = "give such a folder or a file" if saved else _advice(split, config, here)
+        # What there is instead stands on a second line.
+        reason = " ".join(str(error).split("\n")[:2]) if isinstance(error, ValueError) else _first_line(error)
+        raise UserError(f"{source} is not {where} ({reason.rstrip('. ')}); {advice}") from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise UserError(f"{source} has no split {split!r}; choose one of {', '.join(map(str, data))}")
@@ -176,9 +216,22 @@ def _dataset(source: str, path: Path, split: str, wanted: Sequence[str]) -> Rows
     return _numbered(source, data.with_format(None).select_columns(_needed(data.column_names, wanted)))
 
 
+def _advice(split: str, config: str | None, here: bool) -> str:
+    asked = f"the split {split!r}" + (f" and the configuration {config!r}" if config is not None else "")
+    return f"check {asked}, --split and --dataset-config" if here else f"check the name, {asked} and the network"
+
+
+def _holds_data(path: Path) -> bool:
+    """A folder as of a dataset on the Hub, rather than of save_to_disk."""
+    if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        return False
+    return any(child.suffix in _DATA for child in path.rglob("*"))
+
+
 def _needed(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The wanted columns; when there are none, all, for the error that lists what was found."""
-    return [name for name in names if name in wanted] or list(names)
+    """The wanted columns, the answers' last; when there are none of the prompts, all, for the error that lists them."""
+    found = [name for name in names if name in wanted]
+    return found if set(found) & set(wanted[:-1]) else list(names)
 
 
 def _numbered(name: str, rows: Iterable[Any], first: int = 1) -> Rows:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pyarrow import Table as ArrowTable
 
 from srlm.bounded import batches
 from srlm.errors import UserError
+from srlm.prompts.settings import PromptSettings
 from srlm.report.text import number
 from srlm.run.tables import Table
 
@@ -31,7 +32,7 @@ MOST_RESPONSES, MOST_BYTES = 20_000, 2**25  # of a table of responses
 MOST_TOKENS = 200_000  # of a table, and of a page: those that are shaded
 _ROUND = re.compile(r"round-(\d{3,6})")
 # A user's own function is code, which looking at a run must not run.
-_RULES = ("auto", "contains", "exact", "number", "regex")
+_RULES = ("auto", "contains", "exact", "number", "math", "regex")
 
 
 @dataclass(frozen=True)
@@ -258,8 +259,9 @@ def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sampl
     from srlm.answers import match_rule
 
     try:
-        columns = [_at(manifest, "config", f"{name}_column") for name in ("prompt", "answer")]
-        known = _answers(str(given), Path(str(given)).stat().st_mtime_ns, *(str(c) if c else None for c in columns))
+        config = manifest.get("config") or {}
+        asked = PromptSettings(**{f.name: config[f.name] for f in fields(PromptSettings) if f.name in config})
+        known = _answers(str(given), Path(str(given)).stat().st_mtime_ns, asked)
         answers = {i: known[prompt] for i, prompt in sorted(prompts.items())}
         fingerprint = hashlib.sha256(repr(tuple(answers.values())).encode()).hexdigest()
         if fingerprint != _at(manifest, "data", "held_out_answers", "fingerprint"):
@@ -269,7 +271,7 @@ def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sampl
             Sample(**vars(s) | {"right": bool(right(s.response, answers[s.prompt_index]))}) if s.part == HELD_OUT else s
             for s in samples
         ], None
-    except (OSError, ValueError, KeyError, UserError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, UserError, RecursionError):
         return samples, (
             "Which samples are right is not shown: the run keeps accuracies only, and the answers it was measured "
             f"with are no longer in {given} (seen from this folder)."
@@ -277,13 +279,13 @@ def _judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sampl
 
 
 @functools.lru_cache(maxsize=8)
-def _answers(source: str, changed: int, prompt: str | None, answer: str | None) -> dict[str, tuple[str, ...]]:
+def _answers(source: str, changed: int, asked: PromptSettings) -> dict[str, tuple[str, ...]]:
     """Answers by prompt; `changed` keeps the cache honest."""
     if not Path(source).is_file():  # never the network
         raise ValueError(f"{source} is not a file")
-    from srlm.prompts.sources import load_prompts
+    from srlm.prompts.sources import prompts_of
 
-    given = load_prompts(source, prompt_column=prompt or "prompt", answer_column=answer or "answer")
+    given = prompts_of(source, asked)
     return {words(item): one for item, one in zip(given.prompts.items, given.answers or (), strict=True)}
 
 

@@ -25,6 +25,7 @@ from srlm.run.files import damaged
 # On resume: a run may move, be told of elsewhere, and have less memory.
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub", "token_budget")
 NEWER = (  # settings whose default is what runs without them did
+    *("split", "dataset_config", "system_prompt", "instruction", "overlong", "chat_template_kwargs"),
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
 )
 RETIRED = (  # thresholds that no guard asks any more

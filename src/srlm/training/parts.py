@@ -44,6 +44,7 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
         temperature=config.temperature,
         top_p=config.top_p,
         raw_prompts=config.raw_prompts,
+        chat_template_kwargs=config.chat_template_kwargs,
         prompts_per_step=config.prompts_per_step,
         token_budget=config.token_budget,
     )

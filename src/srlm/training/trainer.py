@@ -21,6 +21,7 @@ from srlm.measure import peak_memory_gb, train_record
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
 from srlm.policies.transformer.update import Diverged
+from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.report import REPORT, report_or_reason
 from srlm.rewards.table import LABELLED
@@ -28,7 +29,7 @@ from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
-from srlm.run.manifest import new_manifest, taken_up
+from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
 from srlm.training.parts import load_policy, prompt_sets, reward_of
@@ -64,11 +65,12 @@ class SelfRewardTrainer:
         display: Display | None = None,
         start: Sequence[Path] = (),
     ) -> None:
-        self.model, self.config, self.resume, self.start = model, config, resume or from_round is not None, start
+        self.model, self.resume, self.start = model, resume or from_round is not None, start
         self.from_round = from_round
-        match, classes = match_rule(config.match), answer_classes(config.answers)
+        match_rule(config.match), answer_classes(config.answers)  # are there such?
         train, held = prompt_sets(prompts, held_out, config)
-        self.prompts, self.held_out = train.without_answers(), held
+        begun = read_manifest(Path(config.output))["config"] if self.resume else None
+        self.config = config = settled(config, train.source, None if held is None else held.source, begun)
         self.processes = processes()
         self.main = self.processes.is_main_process
         self.display = display if self.main and display else Display(silent=not self.main)
@@ -78,19 +80,25 @@ class SelfRewardTrainer:
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self.ledger = Ledger(self.run, self.processes, self.display)
-        sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
+        self._assemble(train, held)
+        if self.resume:
+            self.run.manifest = taken_up(self.run.path, manifest)
+        elif self.main:
+            RunFolder.refuse_used(self.run.path)
+
+    def _assemble(self, train: PromptSet, held: PromptSet | None) -> None:
+        """Stages and probe on these prompts."""
+        config, match, classes = self.config, match_rule(self.config.match), answer_classes(self.config.answers)
+        self.sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
+        self.prompts, self.held_out = train.without_answers(), held
         rewards = {
             table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note)
-            for table, one in sets.items()
+            for table, one in self.sets.items()
         }
         self.stages = Stages(config, self.ledger, rewards)
         self.probe = None if held is None else Probe(self.stages, held, match, classes)
         if held is not None:
             check_answers(held, match)
-        if self.resume:
-            self.run.manifest = taken_up(self.run.path, manifest)
-        elif self.main:
-            RunFolder.refuse_used(self.run.path)
 
     def train(self) -> TrainResult:
         """Run, or go on with, all rounds; leave `model/` behind.
@@ -102,6 +110,7 @@ class SelfRewardTrainer:
         if self.run.manifest["state"] == "finished" and self.from_round is None:
             return self._finished()
         policy = load_policy(self.model, self.config)
+        self._leave_out(policy)
         self._read_prompts(policy)
         with self._held():
             self._keep_prompts(policy)
@@ -211,6 +220,23 @@ class SelfRewardTrainer:
 
     def _tables(self) -> dict[str, Prompts]:
         return {"rollouts": self.prompts} | ({} if self.held_out is None else {"held_out": self.held_out.prompts})
+
+    def _leave_out(self, policy: TransformerPolicy) -> None:
+        """Prompts that are too long for the context, if they are to be skipped: once a run, whatever a template says
+        tomorrow."""
+        if self.config.overlong != "skip":
+            return
+        manifest = self.run.manifest
+        if "skipped" not in manifest:
+            manifest["skipped"] = {table: policy.overlong(one.prompts) for table, one in self.sets.items()}
+        for table, skipped in manifest["skipped"].items():
+            if skipped:
+                whole = self.sets[table]
+                self.display.say(
+                    f"{len(skipped)} of {len(whole.prompts)} prompts of {whole.source} are too long: skipped"
+                )
+                self.sets[table] = whole.leave_out(skipped)
+        self._assemble(self.sets["rollouts"], self.sets.get("held_out"))
 
     def _read_prompts(self, policy: TransformerPolicy) -> None:
         """Token ids of all prompts, those that the run has kept where it has; refused here if they do not fit."""

@@ -40,6 +40,7 @@ class TransformerPolicy:
 
     stop: strings that end a response exactly like EOS.
     raw_prompts: take string prompts as they are even if the tokenizer has a chat template (default: one user turn).
+    chat_template_kwargs: name=value, variables of the template.
     prompts_per_step, token_budget: prompts per optimiser step; padded tokens per micro-batch, or auto.
     gain: train the gain of the final norm, where there is one, as one scalar.
     trained: will it be? Else there is more room for what is scored and sampled at a time.
@@ -56,6 +57,7 @@ class TransformerPolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         raw_prompts: bool = False,
+        chat_template_kwargs: Sequence[str] = (),
         prompts_per_step: int = 4,
         token_budget: int | Literal["auto"] = "auto",
         peft_model: PeftModel | None = None,
@@ -73,7 +75,13 @@ class TransformerPolicy:
         self.name = name
         self.notes: list[str] = []  # what a person should know of how it was loaded
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        self.encode = Encoder(tokenizer, name, raw_prompts=raw_prompts, eos=eos, vocabulary=vocabulary)
+        self.encode = Encoder(
+            *(tokenizer, name),
+            raw_prompts=raw_prompts,
+            eos=eos,
+            vocabulary=vocabulary,
+            template_kwargs=chat_template_kwargs,
+        )
         self._texts = Texts(tokenizer, stop, eos)
         stopped = self._texts.stopped if stop else None
         self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window)
@@ -144,8 +152,12 @@ class TransformerPolicy:
         return self._context.tokens
 
     def fits(self, item: PromptItem, spare: int) -> bool:
-        """Does a prompt leave room for `spare` tokens more?"""
-        return len(self.encode.passing(item)) + spare <= self.context
+        """Does a question leave room for `spare` tokens of its answer?"""
+        return len(self.encode.answering(item)) + spare <= self.context
+
+    def overlong(self, prompts: Prompts) -> list[int]:
+        """Numbers of the prompts that leave a response no room in the context."""
+        return self.encode.overlong(prompts, self.decoding.max_new_tokens, self._context)
 
     def ids(self, prompts: Prompts) -> list[list[int]]:
         return [self.encode(item) for item in prompts.items]
@@ -209,8 +221,8 @@ class TransformerPolicy:
         return self.scorer.score(self.groups(prompts, responses), self_certainty, silent)[1]
 
     def choice_log_prob(self, items: Sequence[Sequence[PromptItem]], opening: str, choices: Sequence[str]) -> Tensor:
-        """log-prob [G, N, C] in nats that a response which begins with `opening` goes on with each choice, written with
-        or without a space before it.
+        """log-prob [G, N, C] in nats that an answer which begins with `opening` goes on with each choice, written with
+        or without a space before it. A model that thinks is asked for its answer without.
 
         items: G groups of N prompts; what the prompts of a group begin with in common is computed once.
         """
@@ -220,7 +232,7 @@ class TransformerPolicy:
             for number, choice in enumerate(choices)
             for form in dict.fromkeys(tuple(tokens(text)) for text in (choice, f" {choice}"))
         ]
-        begun = [[self.encode.passing(item) + tokens(opening) for item in row] for row in items]
+        begun = [[self.encode.answering(item) + tokens(opening) for item in row] for row in items]
         groups = [self.scorer.endings(row, [form for _, form in written]) for row in begun]
         values = self.scorer.score(groups, None, silent)[0].view(len(items), -1, len(written))
         kinds = torch.tensor([number for number, _ in written])

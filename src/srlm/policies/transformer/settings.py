@@ -17,6 +17,8 @@ class DecodingSettings:
     """Strings that end a response exactly like EOS."""
     raw_prompts: bool = False
     """Take `prompt` strings as they are; otherwise a tokenizer with a chat template reads each as one user turn."""
+    chat_template_kwargs: tuple[str, ...] = ()
+    """Variables of the chat template, such as enable_thinking=false."""
     temperature: float = 1.0
     """Sampling only (exploration): scores are always those of the full distribution at temperature 1."""
     top_p: float = 1.0
@@ -24,6 +26,8 @@ class DecodingSettings:
 
     def __post_init__(self) -> None:
         expect(self, "stop", all(self.stop), "non-empty strings")
+        named = all(one.partition("=")[0].isidentifier() and "=" in one for one in self.chat_template_kwargs)
+        expect(self, "chat_template_kwargs", named, "name=value, such as enable_thinking=false")
         exploring = math.isfinite(self.temperature) and self.temperature > 0
         expect(self, "temperature", exploring, "a finite number above 0")
         expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
