@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from srlm.estimators.intervals import mean_and_error, student_bounds
 from srlm.estimators.rank import superiority
-from srlm.measure import HeldOut, drift_record
+from srlm.measure import HeldOut, drift_record, length_record, log_lengths
 from srlm.measure.drift import agreement_change
 from srlm.policies.transformer.responses import Responses
 from srlm.types import Prompts, Rollouts
@@ -55,7 +55,10 @@ def test_by_its_definitions() -> None:
     # per token -3, -.5 against -1, -2; -2, -1 against -1, -1; -4, -2 against -3, -3
     expected("token_likelihood_rank", [2 / 4, (0 + 0 + 0.5 + 0.5) / 4, 2 / 4])
     expected("agreement_change", [2 / 4 - 0, 2 / 4 - 1, 1 / 4 - 0])
-    expected("length_change", [math.log(2) / 2 - math.log(8) / 2, math.log(5) / 2])  # the third ended nothing at first
+    # the third ended nothing at first
+    expected("length_change_held_out", [math.log(5 * 6) / 2 - math.log(6 * 8) / 2, math.log(9 * 5) / 2 - math.log(5)])
+    lengths = [log_lengths(table.rollouts.responses) for table in (start, now)]
+    assert length_record(*lengths)["length_change"] == found["length_change_held_out"]
     expected("truncation_change", [0.0, -0.5, -0.5])
     expected("repetition_change", [0.0, 2 / 3 / 2 - 1 / 2 / 2, 0.0])
 

@@ -105,8 +105,8 @@ SIGNALS = {
     "kept mass is 0.0821 (at most 0.111), below 0.2": {"leak": -2.5},
     "kept mass held out is 0.0498 (at most 0.0674), below 0.2": {"leak_held_out": -3.0},
     "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
-    "length of finished responses is 0.407 (at most 0.473) times": drifted("length_change", -0.9, 0.05),
-    "length of finished responses is 2.46 (at least 2.11) times": drifted("length_change", 0.9, 0.05),
+    "length of finished responses is 0.741 (at most 0.862) times": drifted("length_change", -0.3, 0.05),
+    "length of finished responses is 1.35 (at least 1.16) times": drifted("length_change", 0.3, 0.05),
     "truncation change is 0.2 (at least 0.109) since round 0, above 0.1": drifted("truncation_change", 0.2, 0.03),
     "repetition change is 0.06 (at least 0.0539) since": drifted("repetition_change", 0.06, 0.002),
     "same response is 0.6 (at least 0.397), more than 0.3 above round 0's 0.02": {"same_response": 0.6},
@@ -129,7 +129,7 @@ def test_each_signal_alone_raises_its_alarm(reason: str) -> None:
         ("agreement_change", drifted("agreement_change", -0.1, 0.04)),
         ("achieved", {"achieved": -0.29}),
         ("kept mass", {"leak": -1.8}),
-        ("length", drifted("length_change", -0.8, 0.05)),
+        ("length", drifted("length_change", -0.3, 0.1)),
         ("truncation", drifted("truncation_change", 0.2, 0.04)),
         ("repetition", drifted("repetition_change", 0.055, 0.002)),
         ("same response", {"same_response": 0.5}),
@@ -139,6 +139,20 @@ def test_what_the_choice_of_prompts_explains_is_no_alarm(name, harmless) -> None
     assert alarms([START, HEALTHY | harmless], CONFIG) == []
     (reason,) = alarms([START, HEALTHY | harmless], replace(CONFIG, guard_false_alarm=0.9))
     assert reason.startswith(name.replace("_", " "))
+
+
+def test_lengths_of_training_and_held_out_prompts_are_taken_together() -> None:
+    """Neither alone would be enough."""
+    parts = [drifted(name, -0.3, 0.12, 16) for name in ("length_change", "length_change_held_out")]
+    for part in parts:
+        assert alarms([START, HEALTHY | drifted("length_change", 0.0, 0.12, 0) | part], CONFIG) == []
+    (reason,) = alarms([START, HEALTHY | parts[0] | parts[1]], CONFIG)
+    # 16 + 16 prompts: -.3 +- .12/sqrt 2, Student's t of 30 degrees of freedom 3.12
+    assert reason.startswith("length of finished responses is 0.741 (at most 0.965)")
+
+
+def test_a_small_change_of_length_is_none_however_sure() -> None:
+    assert alarms([START, HEALTHY | drifted("length_change", -0.2, 0.001)], CONFIG) == []
 
 
 def test_few_prompts_need_a_clearer_sign() -> None:

@@ -67,7 +67,7 @@ ALWAYS = {
 }
 DRIFT = (
     *("likelihood_rank", "token_likelihood_rank", "agreement_change", "length_change", "truncation_change"),
-    "repetition_change",
+    *("repetition_change", "length_change_held_out"),
 )
 AFTER_UPDATE = {
     *("fidelity_r2", "displacement", "leak", "log_ratio_mean", "log_ratio_std", "log_ratio_max_abs", "kendall_tau"),

@@ -54,6 +54,20 @@ class _Estimate:
             return cls()
         return cls(value, *student_bounds(value, error, number, level))
 
+    @classmethod
+    def pooled(cls, record: Record, names: Sequence[str], level: float) -> _Estimate:
+        """The mean over the prompts of several sets."""
+        ends = ("", "_error", "_prompts")
+        found = [[figure(record, name + end) for end in ends] for name in names]
+        known = [[v for v in row if v is not None] for row in found]
+        known = [row for row in known if len(row) == len(ends) and row[2]]
+        if not known:
+            return cls()
+        number = sum(n for _, _, n in known)
+        value = sum(n * mean for mean, _, n in known) / number
+        error = math.hypot(*(n * spread for _, spread, n in known)) / number
+        return cls(value, *student_bounds(value, error, number - len(known) + 1, level))
+
     def exp(self) -> _Estimate:
         return _Estimate(*(math.exp(min(value, 700.0)) for value in (self.value, self.low, self.high)))
 
@@ -88,11 +102,11 @@ def _update(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
 
 
 def _shape(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
-    length, far = _Estimate.of(now, "length_change", level).exp(), config.guard_length
-    if length.high < 1 / far:
-        yield f"length of finished responses is {length.at_most} times round 0's, a factor of {far:g} or more"
-    if length.low > far:
-        yield f"length of finished responses is {length.at_least} times round 0's, a factor of {far:g} or more"
+    length, far = _Estimate.pooled(now, ("length_change", "length_change_held_out"), level).exp(), config.guard_length
+    if length.high < 1 and length.value < 1 / far:
+        yield f"length of finished responses is {length.at_most} times round 0's, below 1/{far:g}"
+    if length.low > 1 and length.value > far:
+        yield f"length of finished responses is {length.at_least} times round 0's, above {far:g}"
     for name, most in (("truncation", config.guard_truncation), ("repetition", config.guard_repetition)):
         rise = _Estimate.of(now, f"{name}_change", level)
         if rise.low > most:

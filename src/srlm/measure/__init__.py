@@ -1,6 +1,8 @@
 """Steps and probes -> records of plain floats: the one gate from tensors to numbers."""
 
 from srlm.measure.drift import drift_record as drift_record
+from srlm.measure.drift import length_record as length_record
+from srlm.measure.drift import log_lengths as log_lengths
 from srlm.measure.record import HeldOut as HeldOut
 from srlm.measure.record import accuracy_record as accuracy_record
 from srlm.measure.record import agreement_record as agreement_record

@@ -1,4 +1,4 @@
-"""Held-out responses of pi_t beside those of pi_0 to the same prompts: has the policy kept to what it came from?
+"""Responses of pi_t beside those of pi_0 to the same prompts: has the policy kept to what it came from?
 
 Every number is a mean over prompts and has its standard error, so that a guard can be given a probability of a false
 alarm: none is in nats or tokens. Where pi_t is pi_0 sharpened, pi_t(y) = pi_0(y) f(s(y)) with f that never falls, the
@@ -25,6 +25,7 @@ from srlm.measure.record import HeldOut
 from srlm.types import Record
 
 Values = NDArray[np.float64]
+SLACK = 4  # tokens: a word more or less is no change of a short answer
 
 
 def drift_record(start: HeldOut, now: HeldOut) -> Record:
@@ -34,7 +35,7 @@ def drift_record(start: HeldOut, now: HeldOut) -> Record:
         falls where responses grow longer, too.
     token_likelihood_rank: the same of log pi_0 per token. It falls where an update buys likelihood with length.
     agreement_change: P(y_t, y_0 give one answer) - P(y_0, y_0' give one answer), unbiased; None for K = 1.
-    length_change: of log tokens, of the responses that ended, hence of prompts that both rounds end.
+    length_change_held_out: of `log_lengths`, on prompts where responses end in both rounds.
     truncation_change: of the share of truncated responses.
     repetition_change: of the share of trigrams that stood in the same response before.
     """
@@ -46,10 +47,24 @@ def drift_record(start: HeldOut, now: HeldOut) -> Record:
         _entry("likelihood_rank", superiority(*initial))
         | _entry("token_likelihood_rank", superiority(*per_token))
         | _entry("agreement_change", agreement_change(start.classes, now.classes))
-        | _entry("length_change", _ended(last) - _ended(first))
+        | _entry("length_change_held_out", log_lengths(last) - log_lengths(first))
         | _entry("truncation_change", _share(~last.finished) - _share(~first.finished))
         | _entry("repetition_change", _repetition(last) - _repetition(first))
     )
+
+
+def length_record(start: Values, now: Values) -> Record:
+    """length_change, as `drift_record` gives its entries, from `log_lengths` of two rounds on the same prompts."""
+    return _entry("length_change", now - start)
+
+
+def log_lengths(responses: Any) -> Values:
+    """[P] mean log(tokens + 4) of the responses that ended; nan where none did. Thus a model that learns to end is not
+    one whose answers shrink."""
+    ended = responses.finished.numpy()
+    total = (np.log(responses.length.numpy() + SLACK) * ended).sum(-1)
+    number = ended.sum(-1)
+    return np.asarray(np.where(number > 0, total / np.maximum(number, 1), math.nan), dtype=np.float64)
 
 
 def agreement_change(start: Sequence[Sequence[Hashable | None]], now: Sequence[Sequence[Hashable | None]]) -> Values:
@@ -73,14 +88,6 @@ def _entry(name: str, values: Values) -> Record:
 
 def _share(flags: Tensor) -> Values:
     return np.asarray(flags.double().mean(-1).numpy())
-
-
-def _ended(responses: Any) -> Values:
-    """[P] mean log tokens of the responses that ended; nan where none did."""
-    ended = responses.finished.numpy()
-    total = (np.log(np.maximum(responses.length.numpy(), 1)) * ended).sum(-1)
-    number = ended.sum(-1)
-    return np.asarray(np.where(number > 0, total / np.maximum(number, 1), math.nan), dtype=np.float64)
 
 
 def _repetition(responses: Any) -> Values:

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from srlm.answers import answer_classes, match_rule
 from srlm.answers.math import given_up
 from srlm.config import SelfRewardConfig
@@ -17,7 +20,7 @@ from srlm.evaluation import check_answers
 from srlm.guard.advice import advice
 from srlm.guard.decision import decide
 from srlm.loop import self_reward
-from srlm.measure import peak_memory_gb, train_record
+from srlm.measure import length_record, log_lengths, peak_memory_gb, train_record
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
 from srlm.policies.transformer.update import Diverged
@@ -80,6 +83,7 @@ class SelfRewardTrainer:
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self.ledger = Ledger(self.run, self.processes, self.display)
+        self._lengths: NDArray[np.float64] | None = None  # of round 0
         self._assemble(train, held)
         if self.resume:
             self.run.manifest = taken_up(self.run.path, manifest)
@@ -178,6 +182,11 @@ class SelfRewardTrainer:
         record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
         record |= self.stages.step(step.rollouts, step.reward)
         record["gain"] = policy.sharpness()
+        lengths = log_lengths(responses)
+        if self._lengths is None:
+            self._lengths = lengths
+        else:
+            record |= length_record(self._lengths, lengths)
         if self.probe is not None:
             record |= self.probe(policy, step.round)
         record |= self.ledger.costs(step.round)
