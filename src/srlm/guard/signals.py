@@ -56,17 +56,17 @@ class _Estimate:
 
     @classmethod
     def pooled(cls, record: Record, names: Sequence[str], level: float) -> _Estimate:
-        """The mean over the prompts of several sets."""
-        ends = ("", "_error", "_prompts")
-        found = [[figure(record, name + end) for end in ends] for name in names]
-        known = [[v for v in row if v is not None] for row in found]
-        known = [row for row in known if len(row) == len(ends) and row[2]]
+        """The mean over the prompts of several sets, each weighed by its precision."""
+        found = [[figure(record, name + end) for end in ("", "_error", "_prompts")] for name in names]
+        known = [(mean, error, n) for mean, error, n in found if mean is not None and error is not None and n]
         if not known:
             return cls()
-        number = sum(n for _, _, n in known)
-        value = sum(n * mean for mean, _, n in known) / number
-        error = math.hypot(*(n * spread for _, spread, n in known)) / number
-        return cls(value, *student_bounds(value, error, number - len(known) + 1, level))
+        surest = any(error == 0 for _, error, _ in known)
+        weights = [n if surest else error**-2 for _, error, n in known]
+        value = sum(w * mean for w, (mean, _, _) in zip(weights, known, strict=True)) / sum(weights)
+        error = math.hypot(*(w * spread for w, (_, spread, _) in zip(weights, known, strict=True))) / sum(weights)
+        degrees = sum(n - 1 for _, _, n in known)
+        return cls(value, *student_bounds(value, error, degrees + 1, level))
 
     def exp(self) -> _Estimate:
         return _Estimate(*(math.exp(min(value, 700.0)) for value in (self.value, self.low, self.high)))
