@@ -36,6 +36,7 @@ from support import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import srlm
+import srlm.planning.paper
 from srlm import UserError, diagnose
 from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
@@ -261,7 +262,14 @@ def test_plan_reads_the_diagnosis(shown, told):
     assert outcome.code == 0 and outcome.err == ""
     made = srlm.plan(shown[1] / "diagnose.json", budget=10_000, log_class_size=5)
     assert made.inputs.log_kappa0 == pytest.approx(told[0]["sequence"]["log_kappa"][1])
-    assert made.inputs.margin == told[0]["sequence"]["margin"][0]
+    assert made.inputs.margin is None and made.source.num_prompts == told[0]["sequence"]["num_prompts"]
+    high = {row["beta"]: row["failure"]["high"] for row in told[0]["forecast"]["rows"]
+            if (row["rounds"], row["target"]) == (1, "escort")}  # fmt: skip
+    assert made.rows[0].one.target.failing == round(high[1.0] * made.source.num_prompts)
+    paper = srlm.planning.paper.plan(
+        shown[1] / "diagnose.json", budget=10_000, log_class_size=5, margin=None, min_confidence=None
+    )
+    assert paper.inputs.margin == told[0]["sequence"]["margin"][0]
 
 
 # Against enumeration

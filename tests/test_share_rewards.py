@@ -99,3 +99,8 @@ def test_samples_floor_the_log_share() -> None:
 def test_what_is_out_of_range(call, name) -> None:
     with pytest.raises(ValueError, match=f"{name} must be"):
         call()
+
+
+def test_a_tiny_beta_and_a_share_of_nothing() -> None:
+    once = sharpen_by_share([math.log(0.6), math.log(0.4), -math.inf], 1e-308, 1)
+    assert once[0] == 0 and once[1] < -1e300 and once[2] == -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,3 +195,45 @@ def test_every_range_has_the_ends_that_it_names(function, given, name: str, take
     for value in refused:
         with pytest.raises(ValueError, match=name):
             function(**given | {name: value})
+
+
+def test_text_is_no_number_and_what_has_no_repr_is_named() -> None:
+    given = SAMPLE | {"samples_per_prompt": 2, "log_condition": 1.0}
+    for value in ("3", ["3"], b"3", None, [[1.0], [1.0, 2.0]], 10**400, [10**400]):
+        with pytest.raises(ValueError, match="num_samples must be in"):
+            theory.anchored_failure_bound(**given | {"num_samples": value})
+    with pytest.raises(ValueError, match="a number beyond the floats"):
+        theory.anchored_failure_bound(**given | {"num_samples": 10**5000})
+    with pytest.raises(ValueError) as long:
+        theory.anchored_failure_bound(**given | {"num_samples": "3" * 500})
+    assert len(str(long.value)) < 120 and str(long.value).endswith("...")
+    with pytest.raises(ValueError, match=re.escape("got '33'")):
+        theory.anchored_failure_bound(**given | {"num_samples": "33"})
+
+
+def test_one_of_two_is_given() -> None:
+    given = {"margin": 1.0, "exponent": 2.0}
+    with pytest.raises(ValueError, match="kappa0 or log_kappa0 must be given, got neither"):
+        theory.sharpened_kappa_bound(None, **given)
+    with pytest.raises(ValueError, match="kappa0 or log_kappa0 must be given, got both"):
+        theory.sharpened_kappa_bound(3.0, **given, log_kappa0=1.0)
+    with pytest.raises(ValueError, match="mode_prob or log_condition must be given, got neither"):
+        theory.anchored_failure_bound(**SAMPLE)
+    with pytest.raises(ValueError, match="mode_prob or log_condition must be given, got both"):
+        theory.anchored_failure_bound(**SAMPLE, mode_prob=[0.5], log_condition=1.0)
+    with pytest.raises(ValueError, match="weight must be given with mode_prob only"):
+        theory.anchored_failure_bound(**SAMPLE, log_condition=1.0, weight=[1.0])
+    with pytest.raises(ValueError, match="samples_per_prompt must be one"):
+        theory.anchored_failure_bound(**SAMPLE, mode_prob=[0.5], samples_per_prompt=[1, 2])
+
+
+def test_every_row_of_a_batch_is_looked_at() -> None:
+    known = [[-1.0, -INF], [-1.0, -2.0]]
+    mass = [1 - math.exp(-1), 1 - math.exp(-1) - math.exp(-2)]
+    low, high = theory.sharpened_mode_bracket(known, mass, [-0.5, -0.5], 2.0)
+    assert low.shape == high.shape == (2,) and (low <= high).all()
+    for largest in ([-INF, -0.5], [-0.5, -INF]):
+        with pytest.raises(ValueError, match="largest_unknown_log_prob must be in"):
+            theory.sharpened_mode_bracket(known, mass, largest, 2.0)
+    with pytest.raises(ValueError, match="known_log_prob must be"):
+        theory.sharpened_mode_bracket([known[0], [-INF, -INF]], [mass[0], 1.0], [-0.5, -0.5], 2.0)
