@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from srlm.sizes import Sizes
 
 DPO = {"objective": "dpo"}
 SPLITS = ("train", "test")
+FIRST = "regex:[a-zA-Z]"
+
+
+def sees(response: str, columns: Mapping[str, Any]) -> float:
+    return len(response) if "answer" in columns else -len(response)
+
+
 # name -> the value that differs from the default or from `support.SETTINGS`, and what else is set for both
 CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "output": ("elsewhere", {}),
@@ -64,6 +72,11 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "raw_prompts": (True, {}),
     "max_prompts": (3, {}),
     "max_held_out": (2, {}),
+    "prompts_per_round": (2, {}),
+    "consistency_band": ((0.0, 0.3), {"answers": FIRST, "num_samples": 4}),
+    "votes": (9, {"reward": "majority", "answers": FIRST}),
+    "teacher": ("initial", {"reward": "majority", "answers": FIRST, "rounds": 2}),
+    "labelled": (True, {"reward": "check:test_settings:sees"}),
     "held_out_share": (0.5, {"held_out": None, "held_out_share": 0.34}),
     "held_out_samples": (2, {}),
     "match": ("exact", {}),

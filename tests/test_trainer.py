@@ -281,7 +281,8 @@ def test_manifest_says_what_was_run(result, data):
     assert manifest["git_commit"] == head.stdout.strip()
     assert manifest["state"] == "finished"
     said = vars(SelfRewardConfig(output=str(result.output), **SETTINGS))
-    assert manifest["config"] == said | {"stop": [], "report_to": []}
+    came_to = {"stop": [], "report_to": [], "chat_template_kwargs": [], "answers": "normalised"}
+    assert manifest["config"] == said | came_to
     assert manifest["config"]["seed"] == SETTINGS["seed"]
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["versions"].keys() >= {"python", "transformers", "peft", "accelerate", "datasets", "numpy"}

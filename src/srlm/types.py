@@ -54,6 +54,15 @@ class EnumerablePolicy(Policy, Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Votes:
+    """Responses that vote and are not learned from; alone: the others have no vote."""
+
+    responses: Any
+    log_prob: Tensor | None  # [P, V], where it was asked for
+    alone: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Rollouts:
     """What pi_t said in round t, and how probable it found it."""
 
@@ -64,6 +73,12 @@ class Rollouts:
     weight: Tensor  # [P, K] 1/K when sampled, pi_t(y|x) when enumerated
     entropy: Tensor | None = None  # [P, K] mean next-token entropy along the response, nats
     token_log_prob: Tensor | None = None  # [P, K, T] of single tokens, 0 behind each response, where they were kept
+    rows: tuple[int, ...] | None = None  # numbers of the prompts in the run's set, where they are a part of it
+    votes: Votes | None = None
+
+    def row(self, prompt: int) -> int:
+        """Number of a prompt in the run's set."""
+        return prompt if self.rows is None else self.rows[prompt]
 
 
 @dataclass(frozen=True, eq=False)

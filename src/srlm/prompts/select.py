@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,11 @@ import numpy as np
 from srlm.errors import UserError
 from srlm.types import PromptItem, Prompts
 
-_TAKE, _SPLIT = 1, 2  # separate random streams, so that a subset says nothing about the split of the same seed
+_TAKE, _SPLIT, _FRESH = (
+    1,
+    2,
+    3,
+)  # separate random streams, so that a subset says nothing about the split of the same seed
 
 
 @dataclass(frozen=True)
@@ -21,13 +25,15 @@ class PromptSet:
     """Prompts with where they came from, and the acceptable answers that only an evaluation may see.
 
     answers: per prompt, None where the source has none.
-    fingerprint: sha256 of the prompts in order; the answers do not enter it.
+    fingerprint: sha256 of the prompts in order; neither answers nor columns enter it.
+    columns: per prompt, what else its row holds, where that was asked for.
     """
 
     prompts: Prompts
     answers: tuple[tuple[str, ...], ...] | None
     source: str
     fingerprint: str
+    columns: tuple[Mapping[str, Any], ...] | None = None
 
     def take(self, number: int | None, seed: int) -> PromptSet:
         """A random subset in file order, part of every larger one of the same seed; all when there are no more."""
@@ -80,7 +86,8 @@ class PromptSet:
     def _pick(self, rows: Iterable[int]) -> PromptSet:
         rows = sorted(rows)
         answers = None if self.answers is None else tuple(self.answers[i] for i in rows)
-        return prompt_set([self.prompts.items[i] for i in rows], answers, self.source)
+        columns = None if self.columns is None else tuple(self.columns[i] for i in rows)
+        return prompt_set([self.prompts.items[i] for i in rows], answers, self.source, columns)
 
 
 def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:
@@ -90,9 +97,34 @@ def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:
     return [({"role": "user", "content": item},) if isinstance(item, str) else item for item in items]
 
 
-def prompt_set(items: Sequence[Any], answers: tuple[tuple[str, ...], ...] | None, source: str) -> PromptSet:
+def prompt_set(
+    items: Sequence[Any],
+    answers: tuple[tuple[str, ...], ...] | None,
+    source: str,
+    columns: tuple[Mapping[str, Any], ...] | None = None,
+) -> PromptSet:
     content = "\n".join(map(_canonical, items))
-    return PromptSet(Prompts.uniform(items), answers, source, hashlib.sha256(content.encode()).hexdigest())
+    return PromptSet(Prompts.uniform(items), answers, source, hashlib.sha256(content.encode()).hexdigest(), columns)
+
+
+def fresh(number: int, per_round: int, seed: int, round: int) -> list[int]:
+    """Which of `number` prompts are a round's, in order: `per_round` of them without replacement, until all have had
+    their turn; then again in another order. A round that begins before their turn is over has no prompt twice.
+
+    A function of its arguments alone.
+    """
+    left: list[int] = []
+    taken: list[int] = []
+    turn = 0
+    for _ in range(round + 1):
+        taken, left = left[:per_round], left[per_round:]
+        if len(taken) < per_round:
+            order = [int(i) for i in np.random.default_rng([seed, _FRESH, turn]).permutation(number)]
+            left = [i for i in order if i not in taken]
+            again = [i for i in order if i in taken]  # their next turn comes at the end of this one
+            taken, left = taken + left[: per_round - len(taken)], left[per_round - len(taken) :] + again
+            turn += 1
+    return sorted(taken)
 
 
 def _canonical(item: Any) -> str:

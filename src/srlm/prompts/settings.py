@@ -13,6 +13,12 @@ class PromptSettings:
 
     max_prompts: int | None = None
     """Train on a random subset of this many prompts."""
+    prompts_per_round: int | None = None
+    """Train each round on this many fresh prompts, drawn without replacement until all have had their turn, and then
+    again; all of them every round unless given."""
+    consistency_band: tuple[float, float] | None = None
+    """Learn from prompts whose commonest answer has a share of the votes within these two alone: others are too hard,
+    or have nothing left to teach."""
     max_held_out: int | None = None
     """Measure on a random subset of this many held-out prompts."""
     held_out_share: float = 0.1
@@ -38,7 +44,10 @@ class PromptSettings:
     (evaluation only); auto asks a task's own verifier, takes a benchmark's rule, or is contains."""
 
     def __post_init__(self) -> None:
-        for name in ("max_prompts", "max_held_out"):
+        if self.consistency_band is not None:
+            low, high = self.consistency_band
+            expect(self, "consistency_band", 0 <= low < high <= 1, "two shares from 0 to 1, the lower one first")
+        for name in ("max_prompts", "max_held_out", "prompts_per_round"):
             expect(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         expect(self, "held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
         expect(self, "overlong", self.overlong in ("refuse", "skip"), "refuse or skip")

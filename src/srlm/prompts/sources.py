@@ -36,6 +36,7 @@ def load_prompts(
     dataset_config: str | None = None,
     system_prompt: str | None = None,
     instruction: str | None = None,
+    keep_columns: bool = False,
 ) -> PromptSet:
     """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets` or with the files of a
     dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
@@ -45,7 +46,7 @@ def load_prompts(
     `prompt_column` is named. `split` and `dataset_config` matter to datasets only, that do not name their own.
 
     system_prompt: a system turn before every prompt. instruction: what every prompt ends with, on a line of its own;
-    None leaves the one that a task or benchmark brings along.
+    None leaves the one that a task or benchmark brings along. keep_columns: what else a row holds is kept as well.
     """
     asked = Source.of(str(source))
     if asked.preset is not None:
@@ -58,7 +59,9 @@ def load_prompts(
     if tasks.is_task(name) and instruction is not None:
         name, instruction = tasks.with_instruction(name, instruction), None
     names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
-    read = _rows(name, asked.split or split or "train", asked.config or dataset_config, (*names, answer_column))
+    wanted = None if keep_columns else (*names, answer_column)
+    read = _rows(name, asked.split or split or "train", asked.config or dataset_config, wanted)
+    own: list[Mapping[str, Any]] = []
     items: list[PromptItem] = []
     answers: list[tuple[str, ...]] = []
     lacking: str | None = None
@@ -68,15 +71,17 @@ def load_prompts(
         fields = {prompt_column: row} if isinstance(row, str) else cast(Mapping[str, Any], row)
         items.append(columns.dressed(where, columns.prompt(where, fields, names), system_prompt, instruction))
         answers.append(columns.answers(where, fields.get(answer_column)))
+        if keep_columns:
+            own.append({key: value for key, value in fields.items() if key not in (*names, answer_column)})
         lacking = lacking or (None if answers[-1] else where)
     if not items:
         raise UserError(f"{source} is empty, expected at least one prompt; add prompts or give another source")
     if lacking and any(answers):
         raise UserError(f"{lacking} has no {answer_column!r} though other rows do; give all rows one, or none")
-    return prompt_set(items, None if lacking else tuple(answers), str(source))
+    return prompt_set(items, None if lacking else tuple(answers), str(source), tuple(own) if keep_columns else None)
 
 
-def prompts_of(source: str | Path | PromptSet, settings: PromptSettings) -> PromptSet:
+def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep_columns: bool = False) -> PromptSet:
     """A set that is there, or what `load_prompts` makes of a source."""
     if isinstance(source, PromptSet):
         return source
@@ -88,10 +93,11 @@ def prompts_of(source: str | Path | PromptSet, settings: PromptSettings) -> Prom
         dataset_config=settings.dataset_config,
         system_prompt=settings.system_prompt,
         instruction=settings.instruction,
+        keep_columns=keep_columns,
     )
 
 
-def _rows(source: str, split: str, config: str | None, wanted: Sequence[str]) -> Rows:
+def _rows(source: str, split: str, config: str | None, wanted: Sequence[str] | None) -> Rows:
     if tasks.is_task(source):
         return tasks.rows(source)
     path = Path(source).expanduser()
@@ -170,7 +176,7 @@ def _csv(path: Path) -> Rows:
         raise UserError(f"line {reader.line_num} of {path} is not valid CSV ({error}); correct its quotes") from None
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
+def _parquet(path: Path, wanted: Sequence[str] | None) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
@@ -191,7 +197,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Rows:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
 
 
-def _dataset(source: str, path: Path, split: str, config: str | None, wanted: Sequence[str]) -> Rows:
+def _dataset(source: str, path: Path, split: str, config: str | None, wanted: Sequence[str] | None) -> Rows:
     import datasets
 
     here = os.path.isdir(path)
@@ -228,8 +234,11 @@ def _holds_data(path: Path) -> bool:
     return any(child.suffix in _DATA for child in path.rglob("*"))
 
 
-def _needed(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The wanted columns, the answers' last; when there are none of the prompts, all, for the error that lists them."""
+def _needed(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """The wanted columns, the answers' last; when there are none of the prompts, all, for the error that
+    lists them; all if that is what is wanted."""
+    if wanted is None:
+        return list(names)
     found = [name for name in names if name in wanted]
     return found if set(found) & set(wanted[:-1]) else list(names)
 

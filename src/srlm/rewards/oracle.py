@@ -22,5 +22,5 @@ def oracle(policy: Any, rollouts: Rollouts, *, right: Callable[[int, str], bool]
     """
     attribute(policy, "texts", "oracle", "responses with a text")
     texts = each_text(policy, rollouts.responses)
-    flags = [[bool(right(number, text)) for text in row] for number, row in enumerate(texts)]
+    flags = [[bool(right(rollouts.row(number), text)) for text in row] for number, row in enumerate(texts)]
     return torch.tensor(flags).to(rollouts.log_prob)

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+from srlm.errors import UserError, expect
+from srlm.sizes import Sizes
+
+_EMA = re.compile(r"ema:(0?\.\d+)")
 
 
 @dataclass(frozen=True)
-class RewardSettings:
+class RewardSettings(Sizes):
     """Self-reward"""
 
     reward: str = "log_likelihood"
-    """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority, implicit,
-    judge, judge_pairwise, module:function, a sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random,
-    inverted, oracle (uses labels). Set beta to its scale, or leave that to a step."""
+    """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority (the share
+    of votes), log_majority, hard_majority (1 or 0), certain_majority (votes weighed by confidence), implicit, judge,
+    judge_pairwise, module:function of (policy, rollouts), check:module:function of (response, columns), a sum such as
+    0.5*judge+0.5*mean_log_likelihood, or a control: random, inverted, oracle (uses labels). Set beta to its scale, or
+    leave that to a step."""
     answers: str = "auto"
     """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
     math (LaTeX, by math-verify), regex:PATTERN or module:function; auto is what a task or benchmark of this name says,
     or else normalised."""
+    votes: int | None = None
+    """Responses per prompt that vote, at least num_samples of which are then learned from; as many unless given."""
+    teacher: str = "live"
+    """Who judges and votes: the live policy, initial (the untouched model), or ema:A, an average of all rounds' weights
+    in which those so far keep a share A (.9, say). The others' rewards are the live policy's own."""
+    labelled: bool = False
+    """Let check:module:function see the answers too: the run is then one with labels, and says so."""
+
+    def __post_init__(self) -> None:
+        if self.votes is not None and self.votes < self.num_samples:
+            raise UserError(
+                f"--votes is {self.votes} beside --num-samples {self.num_samples}, expected at least as many, since "
+                "all that is learned from may vote: raise one or lower the other"
+            )
+        known = self.teacher in ("live", "initial") or (self.average is not None and 0 < self.average < 1)
+        expect(self, "teacher", known, "live, initial, or ema: with a share between 0 and 1, such as ema:.9")
+
+    @property
+    def average(self) -> float | None:
+        """A of a teacher ema:A."""
+        found = _EMA.fullmatch(self.teacher)
+        return float(found[1]) if found else None

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from srlm.errors import UserError
 from srlm.imports import user_function
+from srlm.rewards.certain_majority import certain_majority
+from srlm.rewards.check import check
+from srlm.rewards.hard_majority import hard_majority
 from srlm.rewards.implicit import implicit
 from srlm.rewards.inverted import inverted
 from srlm.rewards.judge import Note, judge, silent
 from srlm.rewards.judge_pairwise import judge_pairwise
 from srlm.rewards.log_likelihood import log_likelihood
+from srlm.rewards.log_majority import log_majority
 from srlm.rewards.majority import majority
 from srlm.rewards.mean_log_likelihood import mean_log_likelihood
 from srlm.rewards.negative_entropy import negative_entropy
@@ -25,12 +30,24 @@ from srlm.rewards.random import random
 from srlm.rewards.self_certainty import self_certainty
 from srlm.types import Reward, Rollouts
 
+Teacher: TypeAlias = Callable[[Any, int], AbstractContextManager[None]]
+"""(policy, round): for a while the policy is its teacher of that round."""
+
+
+def nobody(policy: Any, round: int) -> AbstractContextManager[None]:
+    """The live policy teaches itself."""
+    return nullcontext()
+
+
 REWARDS: dict[str, Callable[..., Tensor]] = {
     "log_likelihood": log_likelihood,
     "mean_log_likelihood": mean_log_likelihood,
     "self_certainty": self_certainty,
     "negative_entropy": negative_entropy,
     "majority": majority,
+    "log_majority": log_majority,
+    "hard_majority": hard_majority,
+    "certain_majority": certain_majority,
     "implicit": implicit,
     "judge": judge,
     "judge_pairwise": judge_pairwise,
@@ -43,12 +60,15 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
 
 LABELLED = "oracle"
 """The one reward that looks at answers."""
-_FREE = {"log_likelihood", "mean_log_likelihood", "negative_entropy", "majority", "random", "inverted", LABELLED}
+CHECK = "check:"
+"""Before module:function of (response, columns)."""
+_VOTES = {"majority", "log_majority", "hard_majority", "certain_majority"}
+_FREE = {"log_likelihood", "mean_log_likelihood", "negative_entropy", *_VOTES, "random", "inverted", LABELLED}
 _JUDGES = {"judge", "judge_pairwise"}
 _TERM = re.compile(
     r"\s*(?P<sign>[+-]?(?:\s*[+-])?)\s*"
     r"(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
-    r"(?P<name>[^\W\d][\w.]*(?::\w+)?)\s*"
+    r"(?P<name>(?:check:(?=[^\W\d][\w.]*:))?[^\W\d][\w.]*(?::\w+)?)\s*"
 )
 
 
@@ -57,13 +77,17 @@ def reward_function(
     *,
     classes: Callable[[Any], Hashable | None] | None = None,
     right: Callable[[int, str], bool] | None = None,
+    columns: Callable[[int], Mapping[str, Any]] | None = None,
     note: Note = silent,
+    teacher: Teacher = nobody,
 ) -> Reward:
-    """The reward that `spec` names: an entry of REWARDS, a function `module:function` of (policy, rollouts), or a sum
+    """The reward that `spec` names: an entry of REWARDS, a function `module:function` of (policy, rollouts), a check
+    `check:module:function` of (response, columns), or a sum
     such as "0.5*judge+0.5*mean_log_likelihood", whose weights may be negative or left out (1).
 
     classes: response -> answer class, for `majority`. right: (number of the prompt, text) -> is it right?, for
-    `oracle`, which is no part of a sum. note: takes the numbers that a reward has for the records.
+    `oracle`, which is no part of a sum. columns: number of the prompt -> what a check may see of its row. note: takes
+    the numbers that a reward has for the records. teacher: makes the policy another for a while, who judges.
 
     Raises:
         UserError: no such reward, a function that cannot be imported, or one of the above is needed and missing.
@@ -73,7 +97,7 @@ def reward_function(
         raise UserError(
             f"the reward {spec!r} would hide {LABELLED}, which uses labels: ask for it by exactly that name, or not"
         )
-    rewards = [(weight, _reward(name, classes, right, note)) for weight, name in terms]
+    rewards = [(weight, _reward(name, classes, right, columns, note, teacher)) for weight, name in terms]
     if len(terms) == 1 and terms[0][0] == 1:
         return rewards[0][1]
 
@@ -89,6 +113,21 @@ def reward_function(
 def asks_model(spec: str) -> bool:
     """Does the reward take more than the rollouts already hold, so that it costs time?"""
     return any(name not in _FREE for _, name in _terms(spec))
+
+
+def votes(spec: str) -> bool:
+    """Does a vote among the responses enter?"""
+    return any(name in _VOTES for _, name in _terms(spec))
+
+
+def weighs_votes(spec: str) -> bool:
+    """Does a vote count as much as the policy is sure of it?"""
+    return any(name == "certain_majority" for _, name in _terms(spec))
+
+
+def checks(spec: str) -> bool:
+    """Does a user's function see the columns of the prompts?"""
+    return any(name.startswith(CHECK) for _, name in _terms(spec))
 
 
 def judges(spec: str) -> bool:
@@ -115,23 +154,36 @@ def _reward(
     name: str,
     classes: Callable[[Any], Hashable | None] | None,
     right: Callable[[int, str], bool] | None,
+    columns: Callable[[int], Mapping[str, Any]] | None,
     note: Note,
+    teacher: Teacher,
 ) -> Reward:
+    if name.startswith(CHECK):
+        if columns is None:
+            raise UserError(f"the reward {name} needs prompts with columns, none were given: choose another reward")
+        module, function = name.removeprefix(CHECK).split(":")
+        chosen = user_function(module, function, "reward", "(response, columns)")
+        return partial(check, name=name, function=chosen, columns=columns)
     if ":" in name:
         return _own_reward(*name.split(":"))
     if name not in REWARDS:
         raise _unknown(name)
-    if name == "majority":
+    if name in _VOTES:
         if classes is None:
-            raise UserError("the reward majority needs answer classes, none were given: name them with --answers")
-        return partial(majority, classes=classes)
+            raise UserError(f"the reward {name} needs answer classes, none were given: name them with --answers")
+        return partial(REWARDS[name], classes=classes)
     if name == LABELLED:
         if right is None:
             raise UserError(f"the reward {name} needs prompts with answers, none were given: add an `answer` column")
         return partial(oracle, right=right)
     if name in _JUDGES:
-        return partial(REWARDS[name], note=note)
+        return partial(_taught, reward=partial(REWARDS[name], note=note), teacher=teacher)
     return REWARDS[name]
+
+
+def _taught(policy: Any, rollouts: Rollouts, *, reward: Reward, teacher: Teacher) -> Tensor:
+    with teacher(policy, rollouts.round):
+        return reward(policy, rollouts)
 
 
 def _unknown(given: str) -> UserError:

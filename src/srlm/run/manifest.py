@@ -25,6 +25,7 @@ from srlm.run.files import damaged
 # On resume: a run may move, be told of elsewhere, and have less memory.
 FREE_TO_CHANGE = ("output", "report_to", "push_to_hub", "token_budget")
 NEWER = (  # settings whose default is what runs without them did
+    *("prompts_per_round", "consistency_band", "votes", "teacher", "labelled", "top_k"),
     *("split", "dataset_config", "system_prompt", "instruction", "overlong", "chat_template_kwargs"),
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
 )
@@ -54,6 +55,9 @@ def new_manifest(
         }
         # What accuracies of one run are compared by; training knows nothing of it.
         data["held_out_answers"] = {"fingerprint": _fingerprint(held_out)}
+    if train.columns is not None:  # which a check of the user's sees
+        digest = hashlib.sha256(json.dumps(train.columns, sort_keys=True, default=str).encode())
+        data["prompts_columns"] = {"fingerprint": digest.hexdigest()}
     if labels_used:
         data["prompts_answers"] = {"fingerprint": _fingerprint(train)}
     return {

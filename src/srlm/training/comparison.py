@@ -24,6 +24,7 @@ from srlm.policies.transformer.processes import processes
 from srlm.policies.transformer.update import Diverged
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
+from srlm.rewards.table import checks
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder
 from srlm.training.trainer import SelfRewardTrainer
@@ -34,7 +35,7 @@ CONTROL = "random"
 LONGEST_NAME = 200  # bytes; file systems end at 255
 OWN = (  # what an arm may set for itself: nothing that round 0, which all share, or the number of samples depends on
     *("reward", "answers", "beta", "step", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
-    *("length_normalised", "ratio_clip"),
+    *("length_normalised", "ratio_clip", "consistency_band"),
     *("length_penalty", "length_window", "kl_initial", "truncated", "learning_rate", "gain_learning_rate", "epochs"),
 )
 COLUMNS = {  # record key -> heading
@@ -106,8 +107,9 @@ def compare(
     display = display if main and display else Display(silent=not main)
     _check(config, arms, seeds)
     folders = {name: file_name(name) for name in arms}
-    train = prompts_of(prompts, config)
-    held = None if held_out is None else prompts_of(held_out, config)
+    keep = any(checks(arm.get("reward", config.reward)) for arm in arms.values())
+    train = prompts_of(prompts, config, keep_columns=keep)
+    held = None if held_out is None else prompts_of(held_out, config, keep_columns=keep)
     earlier = _earlier(output)
 
     trainers: list[tuple[int, str, SelfRewardTrainer]] = []

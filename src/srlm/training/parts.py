@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from srlm.objectives import imitation, policy_gradient, preferences, regression
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
-from srlm.rewards.table import LABELLED, reward_function
+from srlm.rewards.table import LABELLED, Teacher, checks, judges, reward_function, votes
 from srlm.types import Level, Objective, Reward
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
@@ -54,13 +54,14 @@ def prompt_sets(
     prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
 ) -> tuple[PromptSet, PromptSet | None]:
     """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
-    train = prompts_of(prompts, config)
+    keep_columns = checks(config.reward)
+    train = prompts_of(prompts, config, keep_columns=keep_columns)
     if held_out is not None:
-        given = prompts_of(held_out, config)
+        given = prompts_of(held_out, config, keep_columns=keep_columns)
         if tasks.is_task(train.source) and tasks.is_task(given.source):
             train = train.without(given)  # what is drawn at random may be drawn twice
         held: PromptSet | None = given
-        if config.reward != LABELLED:
+        if not uses_labels(config):
             train = dataclasses.replace(train, answers=None)
     else:
         number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
@@ -75,10 +76,53 @@ def reward_of(
     classes: Callable[[Any], Hashable | None],
     match: Match,
     note: Callable[[str, float], None],
+    teacher: Teacher,
 ) -> Reward:
-    """The reward of responses to `prompts`, whose answers the control `oracle` alone may see."""
+    """The reward of responses to `prompts`, whose answers the control `oracle` and a check of a run with labels alone
+    may see."""
     right = _right_responses(prompts, match) if config.reward == LABELLED else None
-    return reward_function(config.reward, classes=classes, right=right, note=note)
+
+    def columns(number: int) -> Mapping[str, Any]:
+        row = prompts.columns[number] if prompts.columns is not None else {}
+        if not config.labelled:
+            return row
+        return {**row, "answer": () if prompts.answers is None else prompts.answers[number]}
+
+    return reward_function(config.reward, classes=classes, right=right, columns=columns, note=note, teacher=teacher)
+
+
+def uses_labels(config: SelfRewardConfig) -> bool:
+    """Does training see answers?"""
+    return config.reward == LABELLED or config.labelled
+
+
+def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
+    """
+    Raises:
+        UserError: settings of rounds, votes and teachers that have nothing to do.
+    """
+    number = config.prompts_per_round
+    if number is not None and number > len(prompts.prompts):
+        raise UserError(
+            f"--prompts-per-round is {number}, but {prompts.source} has {len(prompts.prompts)} prompts to train on, "
+            "expected at most as many: lower it or give more prompts"
+        )
+    polled = votes(config.reward) or config.consistency_band is not None
+    if config.votes is not None and not polled:
+        raise UserError(
+            f"--votes is {config.votes}, but --reward {config.reward} takes no vote, expected majority, another of its "
+            "kind or a --consistency-band beside it: leave it out or choose one"
+        )
+    if config.teacher != "live" and not (polled or judges(config.reward)):
+        raise UserError(
+            f"--teacher is {config.teacher}, but --reward {config.reward} neither judges nor votes, expected judge, "
+            "majority or one of their kind: leave it out or choose one"
+        )
+    if config.labelled and not checks(config.reward):
+        raise UserError(
+            f"--labelled was given, but --reward {config.reward} has no check:module:function that could see answers, "
+            "expected one: leave it out"
+        )
 
 
 def level_of(config: SelfRewardConfig) -> Level:

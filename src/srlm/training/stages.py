@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from srlm.config import SelfRewardConfig
+from srlm.loop import round_generator
 from srlm.measure import step_record
 from srlm.objectives import shaping
 from srlm.objectives.step_size import step_size
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress
 from srlm.policies.transformer.responses import Responses, cut
-from srlm.policies.transformer.update import Optimisation, fit
-from srlm.prompts.select import one_kind
-from srlm.rewards.table import asks_model
+from srlm.policies.transformer.update import Diverged, Optimisation, fit
+from srlm.prompts.select import fresh, one_kind
+from srlm.rewards.majority import vote_share
+from srlm.rewards.table import asks_model, votes, weighs_votes
 from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Ledger
 from srlm.run.tables import ROW_GROUP, Columns
 from srlm.training.parts import level_of, objective_function
-from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo
+from srlm.training.teacher import Teacher
+from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo, Votes
 
-OWN_COLUMNS = ("reward", "log_prob_next")  # what a run makes of its responses; what else it knows it may lend
+VOTES = 2_000_003  # added to the seed of votes, which are to meet no draw of others
+ROUNDING = 1e-6  # of shares, in fp32
+
+OWN_COLUMNS = (
+    "reward",
+    "log_prob_next",
+    "vote_share",
+)  # what a run makes of its responses; what else it knows it may lend
+
+
+class NothingToLearn(Diverged):
+    """A round has no prompt to learn from; the policy is the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +53,46 @@ class Stages:
     config: SelfRewardConfig
     ledger: Ledger
     rewards: Mapping[str, Reward]
+    classes: Callable[[Any], Hashable | None]
+    teacher: Teacher
 
     # What the loop is handed
 
     def rollouts(self, policy: TransformerPolicy, prompts: Prompts, round: int, generator: torch.Generator) -> Rollouts:
-        by_token = level_of(self.config) == "token"
-        return self.scored(policy, prompts, round, "rollouts", self.config.num_samples, generator, by_token=by_token)
+        config, rows = self.config, None
+        if config.prompts_per_round is not None:
+            rows = tuple(fresh(len(prompts), config.prompts_per_round, config.seed, round))
+            prompts = some_prompts(prompts, rows)
+        by_token = level_of(config) == "token"
+        drawn = self.scored(
+            policy, prompts, round, "rollouts", config.num_samples, generator, by_token=by_token, rows=rows
+        )
+        return dataclasses.replace(drawn, rows=rows, votes=self.votes(policy, drawn, rows))
+
+    def votes(self, policy: TransformerPolicy, rollouts: Rollouts, rows: Sequence[int] | None) -> Votes | None:
+        """Those that are drawn beside the responses, or by a teacher instead of them."""
+        config, round = self.config, rollouts.round
+        alone = config.teacher != "live"
+        number = (config.votes or config.num_samples) - (0 if alone else config.num_samples)
+        if not number or not (votes(config.reward) or config.consistency_band is not None):
+            return None
+        generator = round_generator(config.seed + VOTES, round)
+        with self.teacher(policy, round):
+            draw = partial(policy.sample, rollouts.prompts, number, generator)
+            drawn = self.responses(policy, rollouts.prompts, round, "votes", draw, rows)
+            if not weighs_votes(config.reward):
+                return Votes(drawn, None, alone)
+            made = self._column(
+                dataclasses.replace(rollouts, responses=drawn),
+                "votes",
+                "log_prob",
+                lambda: policy.log_prob(rollouts.prompts, drawn),
+            )
+        return Votes(drawn, made, alone)
 
     def reward(self, policy: TransformerPolicy, rollouts: Rollouts) -> Tensor:
+        if self.config.consistency_band is not None:
+            self._shares(rollouts, lambda: vote_share(policy, rollouts, classes=self.classes))
         return self.rewarded(policy, rollouts, "rollouts")
 
     def update(
@@ -53,12 +100,17 @@ class Stages:
     ) -> tuple[TransformerPolicy, UpdateInfo]:
         config, round = self.config, rollouts.round
         rollouts = dataclasses.replace(rollouts, weight=self._weight(rollouts, reward))
+        inside = self._inside(rollouts).nonzero()[:, 0].tolist()
+        if not inside:
+            raise NothingToLearn(self._outside(rollouts))
+        whole = len(inside) == len(rollouts.prompts)
 
         def work(checkpoint: StepCheckpoint, progress: Progress) -> tuple[Columns, Tensor]:
+            part = rollouts if whole else self._part(policy, rollouts, inside)
             _, info = fit(
                 policy,
-                rollouts,
-                reward,
+                part,
+                reward if whole else reward[inside],
                 objective=objective_function(config, self.ledger.record(round).get("kendall_tau"), self.beta(round)),
                 level=level_of(config),
                 optimisation=Optimisation(
@@ -72,7 +124,13 @@ class Stages:
                 main=policy.processes.is_main_process,
                 progress=progress,
             )
-            return {"log_prob_next": column(rollouts.log_prob + info.log_ratio)}, info.loss
+            following = part.log_prob + info.log_ratio
+            if not whole:
+                other = [p for p in range(len(rollouts.prompts)) if p not in set(inside)]
+                left = policy.log_prob(some_prompts(rollouts.prompts, other), rollouts.responses.some(other))
+                following = torch.empty_like(rollouts.log_prob).index_copy_(0, torch.tensor(inside), following)
+                following = following.index_copy_(0, torch.tensor(other), left)
+            return {"log_prob_next": column(following)}, info.loss
 
         columns, losses = self.ledger.update(
             round,
@@ -82,7 +140,7 @@ class Stages:
             save=policy.save_weights,
             load=policy.load_weights,
             names=("log_prob_next",),
-            tokens=_count(rollouts) * config.epochs,
+            tokens=int(rollouts.responses.length[inside].sum()) * config.epochs,
         )
         following = grid(columns["log_prob_next"], len(rollouts.prompts)).float()
         loss = torch.tensor(losses, dtype=torch.float64)
@@ -97,7 +155,10 @@ class Stages:
         if config.step is not None:
             beta = max(step_size(reward, weight, config.step, rollouts.prompts.weight), config.kl_initial)
         assert beta is not None
-        return step_record(reward, weight, beta)
+        record = step_record(reward, weight, beta)
+        if config.consistency_band is not None:
+            record["prompts_outside_band"] = int((~self._inside(rollouts)).sum())
+        return record
 
     def beta(self, round: int) -> float:
         """Of the round's update, as the objective sees it."""
@@ -123,12 +184,15 @@ class Stages:
         round: int,
         table: str,
         draw: Callable[..., Responses],
+        rows: Sequence[int] | None = None,
     ) -> Responses:
+        """rows: the prompts' numbers in the run's set, where they are a part of it."""
+
         def work() -> Iterator[Columns]:
             responses = self.ledger.stage(
                 round, f"sample {table}", lambda progress: draw(progress=progress), lambda made: int(made.length.sum())
             )
-            return _said(policy, prompts, responses)
+            return _said(policy, prompts, responses, rows)
 
         kept = self.ledger.columns(round, table, ("tokens", "finished"), work)
         finished = grid(kept.read(["finished"])["finished"], len(prompts))
@@ -147,11 +211,12 @@ class Stages:
         *,
         by_token: bool = False,
         for_readers: bool = False,
+        rows: Sequence[int] | None = None,
     ) -> Rollouts:
         """Sample and score. by_token: hand on the log-probs of single tokens. for_readers: keep what a reader needs to
         see how sure the policy was of each piece of a text."""
         draw = partial(policy.sample, prompts, num_samples, generator)
-        responses = self.responses(policy, prompts, round, table, draw)
+        responses = self.responses(policy, prompts, round, table, draw, rows)
 
         def work() -> Columns | Iterator[Columns]:
             each = torch.zeros(responses.tokens.shape) if by_token or for_readers else None
@@ -220,7 +285,41 @@ class Stages:
 
     def _weight(self, rollouts: Rollouts, reward: Tensor) -> Tensor:
         """[P, K] as the objective counts responses."""
-        return shaping.truncated(reward, rollouts.weight, rollouts.responses.finished, self.config.truncated)[1]
+        weight = rollouts.weight * self._inside(rollouts)[:, None]
+        return shaping.truncated(reward, weight, rollouts.responses.finished, self.config.truncated)[1]
+
+    # Prompts that have something to teach
+
+    def _shares(self, rollouts: Rollouts, work: Callable[[], Tensor]) -> Tensor:
+        """[P, K] share of the votes of each prompt's commonest answer."""
+        return self._column(rollouts, "rollouts", "vote_share", work)
+
+    def _inside(self, rollouts: Rollouts) -> Tensor:
+        """[P] bool: prompts whose share of votes is within the band."""
+        if self.config.consistency_band is None:
+            return torch.ones(len(rollouts.prompts), dtype=torch.bool)
+        low, high = self.config.consistency_band
+        share = self._shares(rollouts, refuse)[:, 0]
+        return (share >= low - ROUNDING) & (share <= high + ROUNDING)
+
+    def _outside(self, rollouts: Rollouts) -> str:
+        assert self.config.consistency_band is not None
+        share, (low, high) = self._shares(rollouts, refuse)[:, 0], self.config.consistency_band
+        return (
+            f"round {rollouts.round}: the commonest answers have shares of the votes from {share.min():.3g} to "
+            f"{share.max():.3g}, none of them within --consistency-band {low:g} {high:g}, expected a band that leaves "
+            "prompts to learn from: widen it, give other prompts or draw more --votes"
+        )
+
+    def _part(self, policy: TransformerPolicy, rollouts: Rollouts, inside: Sequence[int]) -> Rollouts:
+        """Rollouts of some prompts, scored again: as others share their micro-batches, their log-ratios would begin a
+        rounding away from 0."""
+        prompts, responses = some_prompts(rollouts.prompts, inside), rollouts.responses.some(inside)
+        each = None if rollouts.token_log_prob is None else torch.zeros(responses.tokens.shape)
+        log_prob = policy.score(prompts, responses, token_log_prob=each)[0]
+        return Rollouts(
+            rollouts.round, prompts, responses, log_prob, rollouts.weight[list(inside)], token_log_prob=each
+        )
 
     def _again(self, policy: TransformerPolicy, rollouts: Rollouts, round: int, stage: str) -> Tensor:
         score = partial(policy.score, rollouts.prompts, rollouts.responses)
@@ -229,6 +328,15 @@ class Stages:
     def _column(self, rollouts: Rollouts, table: str, name: str, work: Callable[[], Tensor]) -> Tensor:
         kept = self.ledger.columns(rollouts.round, table, (name,), lambda: {name: column(work())})
         return grid(kept.read([name])[name], len(rollouts.prompts)).float()
+
+
+def some_prompts(prompts: Prompts, rows: Sequence[int]) -> Prompts:
+    weight = prompts.weight[list(rows)]
+    return Prompts(tuple(prompts.items[i] for i in rows), weight / weight.sum())
+
+
+def refuse() -> Tensor:
+    raise AssertionError("the rewards of a round come before its weights")
 
 
 def is_lendable(stage: str) -> bool:
@@ -247,7 +355,9 @@ def prompt_columns(policy: TransformerPolicy, prompts: Prompts) -> Columns:
     return {"prompt": pa.array(one_kind(prompts.items)), "tokens": ids}
 
 
-def _said(policy: TransformerPolicy, prompts: Prompts, responses: Responses) -> Iterator[Columns]:
+def _said(
+    policy: TransformerPolicy, prompts: Prompts, responses: Responses, numbers: Sequence[int] | None
+) -> Iterator[Columns]:
     """What was sampled, a row group at a time: texts and tokens of all would be as large again as the responses."""
     items, rows = pa.array(one_kind(prompts.items)), responses.rows()
     columns = numbered(*responses.length.shape) | {"finished": column(responses.finished)}
@@ -255,7 +365,7 @@ def _said(policy: TransformerPolicy, prompts: Prompts, responses: Responses) -> 
         index, sample, finished = (values[start : start + ROW_GROUP] for values in columns.values())
         some = rows[start : start + ROW_GROUP]
         yield {
-            "prompt_index": index,
+            "prompt_index": index if numbers is None else pa.array(numbers, pa.int32()).take(index),
             "sample_index": sample,
             "prompt": items.take(index),
             "response": pa.array([policy.text(ids.tolist()) for ids in some]),

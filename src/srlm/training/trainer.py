@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,6 @@ from srlm.policies.transformer.update import Diverged
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.report import REPORT, report_or_reason
-from srlm.rewards.table import LABELLED
 from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.going_back import go_back
@@ -35,9 +35,10 @@ from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
-from srlm.training.parts import load_policy, prompt_sets, reward_of
+from srlm.training.parts import check_rounds, load_policy, prompt_sets, reward_of, uses_labels
 from srlm.training.probe import Probe
 from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
+from srlm.training.teacher import Teacher
 from srlm.types import Prompts, Record, Step
 
 
@@ -79,11 +80,12 @@ class SelfRewardTrainer:
         self.display = display if self.main and display else Display(silent=not self.main)
         self.report_to = tracker_names(config.report_to)
         manifest = new_manifest(
-            model, config, train, held, held_out_given=held_out is not None, labels_used=config.reward == LABELLED
+            model, config, train, held, held_out_given=held_out is not None, labels_used=uses_labels(config)
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self.ledger = Ledger(self.run, self.processes, self.display)
         self._lengths: NDArray[np.float64] | None = None  # of round 0
+        self.teacher = Teacher(config, self.ledger)
         self._assemble(train, held)
         if self.resume:
             self.run.manifest = taken_up(self.run.path, manifest)
@@ -92,14 +94,18 @@ class SelfRewardTrainer:
 
     def _assemble(self, train: PromptSet, held: PromptSet | None) -> None:
         """Stages and probe on these prompts."""
+        check_rounds(self.config, train)
         config, match, classes = self.config, match_rule(self.config.match), answer_classes(self.config.answers)
-        self.sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
+        if not uses_labels(config):  # nobody who learns is to find them
+            train = dataclasses.replace(train, answers=None)
+        sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
         self.prompts, self.held_out = train.without_answers(), held
         rewards = {
-            table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note)
-            for table, one in self.sets.items()
+            table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note, teacher=self.teacher)
+            for table, one in sets.items()
         }
-        self.stages = Stages(config, self.ledger, rewards)
+        self._sets = lambda: sets  # not an attribute: nothing that hangs on a trainer leads to an answer
+        self.stages = Stages(config, self.ledger, rewards, classes, self.teacher)
         self.probe = None if held is None else Probe(self.stages, held, match, classes)
         if held is not None:
             check_answers(held, match)
@@ -182,11 +188,12 @@ class SelfRewardTrainer:
         record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
         record |= self.stages.step(step.rollouts, step.reward)
         record["gain"] = policy.sharpness()
-        lengths = log_lengths(responses)
-        if self._lengths is None:
-            self._lengths = lengths
-        else:
-            record |= length_record(self._lengths, lengths)
+        if not self.config.prompts_per_round:  # else no round has the prompts of round 0
+            lengths = log_lengths(responses)
+            if self._lengths is None:
+                self._lengths = lengths
+            else:
+                record |= length_record(self._lengths, lengths)
         if self.probe is not None:
             record |= self.probe(policy, step.round)
         record |= self.ledger.costs(step.round)
@@ -235,24 +242,24 @@ class SelfRewardTrainer:
         tomorrow."""
         if self.config.overlong != "skip":
             return
-        manifest = self.run.manifest
+        manifest, sets = self.run.manifest, dict(self._sets())
         if "skipped" not in manifest:
-            manifest["skipped"] = {table: policy.overlong(one.prompts) for table, one in self.sets.items()}
+            manifest["skipped"] = {table: policy.overlong(one.prompts) for table, one in sets.items()}
         for table, skipped in manifest["skipped"].items():
             if skipped:
-                whole = self.sets[table]
+                whole = sets[table]
                 self.display.say(
                     f"{len(skipped)} of {len(whole.prompts)} prompts of {whole.source} are too long: skipped"
                 )
-                self.sets[table] = whole.leave_out(skipped)
-        self._assemble(self.sets["rollouts"], self.sets.get("held_out"))
+                sets[table] = whole.leave_out(skipped)
+        self._assemble(sets["rollouts"], sets.get("held_out"))
 
     def _read_prompts(self, policy: TransformerPolicy) -> None:
         """Token ids of all prompts, those that the run has kept where it has; refused here if they do not fit."""
         for table, prompts in self._tables().items():
             if self.from_round != 0 and (kept := self.run.prompt_ids(table)) is not None:
                 policy.encode.keep(prompts.items, rows(kept["tokens"]))
-            policy.check_prompts(prompts, self.config.num_samples)
+            policy.check_prompts(prompts, max(self.config.num_samples, self.config.votes or 0))
 
     def _keep_prompts(self, policy: TransformerPolicy) -> None:
         for table, prompts in self._tables().items():
@@ -274,6 +281,7 @@ class SelfRewardTrainer:
         trained = sum(p.numel() for p in policy.trainable().values())
         whole = sum(p.numel() for p in model.parameters())
         held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
+        each = f", {config.prompts_per_round} a round," if config.prompts_per_round else ""
         exploring = (
             ""
             if config.temperature == 1 and config.top_p == 1
@@ -282,6 +290,6 @@ class SelfRewardTrainer:
         stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
         return (
             f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
-            f"{model.device} · {len(self.prompts)} prompts × {config.num_samples}, {held}{exploring}{stops}\n"
+            f"{model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, {held}{exploring}{stops}\n"
             "reference, reward model and sampler of round t: π_t itself"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,11 @@ class Responses:
     def __getitem__(self, prompts: slice) -> Responses:
         """Those to some of the prompts; a view."""
         return Responses(self.tokens[prompts], self.length[prompts], self.finished[prompts])
+
+    def some(self, prompts: Sequence[int]) -> Responses:
+        """Those to some of the prompts; a copy."""
+        rows = list(prompts)
+        return Responses(self.tokens[rows], self.length[rows], self.finished[rows])
 
     def rows(self) -> list[NDArray[Any]]:
         """The ids of all responses, prompt by prompt."""

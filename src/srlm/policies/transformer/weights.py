@@ -69,18 +69,33 @@ class Weights:
             yield
             return
         now = {name: value.detach().clone() for name, value in self.trainable().items()}
-        self._put(self._initial)
+        self.put(self._initial)
         try:
             yield
         finally:
-            self._put(now)
+            self.put(now)
+
+    def at_first(self) -> Mapping[str, Tensor]:
+        """What is trained, as it was in pi_0."""
+        return self._initial if self._initial is not None else self.trainable()
+
+    @contextmanager
+    def in_place(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Other values in place of what is trained, for a while; then the own ones bit for bit."""
+        now = {name: value.detach().clone() for name, value in self.trainable().items()}
+        self.put(values)
+        try:
+            yield
+        finally:
+            self.put(now)
 
     def reset(self) -> None:
         """Become pi_0 for good."""
         if self._initial is not None:
-            self._put(self._initial)
+            self.put(self._initial)
 
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """For good."""
         with torch.no_grad():
             for name, parameter in self.trainable().items():
                 parameter.copy_(values[name])
@@ -107,7 +122,7 @@ class Weights:
                     value.copy_(saved[key])
             return
         model = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
-        self._put(dict(model.named_parameters()))
+        self.put(dict(model.named_parameters()))
 
     @torch.no_grad()
     def check_saved(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
