@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_config(here):
     shown = printed()
     defaults = vars(SelfRewardConfig()) | LISTS
     assert {name: shown[name] for name in defaults} == defaults
-    assert shown.keys() - defaults.keys() == {"model", "prompts", "held_out", "compare", "seeds", "quiet"}
+    assert shown.keys() - defaults.keys() == {"model", "prompts", "held_out", "method", "compare", "seeds", "quiet"}
 
 
 def test_yaml_is_read_and_the_command_line_wins(here):

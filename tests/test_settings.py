@@ -68,6 +68,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "dtype": ("bf16", {}),
     "temperature": (2.0, {}),
     "top_p": (0.5, {}),
+    "top_k": (3, {}),
     "stop": (("e", "t"), {}),
     "raw_prompts": (True, {}),
     "max_prompts": (3, {}),

@@ -11,6 +11,7 @@ from typing import Any
 from srlm.commands.options import Parser, Shared, taken
 from srlm.config import PARTS, RunSettings, SelfRewardConfig
 from srlm.errors import UserError
+from srlm.methods import method, refuse_contradiction
 
 FIRST = (
     *("model", "prompts", "held_out", "output", "rounds", "num_samples", "max_new_tokens", "reward", "answers", "beta"),
@@ -24,6 +25,9 @@ class Train:
 
     held_out: str | None = None
     """Held-out prompts to measure on, with answers if there are any (same formats)."""
+    method: str | None = None
+    """A published method as an assembly of settings: ssd, ttrl, intuitor, empo, rent, scpo or cream (srlm.methods says
+    of what, and its source)."""
     compare: str = ""
     """Rewards, comma-separated, each with settings of its own if it needs them ('majority beta=0.05, log_likelihood,
     log_likelihood objective=dpo beta=0.1'; quote a value with a comma or a space): train with each of them from one
@@ -40,7 +44,7 @@ def parser(words: Sequence[str]) -> Parser:
     made.before("--resume", "DIR", "Continue the unfinished run in DIR.")
     made.before("--from-round", "T", "With --resume: go back to round T first; what came after is set aside.")
     made.add("Run", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
-    made.add("Run", Train, ("held_out",))
+    made.add("Run", Train, ("held_out", "method"))
     made.add("Run", RunSettings)
     made.add("Run", Train, ("compare", "seeds"))
     made.add("Run", Shared, ("quiet",))
@@ -57,6 +61,12 @@ def run(words: Sequence[str]) -> None:
         raise UserError(f"--from-round is {back}, expected the number of a round, beside --resume DIR: correct it")
     reader = parser(rest)
     chosen = reader.parsed(rest, first["config"], {} if resume is None else _begun_with(Path(resume)))
+    if (name := chosen["method"]) is not None:
+        if resume is not None:
+            raise UserError(f"--method {name} stands beside --resume, which knows it: leave it out")
+        asked = method(name)
+        chosen = parser(rest).parsed(rest, first["config"], {**asked.usual, **asked.is_})
+        refuse_contradiction(name, chosen)
     if resume is not None:
         _refuse_code(Path(resume), chosen)
     settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})

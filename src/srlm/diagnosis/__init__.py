@@ -101,7 +101,12 @@ def diagnose(
         "adapter": adapter,
     }
     # A search is over the full distribution, so samples are too.
-    changes = {k: v for k, v in given.items() if v is not None} | {"temperature": 1.0, "top_p": 1.0, "seed": seed}
+    changes = {k: v for k, v in given.items() if v is not None} | {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "seed": seed,
+    }
     name, load, labelled, config, known = subject(model, prompts, run, round, changes)
     labelled = labelled.take(max_prompts, seed)
     parsers = settled(dataclasses.replace(config, answers=answers), labelled.source, None)

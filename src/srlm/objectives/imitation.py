@@ -1,4 +1,4 @@
-"""Imitation of a group's best response."""
+"""Imitation of a group's best response, or of all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from torch import Tensor
 
 from srlm.objectives.groups import taking_part
 from srlm.objectives.preferences import pair_weight
+
+
+def imitation(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
+    """-log_ratio of all responses, in the mean: supervised fine-tuning on whatever was drawn (-log pi up to a
+    constant), as SSD does (arXiv 2604.01193). The reward takes no part.
+
+    Population minimiser: the law that the responses were drawn from, pi_t unless decoding was truncated or hot.
+    """
+    log_ratio, _ = taking_part(log_ratio, reward, weight)
+    return -(weight * log_ratio).sum(-1)
 
 
 def best_of_k(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:

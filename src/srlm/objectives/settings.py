@@ -15,8 +15,8 @@ class ObjectiveSettings(Sizes):
     """Objective"""
 
     objective: str = "regression"
-    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best), or a clipped policy
-    gradient: grpo, dapo or dr_grpo with a ratio per token, gspo with one per response."""
+    """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best), imitation (on
+    all), or a clipped policy gradient: grpo, dapo or dr_grpo with a ratio per token, gspo with one per response."""
     beta: float = 1.0
     """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
     step: float | None = None
@@ -45,7 +45,7 @@ class ObjectiveSettings(Sizes):
 
     def __post_init__(self) -> None:
         clipped = ("grpo", "dapo", "dr_grpo", "gspo")
-        known = ("regression", "dpo", "ipo", "best_of_k", *clipped)
+        known = ("regression", "dpo", "ipo", "best_of_k", "imitation", *clipped)
         expect(self, "objective", self.objective in known, f"{', '.join(known[:-1])} or {known[-1]}")
         expect(self, "beta", math.isfinite(self.beta) and self.beta > 0, "a finite number above 0")
         if self.step is not None:

@@ -33,7 +33,7 @@ COLUMNS: tuple[Column, ...] = (
 SOLVED = ("β", "beta", ".3g")  # where every round has its own
 SETTINGS = (
     *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "step", "clip", "anchor", "learning_rate", "epochs"),
-    *("lora_rank", "temperature", "top_p", "raw_prompts", "stop", "seed"),
+    *("lora_rank", "temperature", "top_p", "top_k", "raw_prompts", "stop", "seed"),
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

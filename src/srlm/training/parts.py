@@ -43,6 +43,7 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
         stop=config.stop,
         temperature=config.temperature,
         top_p=config.top_p,
+        top_k=config.top_k,
         raw_prompts=config.raw_prompts,
         chat_template_kwargs=config.chat_template_kwargs,
         prompts_per_step=config.prompts_per_step,
@@ -151,7 +152,7 @@ def objective_function(config: SelfRewardConfig, tau: object = None, beta: float
         if config.ratio_clip is not None:
             base = partial(base, ratio_clip=config.ratio_clip)
     else:
-        base = partial(imitation.best_of_k)
+        base = partial(imitation.imitation if config.objective == "imitation" else imitation.best_of_k)
     if not config.nll:
         return base
 

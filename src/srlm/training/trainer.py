@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,8 @@ class SelfRewardTrainer:
             table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note, teacher=self.teacher)
             for table, one in sets.items()
         }
-        self._sets = lambda: sets  # not an attribute: nothing that hangs on a trainer leads to an answer
+        # Not the sets themselves: nothing that hangs on a trainer leads to an answer.
+        self._sets: Callable[[], dict[str, PromptSet]] = lambda: sets
         self.stages = Stages(config, self.ledger, rewards, classes, self.teacher)
         self.probe = None if held is None else Probe(self.stages, held, match, classes)
         if held is not None:
@@ -284,8 +285,9 @@ class SelfRewardTrainer:
         each = f", {config.prompts_per_round} a round," if config.prompts_per_round else ""
         exploring = (
             ""
-            if config.temperature == 1 and config.top_p == 1
-            else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g} (scores at 1)"
+            if config.temperature == 1 and config.top_p == 1 and not config.top_k
+            else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g}"
+            f"{f', top-k {config.top_k}' if config.top_k else ''} (scores at 1)"
         )
         stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
         return (

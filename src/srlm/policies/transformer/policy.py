@@ -56,6 +56,7 @@ class TransformerPolicy:
         stop: Sequence[str] = (),
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         raw_prompts: bool = False,
         chat_template_kwargs: Sequence[str] = (),
         prompts_per_step: int = 4,
@@ -84,7 +85,7 @@ class TransformerPolicy:
         )
         self._texts = Texts(tokenizer, stop, eos)
         stopped = self._texts.stopped if stop else None
-        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window)
+        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window, top_k)
         self.room = Room(measured(self.model, trained=trained) if token_budget == "auto" else token_budget)
         self.scorer = Scorer(
             self.model,

@@ -31,7 +31,7 @@ class Decoding:
     """How responses are drawn and where they end.
 
     max_new_tokens: responses are cut there, and flagged.
-    temperature, top_p: exploration only; scores always come from the full distribution at temperature 1.
+    temperature, top_p, top_k: exploration only; scores always come from the full distribution at temperature 1.
     eos: ids that end a response. The id that ends it is its last token, scored once.
     stopped: text-level end (stop strings), given the last `window` tokens; None when there are no stop strings.
     """
@@ -42,6 +42,7 @@ class Decoding:
     top_p: float = 1.0
     stopped: Callable[[Sequence[int]], bool] | None = None
     window: int = 0
+    top_k: int = 0
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -63,6 +64,12 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     last = (inner < inner[:, -1:]).sum(-1, keepdim=True)
     word = torch.searchsorted(inner, threshold[:, None] - before, right=True)
     return block[:, 0] * BLOCK + torch.minimum(word, last)[:, 0]
+
+
+def of_the_most_probable(logits: Tensor, top_k: int) -> Tensor:
+    """Words less probable than the top_k-th get -inf."""
+    least = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -97,6 +104,8 @@ def decode(
         else:
             if how.temperature != 1.0:
                 logits = logits / how.temperature
+            if how.top_k:
+                logits = of_the_most_probable(logits, how.top_k)
             if how.top_p < 1.0:
                 logits = nucleus(logits, how.top_p)
             word = inverse_cdf(logits, draws[alive.to(device), step])

@@ -23,6 +23,8 @@ class DecodingSettings:
     """Sampling only (exploration): scores are always those of the full distribution at temperature 1."""
     top_p: float = 1.0
     """Sampling only (exploration), like temperature."""
+    top_k: int = 0
+    """Sampling only (exploration): from this many most probable words, before top_p; 0 is from all."""
 
     def __post_init__(self) -> None:
         expect(self, "stop", all(self.stop), "non-empty strings")
@@ -30,6 +32,7 @@ class DecodingSettings:
         expect(self, "chat_template_kwargs", named, "name=value, such as enable_thinking=false")
         exploring = math.isfinite(self.temperature) and self.temperature > 0
         expect(self, "temperature", exploring, "a finite number above 0")
+        expect(self, "top_k", self.top_k >= 0, "0 or more")
         expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
 
 
