@@ -51,3 +51,8 @@ def test_counts_are_those_of_tuples(responses: list[list[int]], n: int, arrays: 
 def test_the_commonest_value_of_all() -> None:
     assert commonest_share(["a", "b", "a", None]) == 0.5 and commonest_share("ab") == 0.5 and commonest_share([3]) == 1
     assert math.isnan(commonest_share([]))
+
+
+def test_of_two_parts_each_n_gram_is_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diversity, "MOST_GRAMS", 4)
+    assert distinct_n([[0, 1, 2, 3, 4, 5, 6, 7]], 1) == 1.0 and distinct_n([[0, 1, 2, 3, 0, 1, 2]], 1) == 4 / 7
