@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,8 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srlm.errors import UserError
 from srlm.policies.transformer import modes
 from srlm.policies.transformer.context import Context
-from srlm.policies.transformer.continuation import reads_padding
 from srlm.policies.transformer.encode import Encoder
+from srlm.policies.transformer.engines import Engine
+from srlm.policies.transformer.engines.builtin import Builtin
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
@@ -27,7 +27,7 @@ from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
 from srlm.policies.transformer.responses import Responses, refuse_too_many
 from srlm.policies.transformer.room import Room, measured
-from srlm.policies.transformer.sample import DECODE_BUDGET, Decoding, prompt_streams, respond
+from srlm.policies.transformer.sample import DECODE_BUDGET, Decoding, prompt_seeds
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
 from srlm.policies.transformer.weights import Weights
@@ -85,7 +85,9 @@ class TransformerPolicy:
         )
         self._texts = Texts(tokenizer, stop, eos)
         stopped = self._texts.stopped if stop else None
-        self.decoding = Decoding(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window, top_k)
+        self.decoding = Decoding(
+            *(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window), top_k=top_k, stop=tuple(stop)
+        )
         self.room = Room(measured(self.model, trained=trained) if token_budget == "auto" else token_budget)
         self.scorer = Scorer(
             self.model,
@@ -96,6 +98,9 @@ class TransformerPolicy:
         )
         self._context = Context.of(self.model)
         self.weights = Weights(self.model, peft_model, base or name, begun=base is not None)
+        self.engine: Engine = Builtin(self.model, self.weights, self.room, self.processes)
+        self._synced: tuple[Engine, int] | None = None
+        self.drawn: dict[str, float] = {}  # what is to be known of how the last responses were drawn
         self.gain = Gain.of(self.model) if gain else None
         self._initial_gain = self.gain.size() if self.gain is not None else 1.0
 
@@ -169,30 +174,24 @@ class TransformerPolicy:
         self, prompts: Prompts, num_samples: int, generator: torch.Generator, progress: Progress = silent
     ) -> Responses:
         """K i.i.d. responses per prompt. Each prompt has its own random stream: batches and processes don't matter."""
-        draws = prompt_streams(len(prompts), num_samples, self.decoding.max_new_tokens, generator)
-        return self._respond(prompts, num_samples, draws, progress)
+        return self._respond(prompts, num_samples, prompt_seeds(len(prompts), generator), progress)
 
     def greedy(self, prompts: Prompts, progress: Progress = silent) -> Responses:
         """The argmax word at every step, [P, 1]: not the mode of pi(y|x) in general (Prop. 4.3)."""
         return self._respond(prompts, 1, None, progress)
 
-    @cached_property
-    def _padding(self) -> bool:
-        return reads_padding(self.model)
-
-    def _respond(self, prompts: Prompts, num_samples: int, draws: Any, progress: Progress) -> Responses:
-        with self.weights.merged():
-            return respond(
-                self.model,
-                self.ids(prompts),
-                num_samples,
-                draws,
-                self.decoding,
-                padding=self._padding,
-                room=self.room,
-                together=self.processes,
-                progress=progress,
-            )
+    def _respond(
+        self, prompts: Prompts, num_samples: int, seeds: Sequence[int] | None, progress: Progress
+    ) -> Responses:
+        self.drawn = {}
+        now = (self.engine, self.weights.version())
+        if self._synced != now:
+            report = self.engine.sync(self)
+            # Other weights were put in meanwhile, and these put back.
+            self._synced = (self.engine, self.weights.version())
+            if report.difference is not None:
+                self.drawn = {"sync_difference": report.difference, **report.facts}
+        return self.engine.sample(self.ids(prompts), num_samples, self.decoding, seeds, progress)
 
     # Scoring
 
@@ -309,6 +308,21 @@ class TransformerPolicy:
     def initial(self) -> AbstractContextManager[None]:
         """pi_0 in place of pi_t for a while."""
         return self.weights.initial()
+
+    @contextmanager
+    def ungained(self) -> Iterator[None]:
+        """pi_t with the gain of pi_0 for a while."""
+        if self.gain is None:
+            yield
+            return
+        kept = [value.detach().clone() for value in self.gain.parameters]
+        self.gain.put([value.float() for value in kept], -torch.tensor(self.sharpness()).log())
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.gain.parameters, kept, strict=True):
+                    parameter.copy_(value)
 
     def reset(self) -> None:
         """Become pi_0 for good."""

@@ -34,6 +34,7 @@ class Decoding:
     temperature, top_p, top_k: exploration only; scores always come from the full distribution at temperature 1.
     eos: ids that end a response. The id that ends it is its last token, scored once.
     stopped: text-level end (stop strings), given the last `window` tokens; None when there are no stop strings.
+    stop: those strings.
     """
 
     max_new_tokens: int
@@ -43,6 +44,11 @@ class Decoding:
     stopped: Callable[[Sequence[int]], bool] | None = None
     window: int = 0
     top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+    def ended(self, response: Sequence[int]) -> bool:
+        """Does a response end with its last token?"""
+        return response[-1] in self.eos or (self.stopped is not None and self.stopped(response[-self.window :]))
 
 
 def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -129,13 +135,18 @@ def decode(
     return tokens.view(*shape, -1), length.view(shape), finished.view(shape)
 
 
-def prompt_streams(number: int, num_samples: int, longest: int, generator: torch.Generator) -> Draws:
-    """A random stream for each of `number` prompts, so that neither batches nor processes change what is drawn."""
-    seeds = torch.randint(2**62, (number,), generator=generator)
+def prompt_seeds(number: int, generator: torch.Generator) -> list[int]:
+    """A seed below 2^62 for each of `number` prompts, so that neither batches nor processes change what is drawn."""
+    seeds: list[int] = torch.randint(2**62, (number,), generator=generator).tolist()
+    return seeds
+
+
+def streams(seeds: Sequence[int], num_samples: int, longest: int) -> Draws:
+    """The random stream of each prompt, from its seed."""
 
     def draws(indices: Sequence[int]) -> Tensor:
-        streams = [torch.Generator().manual_seed(int(seeds[i])) for i in indices]
-        return torch.stack([torch.rand(num_samples, longest, generator=g, dtype=torch.float64) for g in streams])
+        of_prompts = [torch.Generator().manual_seed(seeds[i]) for i in indices]
+        return torch.stack([torch.rand(num_samples, longest, generator=g, dtype=torch.float64) for g in of_prompts])
 
     return draws
 

@@ -31,6 +31,10 @@ class Weights:
     def trainable(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    def version(self) -> int:
+        """Another number whenever what is trained was written to: torch counts that, whoever writes."""
+        return sum(value._version for value in self.trainable().values())
+
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Fold LoRA into the weights while decoding, then put the original weights back bit for bit."""
