@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from srlm.errors import UserError, expect
 from srlm.guard.settings import GuardSettings
 from srlm.objectives.settings import ObjectiveSettings, ShapingSettings
-from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
+from srlm.policies.transformer.settings import DecodingSettings, EngineSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
@@ -38,8 +38,8 @@ def is_name(text: str) -> bool:
 
 
 PARTS = (
-    *(RunSettings, Sizes, PromptSettings, DecodingSettings, RewardSettings, ObjectiveSettings, ShapingSettings),
-    *(OptimisationSettings, ModelSettings, GuardSettings),
+    *(RunSettings, Sizes, PromptSettings, DecodingSettings, EngineSettings, RewardSettings, ObjectiveSettings),
+    *(ShapingSettings, OptimisationSettings, ModelSettings, GuardSettings),
 )
 """In the order in which they are shown."""
 
@@ -49,6 +49,7 @@ class SelfRewardConfig(
     RunSettings,
     PromptSettings,
     DecodingSettings,
+    EngineSettings,
     RewardSettings,
     ObjectiveSettings,
     ShapingSettings,

@@ -22,12 +22,15 @@ from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 from srlm.run.files import damaged
 
-# On resume: a run may move, be told of elsewhere, and have less memory.
-FREE_TO_CHANGE = ("output", "report_to", "push_to_hub", "token_budget")
+# On resume: a run may move, be told of elsewhere, have less memory, and let somebody else draw its responses.
+FREE_TO_CHANGE = (
+    *("output", "report_to", "push_to_hub", "token_budget", "engine", "engine_weights", "engine_options"),
+)
 NEWER = (  # settings whose default is what runs without them did
     *("prompts_per_round", "consistency_band", "votes", "teacher", "labelled", "top_k"),
     *("split", "dataset_config", "system_prompt", "instruction", "overlong", "chat_template_kwargs"),
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
+    *("engine", "engine_weights", "engine_options", "engine_correction"),
 )
 RETIRED = (  # thresholds that no guard asks any more
     *("guard_mode_fidelity", "guard_displacement", "guard_leak", "guard_kappa", "guard_entropy", "guard_kendall"),

@@ -16,7 +16,10 @@ from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.evaluation import check_answers
 from srlm.objectives import imitation, policy_gradient, preferences, regression
+from srlm.policies.transformer.engines import Engine
+from srlm.policies.transformer.engines.vllm import Backend, VllmEngine
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.processes import processes
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import LABELLED, Teacher, checks, judges, reward_function, votes
@@ -49,6 +52,31 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
         prompts_per_step=config.prompts_per_step,
         token_budget=config.token_budget,
     )
+
+
+def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], object]) -> Engine | None:
+    """Who draws responses, if it is not the policy itself. folder: for weights on their way.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if config.engine == "builtin":
+        return None
+    together = processes()
+    if config.servers:
+        from srlm.policies.transformer.engines.servers import Servers
+
+        backend: Backend = Servers(config.servers, config.engine_weights if config.lora_rank else "folder", say)
+    else:
+        from srlm.policies.transformer.engines.inside import Inside
+
+        if together.num_processes > 1:
+            raise UserError(
+                f"--engine vllm was given to {together.num_processes} processes, expected one: start vLLM servers "
+                "instead and name their addresses"
+            )
+        backend = Inside(config.dtype, config.engine_options, trust_remote_code=config.trust_remote_code)
+    return VllmEngine(backend, folder, together)
 
 
 def prompt_sets(

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from srlm.config import SelfRewardConfig
+from srlm.errors import UserError
 from srlm.loop import round_generator
 from srlm.measure import step_record
 from srlm.objectives import shaping
 from srlm.objectives.step_size import step_size
+from srlm.policies.transformer.engines.trust import importance, mismatch
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress
 from srlm.policies.transformer.responses import Responses, cut
@@ -27,11 +29,12 @@ from srlm.rewards.table import asks_model, votes, weighs_votes
 from srlm.run.columns import column, grid, numbered, padded, ragged
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Ledger
-from srlm.run.tables import ROW_GROUP, Columns
+from srlm.run.tables import ROW_GROUP, Columns, Table
 from srlm.training.parts import level_of, objective_function
 from srlm.training.teacher import Teacher
 from srlm.types import Prompts, Record, Reward, Rollouts, UpdateInfo, Votes
 
+OF_ENGINE = "engine_log_prob"  # of single tokens, by who drew them
 VOTES = 2_000_003  # added to the seed of votes, which are to meet no draw of others
 ROUNDING = 1e-6  # of shares, in fp32
 
@@ -188,10 +191,14 @@ class Stages:
     ) -> Responses:
         """rows: the prompts' numbers in the run's set, where they are a part of it."""
 
+        def drawn(progress: Progress) -> Responses:
+            made = draw(progress=progress)
+            for name, number in policy.drawn.items():
+                self.ledger.note(name, number)
+            return made
+
         def work() -> Iterator[Columns]:
-            responses = self.ledger.stage(
-                round, f"sample {table}", lambda progress: draw(progress=progress), lambda made: int(made.length.sum())
-            )
+            responses = self.ledger.stage(round, f"sample {table}", drawn, lambda made: int(made.length.sum()))
             return _said(policy, prompts, responses, rows)
 
         kept = self.ledger.columns(round, table, ("tokens", "finished"), work)
@@ -217,9 +224,10 @@ class Stages:
         see how sure the policy was of each piece of a text."""
         draw = partial(policy.sample, prompts, num_samples, generator)
         responses = self.responses(policy, prompts, round, table, draw, rows)
+        drawn_elsewhere = OF_ENGINE in self.ledger.columns(round, table, (), dict).names()
 
         def work() -> Columns | Iterator[Columns]:
-            each = torch.zeros(responses.tokens.shape) if by_token or for_readers else None
+            each = torch.zeros(responses.tokens.shape) if by_token or for_readers or drawn_elsewhere else None
             score = partial(policy.score, prompts, responses, with_entropy=True, token_log_prob=each)
             log_prob, entropy = self.ledger.stage(
                 round, f"score {table}", lambda progress: score(progress=progress), int(responses.length.sum())
@@ -227,16 +235,14 @@ class Stages:
             columns = {"log_prob": column(log_prob), "entropy": column(entropy)}
             return columns if each is None else _by_token(policy, responses, columns, each, for_readers=for_readers)
 
-        names = ("log_prob", "entropy", *(("token_log_prob",) if by_token else ()))
+        names = ("log_prob", "entropy", *(("token_log_prob",) if by_token or drawn_elsewhere else ()))
         kept = self.ledger.columns(round, table, names, work)
         log_prob, entropy = (
             grid(values, len(prompts)).float() for values in kept.read(("log_prob", "entropy")).columns
         )
         weight, tokens = torch.full_like(log_prob, 1 / num_samples), None
         if by_token:
-            pieces = (chunk for piece in kept.pieces(["token_log_prob"]) for chunk in piece["token_log_prob"].chunks)
-            width = responses.tokens.shape[-1]
-            tokens, _ = padded(pieces, (len(prompts), num_samples), width, torch.float32)
+            tokens = _by_token_of(kept, "token_log_prob", responses)
         return Rollouts(round, prompts, responses, log_prob, weight, entropy, tokens)
 
     def rewarded(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
@@ -253,6 +259,32 @@ class Stages:
             return self._shaped(reward, policy, rollouts, table)
 
         return self._column(rollouts, table, "reward", work)
+
+    def mismatch(self, rollouts: Rollouts) -> Record:
+        """How far the log-probs of the engine that drew a round's responses are from ours; nothing if there was none,
+        or if its were of another distribution."""
+        kept = self.ledger.columns(rollouts.round, "rollouts", (), dict)
+        if OF_ENGINE not in kept.names():
+            return {}
+        responses = rollouts.responses
+        ours, theirs = (_by_token_of(kept, name, responses) for name in ("token_log_prob", OF_ENGINE))
+        record: Record = dict(mismatch(ours, theirs, responses.length))
+        return record | dict(self._correction(rollouts)[1])
+
+    def _correction(self, rollouts: Rollouts) -> tuple[Tensor | float, Mapping[str, float]]:
+        """Truncated importance weights [P, K] of a round's responses, if they are asked for, and what they do."""
+        cap = self.config.engine_correction
+        kept = self.ledger.columns(rollouts.round, "rollouts", (), dict)
+        if not cap or (self.config.engine == "builtin" and OF_ENGINE not in kept.names()):
+            return 1.0, {}
+        if OF_ENGINE not in kept.names():
+            raise UserError(
+                "--engine-correction needs log-probs of what the engine draws from, which it does not give: leave "
+                "--temperature and --top-p at 1, or start servers that take adapters with --logprobs-mode "
+                "processed_logprobs"
+            )
+        theirs = _by_token_of(kept, OF_ENGINE, rollouts.responses).sum(-1)
+        return importance(rollouts.log_prob, theirs, cap)
 
     def under_initial(self, policy: TransformerPolicy, rollouts: Rollouts, table: str) -> Tensor:
         """[P, K] log pi_0 of a table's responses."""
@@ -285,8 +317,8 @@ class Stages:
 
     def _weight(self, rollouts: Rollouts, reward: Tensor) -> Tensor:
         """[P, K] as the objective counts responses."""
-        weight = rollouts.weight * self._inside(rollouts)[:, None]
-        return shaping.truncated(reward, weight, rollouts.responses.finished, self.config.truncated)[1]
+        weight = rollouts.weight * self._inside(rollouts)[:, None] * self._correction(rollouts)[0]
+        return shaping.truncated(reward, weight.float(), rollouts.responses.finished, self.config.truncated)[1]
 
     # Prompts that have something to teach
 
@@ -360,6 +392,7 @@ def _said(
 ) -> Iterator[Columns]:
     """What was sampled, a row group at a time: texts and tokens of all would be as large again as the responses."""
     items, rows = pa.array(one_kind(prompts.items)), responses.rows()
+    said = None if responses.log_prob is None else cut(responses.log_prob, responses.length)
     columns = numbered(*responses.length.shape) | {"finished": column(responses.finished)}
     for start in range(0, len(rows), ROW_GROUP):
         index, sample, finished = (values[start : start + ROW_GROUP] for values in columns.values())
@@ -371,7 +404,7 @@ def _said(
             "response": pa.array([policy.text(ids.tolist()) for ids in some]),
             "tokens": ragged(some),
             "finished": finished,
-        }
+        } | ({} if said is None else {OF_ENGINE: ragged(said[start : start + ROW_GROUP])})
 
 
 def _by_token(
@@ -387,6 +420,13 @@ def _by_token(
             ends = [policy.token_ends(ids.tolist()) for ids in rows[part]]
             found["token_end"] = pa.array(ends, pa.list_(pa.int32()))
         yield found
+
+
+def _by_token_of(kept: Table, name: str, responses: Responses) -> Tensor:
+    """A column of lists [P, K, T], 0 behind each response."""
+    shape = responses.tokens.shape
+    pieces = (chunk for piece in kept.pieces([name]) for chunk in piece[name].chunks)
+    return padded(pieces, (shape[0], shape[1]), shape[2], torch.float32)[0]
 
 
 def _count(rollouts: Rollouts) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -35,11 +35,13 @@ from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.ending import TrainResult, become, leave
-from srlm.training.parts import check_rounds, load_policy, prompt_sets, reward_of, uses_labels
+from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, uses_labels
 from srlm.training.probe import Probe
 from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
 from srlm.training.teacher import Teacher
 from srlm.types import Prompts, Record, Step
+
+ENGINE = "engine"  # where weights lie on their way to who draws responses
 
 
 class SelfRewardTrainer:
@@ -120,10 +122,13 @@ class SelfRewardTrainer:
         """
         if self.run.manifest["state"] == "finished" and self.from_round is None:
             return self._finished()
+        engine = engine_of(self.config, self.run.path / ENGINE, self.display.say)
         policy = load_policy(self.model, self.config)
         self._leave_out(policy)
         self._read_prompts(policy)
-        with self._held():
+        if engine is not None:
+            policy.engine = engine
+        with self._held(), closing(policy.engine):
             self._keep_prompts(policy)
             names, folder = self.report_to if self.main else [], self.run.path
             trackers = Trackers(names, folder / "trackers", folder.resolve().name, self.display.say)
@@ -187,7 +192,7 @@ class SelfRewardTrainer:
         policy, responses = step.policy, step.rollouts.responses
         how = self.stages.update_before(step.round)
         record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
-        record |= self.stages.step(step.rollouts, step.reward)
+        record |= self.stages.step(step.rollouts, step.reward) | self.stages.mismatch(step.rollouts)
         record["gain"] = policy.sharpness()
         if not self.config.prompts_per_round:  # else no round has the prompts of round 0
             lengths = log_lengths(responses)
@@ -289,9 +294,14 @@ class SelfRewardTrainer:
             else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g}"
             f"{f', top-k {config.top_k}' if config.top_k else ''} (scores at 1)"
         )
+        begun = self.run.manifest["config"]["engine"]
+        drawn = "" if config.engine == "builtin" == begun else f"; responses drawn by {config.engine}"
+        if config.engine != begun:
+            drawn += f" (the run began with {begun})"
         stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
         return (
             f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
-            f"{model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, {held}{exploring}{stops}\n"
+            f"{model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, "
+            f"{held}{exploring}{stops}{drawn}\n"
             "reference, reward model and sampler of round t: π_t itself"
         )

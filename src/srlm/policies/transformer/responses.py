@@ -18,11 +18,13 @@ class Responses:
     """K responses to each of P prompts, as token ids, cut at `length`; the token that ended a response is its last.
 
     finished: [P, K] ended by itself (EOS or stop string) rather than cut at the maximal length.
+    log_prob: [P, K, T] of single tokens, in nats, by an engine of its own; to be compared with ours, never used for it.
     """
 
     tokens: Tensor  # [P, K, T] int32
     length: Tensor  # [P, K]
     finished: Tensor  # [P, K] bool
+    log_prob: Tensor | None = None
 
     def __len__(self) -> int:
         """P"""
@@ -30,7 +32,8 @@ class Responses:
 
     def __getitem__(self, prompts: slice) -> Responses:
         """Those to some of the prompts; a view."""
-        return Responses(self.tokens[prompts], self.length[prompts], self.finished[prompts])
+        log_prob = None if self.log_prob is None else self.log_prob[prompts]
+        return Responses(self.tokens[prompts], self.length[prompts], self.finished[prompts], log_prob)
 
     def some(self, prompts: Sequence[int]) -> Responses:
         """Those to some of the prompts; a copy."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from srlm.errors import expect
 
@@ -34,6 +36,49 @@ class DecodingSettings:
         expect(self, "temperature", exploring, "a finite number above 0")
         expect(self, "top_k", self.top_k >= 0, "0 or more")
         expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Who draws responses"""
+
+    engine: str = "builtin"
+    """builtin, vllm (installed beside srlm), or the addresses of vLLM servers, comma-separated:
+    http://one:8000,http://two:8000. A token in SRLM_ENGINE_KEY is sent along. Scores are srlm's own, whoever draws."""
+    engine_weights: str = "auto"
+    """How servers get the weights of each round: folder (a whole model, in engine/ of the run folder, which they have
+    to see under the same path), adapter (LoRA alone, and sampling at a temperature for the gain), or auto: folder
+    where they can take it."""
+    engine_options: tuple[str, ...] = ()
+    """For --engine vllm: arguments of vllm.LLM, such as max_model_len=4096 gpu_memory_utilization=0.5."""
+    engine_correction: float = 0.0
+    """Weigh each response by min(pi(y|x) / mu(y|x), this), with mu what an engine of its own says it drew it from; 0
+    leaves the difference between the two alone. It is recorded in any case."""
+
+    def __post_init__(self) -> None:
+        given = self.engine in ("builtin", "vllm") or all(map(_is_address, self.engine.split(",")))
+        known = "builtin, vllm, or addresses such as http://host:8000, comma-separated and without a user or token"
+        expect(self, "engine", given, known)
+        expect(self, "engine_weights", self.engine_weights in ("auto", "folder", "adapter"), "auto, folder or adapter")
+        pairs = all("=" in option and option.split("=")[0].isidentifier() for option in self.engine_options)
+        expect(self, "engine_options", pairs, "name=value words")
+        cap = self.engine_correction
+        expect(self, "engine_correction", math.isfinite(cap) and cap >= 0, "a finite number of 0 or more")
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Addresses, if servers draw."""
+        return () if self.engine in ("builtin", "vllm") else tuple(url.strip() for url in self.engine.split(","))
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url.strip())
+        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    bare = not ("@" in parts.netloc or parts.query or parts.fragment or re.search(r"\s", url.strip()))
+    return whole and bare
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,181 @@
+"""vLLM as an engine, wherever it runs: weights go to it by a folder, prompts and responses as token ids."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import safetensors.torch
+import torch
+from accelerate import PartialState
+
+from srlm.errors import UserError
+from srlm.policies.transformer.engines import SyncReport
+from srlm.policies.transformer.engines.trust import checked
+from srlm.policies.transformer.engines.wire import MOST_STOPS, Asked, Said
+from srlm.policies.transformer.processes import Progress, gather, silent
+from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.sample import Decoding
+
+if TYPE_CHECKING:
+    from srlm.policies.transformer.policy import TransformerPolicy
+
+Carrier: TypeAlias = Literal["folder", "adapter"]
+Report: TypeAlias = Callable[[str], object]
+
+
+class Backend(Protocol):
+    """Where vLLM runs.
+
+    carrier: what it takes, whole models or LoRA adapters. log_probs: those it gives, raw_logprobs (of the model),
+    processed_logprobs (of what is drawn from), or empty, where that is not known.
+    """
+
+    name: str
+    carrier: Carrier
+
+    @property
+    def log_probs(self) -> str: ...
+    def put(self, folder: Path, version: str) -> None: ...
+    def complete(self, asked: Sequence[Asked], progress: Callable[[int], object]) -> list[list[Said]]: ...
+    def close(self) -> None: ...
+
+
+class VllmEngine:
+    """folder: for weights on their way. An adapter goes without the gain of the final norm, which vLLM would refuse:
+    it is a temperature, and sampling is at 1 / gain of the one that was asked for."""
+
+    def __init__(self, backend: Backend, folder: Path, together: PartialState) -> None:
+        self.backend, self._folder, self._together = backend, folder, together
+        self._gain = 1.0
+
+    def sync(self, policy: TransformerPolicy) -> SyncReport:
+        start = time.perf_counter()
+        adapter = self.backend.carrier == "adapter"
+        if adapter and (policy.weights.peft_model is None or policy.weights.begun):
+            what = "all weights are trained" if policy.weights.peft_model is None else "the adapter was there before"
+            raise UserError(f"--engine-weights is adapter, but {what}: choose folder, and start the engine for it")
+        version = f"srlm-{uuid.uuid4().hex[:12]}"  # names and caches of other weights are not to be mistaken for these
+        if self._together.is_main_process:
+            last = list(self._folder.iterdir()) if self._folder.is_dir() else []
+            self._folder.mkdir(parents=True, exist_ok=True)
+            folder = (self._folder / version).resolve()
+            if adapter:
+                policy.save_weights(folder)
+                _only_lora(folder)
+            else:
+                policy.weights.save_model(folder, policy.tokenizer)
+            self.backend.put(folder, version)
+            for one in last:
+                remove(one)
+        self._together.wait_for_everyone()
+        self._gain = policy.sharpness() if adapter else 1.0
+        seconds = time.perf_counter() - start
+        report = checked(policy, self._draw, self.backend.name, gained=not adapter)
+        return SyncReport(report.difference, report.tokens, report.facts | {"sync_seconds": seconds})
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        how: Decoding,
+        seeds: Sequence[int] | None,
+        progress: Progress,
+    ) -> Responses:
+        made = self._draw(prompts, num_samples, how, seeds, progress, temperature=how.temperature / self._gain)
+        exploring = seeds is None or how.temperature != 1 or how.top_p != 1
+        kind = self.backend.log_probs
+        if (kind != "processed_logprobs" and self._gain != 1) or (kind != "raw_logprobs" and exploring):
+            return Responses(made.tokens, made.length, made.finished)  # log-probs of another distribution than ours
+        return made
+
+    def _draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        num_samples: int,
+        how: Decoding,
+        seeds: Sequence[int] | None,
+        progress: Progress = silent,
+        *,
+        temperature: float,
+    ) -> Responses:
+        shape = (len(prompts), num_samples)
+        tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
+        log_prob = torch.zeros(*shape, how.max_new_tokens)
+        length, finished = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        if self._together.is_main_process:
+
+            def asked(prompt: Sequence[int], number: int, most: int, seed: int | None) -> Asked:
+                greedy = seeds is None
+                return Asked(
+                    prompt,
+                    number,
+                    most,
+                    0.0 if greedy else temperature,
+                    1.0 if greedy else how.top_p,
+                    how.eos,
+                    how.stop,
+                    None if greedy else seed,
+                )
+
+            first = [
+                asked(ids, num_samples, how.max_new_tokens, None if seeds is None else seeds[p])
+                for p, ids in enumerate(prompts)
+            ]
+            said = self.backend.complete(first, lambda done: progress(done, len(prompts)))
+            rows = {(p, k): _cut(one, how) for p, row in enumerate(said) for k, one in enumerate(row)}
+            while open_ := [at for at, one in rows.items() if self._open(one, how)]:
+                # It saw an end where we see none: on with it, as our own decoder would go on.
+                more = [
+                    asked([*prompts[p], *(now := rows[p, k].tokens)], 1, how.max_new_tokens - len(now), None)
+                    for p, k in open_
+                ]
+                for at, (rest,) in zip(open_, self.backend.complete(more, lambda _: None), strict=True):
+                    rows[at] = _cut(Said(rows[at].tokens + rest.tokens, rows[at].log_prob + rest.log_prob), how)
+            for (p, k), one in rows.items():
+                n = len(one.tokens)
+                tokens[p, k, :n] = torch.tensor(one.tokens, dtype=torch.int32)
+                log_prob[p, k, :n] = torch.tensor(one.log_prob)
+                length[p, k], finished[p, k] = n, how.ended(one.tokens)
+        whole = (gather(self._together, values) for values in (tokens, length, finished, log_prob))
+        tokens, length, finished, log_prob = whole
+        return Responses(tokens, length, finished.bool(), log_prob)
+
+    @staticmethod
+    def _open(one: Said, how: Decoding) -> bool:
+        return len(one.tokens) < how.max_new_tokens and not how.ended(one.tokens)
+
+    def close(self) -> None:
+        self.backend.close()
+        if self._together.is_main_process:
+            remove(self._folder)
+
+
+def _cut(one: Said, how: Decoding) -> Said:
+    """Where there are more stop strings than an engine was told of."""
+    if len(how.stop) <= MOST_STOPS:
+        return one
+    end = next((n for n in range(1, len(one.tokens)) if how.ended(one.tokens[:n])), len(one.tokens))
+    return Said(one.tokens[:end], one.log_prob[:end])
+
+
+def _only_lora(folder: Path) -> None:
+    """Of an adapter as peft keeps it, what vLLM takes."""
+    file, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    kept = {name: value for name, value in safetensors.torch.load_file(file).items() if ".lora_" in name}
+    safetensors.torch.save_file(kept, file, metadata={"format": "pt"})
+    said = json.loads(config.read_text(encoding="utf-8")) | {"modules_to_save": None}
+    config.write_text(json.dumps(said, indent=2), encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
