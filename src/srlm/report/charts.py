@@ -202,6 +202,26 @@ CURVES: tuple[tuple[str, str, str, str, Lines], ...] = (
         "responses",
         (("effective_samples", "effective samples"),),
     ),
+    (
+        "mismatch",
+        "Engine against trainer",
+        "|log-prob by the engine that drew a token − ours|, and how far both were apart right after the weights had "
+        "gone to it.",
+        "nats a token",
+        (
+            ("mismatch_absolute", "mean"),
+            ("mismatch_q99", "99 % quantile"),
+            ("sync_difference_sample_rollouts", "after the sync"),
+        ),
+    ),
+    (
+        "mismatch-effective",
+        "Effective share of responses",
+        "(Σw)²/(N Σw²) of the importance weights w = π_t(y|x) / μ(y|x), with μ what the engine says it drew from, and "
+        "the share of tokens further apart than .1 nat.",
+        "share",
+        (("mismatch_effective", "effective samples"), ("mismatch_beyond", "tokens beyond .1 nat")),
+    ),
     ("beta", "β", "Strength of the KL term of the round's update.", "unit of the reward", (("beta", "β"),)),
 )
 

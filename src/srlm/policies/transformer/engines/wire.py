@@ -232,7 +232,7 @@ def read(answer: Any, asked: Asked, url: str) -> list[Said]:
         if any(list(choice["prompt_token_ids"]) != list(asked.prompt) for choice in choices[:1]):
             raise UserError(
                 f"the engine at {url} read other token ids than it was sent: it must take ids as they are; use vLLM "
-                "0.10.2 or later, and nothing between that rewrites prompts"
+                "0.32 or later, and nothing between that rewrites prompts"
             )
         said = [Said(list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])) for choice in choices]
         if len(said) != asked.number or any(not 0 < len(one.tokens) == len(one.log_prob) for one in said):
@@ -244,7 +244,7 @@ def read(answer: Any, asked: Asked, url: str) -> list[Said]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"the engine at {url} answers without {asked.number} responses as token ids with their log-probs: use "
-            "vLLM 0.10.2 or later, with log-probs allowed"
+            "vLLM 0.32 or later, with log-probs allowed"
         ) from error
     return said
 
