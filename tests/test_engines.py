@@ -325,6 +325,29 @@ def test_a_server_that_is_none_of_vllm(tiny, data, tmp_path, folder):
         assert "not as vLLM does" in refused(*train_words(model=tiny, output=tmp_path / "r", engine=one.url, **data))
 
 
+def test_a_server_that_goes_while_it_is_met(tiny, data, tmp_path, folder):
+    for path in ("/metrics", "/collective_rpc", "/server_info"):
+        with FakeVllm(folder) as one:
+            answer = one.answer
+
+            def fails(method, asked, body, answer=answer, path=path):
+                return (502, "bad gateway") if asked.startswith(path) else answer(method, asked, body)
+
+            one.answer = fails
+            said = refused(*train_words(model=tiny, output=tmp_path / "run", engine=one.url, **data))
+            assert "which does not answer (502: bad gateway)" in said
+
+
+def test_a_server_that_does_not_tell_when_it_was_started(folder, data, tmp_path):
+    with FakeVllm(folder) as one:
+        answer = one.answer
+        one.answer = lambda method, path, body: (
+            (404, {"detail": "Not Found"}) if path == "/metrics" else answer(method, path, body)
+        )
+        outcome = run(folder, tmp_path / "run", data, one.url, rounds=1)
+    assert outcome.code == 0, outcome
+
+
 def test_a_server_without_endpoints_for_weights(tiny, data, tmp_path, folder):
     with FakeVllm(folder, dev=False, lora=False) as one:
         said = refused(*train_words(model=tiny, output=tmp_path / "run", engine=one.url, **data))

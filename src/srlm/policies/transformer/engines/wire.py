@@ -83,18 +83,16 @@ class Server:
                 raise TypeError
             own = [model for model in models if not model.get("parent")]
             self.model = self.name = own[0]["id"]
-        except Gone as error:
-            raise UserError(
-                f"--engine names {self.url}, which does not answer ({error}): start the server, or correct the address"
-            ) from error
+            self._look_closer()
+            self.start = self.started()
+        except Gone as gone:
+            raise self.absent(gone) from gone
         except (Refused, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError) and not isinstance(error, Refused):
                 raise
             raise UserError(
                 f"--engine names {self.url}, which answers but not as vLLM does: give the address of `vllm serve`"
             ) from error
-        self._look_closer()
-        self.start = self.started()
 
     def _look_closer(self) -> None:
         """As far as it tells (VLLM_SERVER_DEV_MODE=1)."""
@@ -102,16 +100,24 @@ class Server:
             config = self._ask("GET", "/server_info?config_format=json")["vllm_config"]
             self.log_probs = str(config["model_config"]["logprobs_mode"])
             self.seeds = config["device_config"]["device"] == "cuda"
-        except (Gone, Refused, KeyError, TypeError, ValueError):
+        except (Refused, KeyError, TypeError, ValueError):
             self.log_probs, self.seeds = "", False
 
     def started(self) -> float | None:
         """By its own clock, in seconds; None where it does not say."""
-        text = self._ask("GET", "/metrics", parse=False)
-        for line in str(text).splitlines():
+        try:
+            text = self._ask("GET", "/metrics", parse=False)
+        except Refused:
+            return None
+        for line in text.splitlines():
             if line.startswith("process_start_time_seconds "):
                 return float(line.split()[1])
         return None
+
+    def absent(self, gone: Gone) -> UserError:
+        return UserError(
+            f"--engine names {self.url}, which does not answer ({gone}): start the server, or correct the address"
+        )
 
     # Weights
 
@@ -121,6 +127,8 @@ class Server:
             self._ask("POST", path, {}, seconds=ASK_SECONDS)
         except Refused as error:
             return error.status not in (404, 405)
+        except Gone as gone:
+            raise self.absent(gone) from gone
         return True
 
     def reload(self, folder: str) -> None:
