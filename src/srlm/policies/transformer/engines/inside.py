@@ -89,6 +89,7 @@ class Inside:
                 max_tokens=one.most,
                 temperature=one.temperature,
                 top_p=one.top_p,
+                top_k=one.top_k,
                 seed=one.seed if self._on_cuda else None,
                 ignore_eos=True,  # ours are among the ids below, all of them and no other
                 stop_token_ids=sorted(one.eos),

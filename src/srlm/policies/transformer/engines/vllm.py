@@ -87,7 +87,7 @@ class VllmEngine:
         progress: Progress,
     ) -> Responses:
         made = self._draw(prompts, num_samples, how, seeds, progress, temperature=how.temperature / self._gain)
-        exploring = seeds is None or how.temperature != 1 or how.top_p != 1
+        exploring = seeds is None or how.temperature != 1 or how.top_p != 1 or how.top_k > 0
         kind = self.backend.log_probs
         if (kind != "processed_logprobs" and self._gain != 1) or (kind != "raw_logprobs" and exploring):
             return Responses(made.tokens, made.length, made.finished)  # log-probs of another distribution than ours
@@ -120,6 +120,7 @@ class VllmEngine:
                     how.eos,
                     how.stop,
                     None if greedy else seed,
+                    0 if greedy else how.top_k,
                 )
 
             first = [

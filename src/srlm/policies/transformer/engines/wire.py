@@ -23,8 +23,8 @@ ASK_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Asked:
-    """Responses to one prompt, as token ids; sampled from softmax(logits / temperature) cut to its nucleus. They end
-    with one of `eos`, with a stop string, or with their token number `most`."""
+    """Responses to one prompt, as token ids; sampled from softmax(logits / temperature) cut to top k (all for 0) and
+    nucleus. They end with one of `eos`, with a stop string, or with their token number `most`."""
 
     prompt: Sequence[int]
     number: int
@@ -34,6 +34,7 @@ class Asked:
     eos: frozenset[int]
     stop: tuple[str, ...]
     seed: int | None
+    top_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def request(asked: Asked, model: str, salt: str, *, seeds: bool) -> dict[str, An
         "max_tokens": asked.most,
         "temperature": asked.temperature,
         "top_p": asked.top_p,
-        "top_k": 0,
+        "top_k": asked.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
