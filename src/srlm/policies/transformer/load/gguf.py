@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.checks import first_line, forget_quantisation, refuse_misfit
+from srlm.policies.transformer.load.cuts import CUTS
 from srlm.policies.transformer.load.spill import spill
 
-CONVERSION = 2  # what an earlier one kept may lack tensors, or how positions are scaled
+CONVERSION = 3  # what an earlier one kept may lack tensors, how positions are scaled, or how text is cut
 
 
 def cache_folder() -> Path:
@@ -42,7 +43,7 @@ def convert_gguf(path: Path, *more: Path, name: str | None = None) -> Path:
     if (target / "config.json").exists():
         return target
     with _joined(path, *more) as whole:
-        return _dequantised(whole, target)
+        return dequantised(whole, target)
 
 
 @contextlib.contextmanager
@@ -60,7 +61,12 @@ def _joined(path: Path, *more: Path) -> Iterator[Path]:
         yield whole
 
 
-def _dequantised(path: Path, target: Path) -> Path:
+def dequantised(path: Path, target: Path) -> Path:
+    """A GGUF file as a plain fp32 folder, which is `target`.
+
+    Raises:
+        UserError: it cannot be read, or not without losing something.
+    """
     said = _metadata(path)
     if (parts := said.get("split.count", 1)) > 1:
         raise UserError(
@@ -69,6 +75,8 @@ def _dequantised(path: Path, target: Path) -> Path:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        if (cut := said.get("tokenizer.ggml.pre")) in CUTS and said.get("tokenizer.ggml.model") == "gpt2":
+            tokenizer.backend_tokenizer.pre_tokenizer = CUTS[cut]  # transformers takes the family's, or GPT-2's
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         _scale_rope(path, config, said)
         if _spilled(path, config, tokenizer, said, target):
