@@ -27,6 +27,7 @@ from srlm.run.columns import rows
 from srlm.run.files import verify
 from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
+from srlm.run.rounds import round_of
 from srlm.search import Found
 from srlm.training.parts import load_policy, prompt_sets
 from srlm.types import Prompts, Rollouts
@@ -93,13 +94,7 @@ def subject(
         labelled = _prompts_of_run(manifest, Path(run), source, held_source, config)
     else:
         labelled = prompts_of(prompts, dataclasses.replace(config, **changes))
-    weights = "adapter" if config.lora_rank else "weights"
-    folders = [path.parent.name for path in Path(run).glob(f"round-[0-9]*/{weights}")]
-    there = [0, *sorted(int(name.removeprefix("round-")) for name in folders)]
-    kept = manifest.get("guard", {}).get("chosen", there[-1])  # none is chosen yet while the run goes on
-    chosen = kept if round is None else round
-    if chosen not in there:
-        raise UserError(f"--round is {round}, expected one of {', '.join(map(str, there))} in {run}: choose one")
+    chosen = round_of(Path(run), manifest, round, "--round")
     as_run, config = config, dataclasses.replace(config, **changes)
     alike = ("raw_prompts", "chat_template_kwargs")
     own_prompts = prompts is None and all(getattr(config, name) == getattr(as_run, name) for name in alike)
@@ -109,7 +104,7 @@ def subject(
         if own_prompts and (ids := RunFolder(Path(run), manifest).prompt_ids(_table_of(manifest))) is not None:
             policy.encode.keep(labelled.prompts.items, rows(ids["tokens"]))
         if chosen:
-            kept = Path(run) / f"round-{chosen:03d}" / weights
+            kept = Path(run) / f"round-{chosen:03d}" / config.weights_folder
             verify(kept)
             policy.load_weights(kept)
         return policy

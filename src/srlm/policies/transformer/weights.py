@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,7 +148,7 @@ class Weights:
                 far = max(_apart(self.model, saved, ids) for ids in rows)
             except torch.OutOfMemoryError:
                 saved = saved.to("cpu")
-                mine = self._plain_state()
+                mine = self.plain_state()
                 far = max(float((mine[key].cpu() - v).abs().max()) for key, v in saved.named_parameters())
         if not far <= (1e-4 if self.model.dtype == torch.float32 else 0.05):
             raise UserError(
@@ -156,7 +157,7 @@ class Weights:
                 "folders"
             )
 
-    def _plain_state(self) -> dict[str, Tensor]:
+    def plain_state(self) -> dict[str, Tensor]:
         """Weights by the names of a model without adapter, as they are now: merged or not."""
         return {
             key.replace("base_layer.", "").replace("modules_to_save.default.", ""): value
@@ -164,19 +165,54 @@ class Weights:
             if ".lora_" not in key and ".original_module." not in key
         }
 
-    def save_model(self, folder: Path, tokenizer: Any) -> None:
+    def save_model(self, folder: Path, tokenizer: Any, *, dtype: torch.dtype | None = None, base: bool = False) -> None:
         """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),
-        tokenizer, chat template."""
+        tokenizer, chat template. dtype: of the weights, if another one than the model's. base: without the LoRA layers.
+
+        Raises:
+            UserError: a weight is too large for the dtype.
+        """
         model, generation = cast(Any, self.model), self.model.generation_config
         model.generation_config = GenerationConfig()  # transformers refuses to save some flags that it has loaded
         try:
-            with self.merged():
-                model.save_pretrained(folder, state_dict=self._plain_state())
+            with nullcontext() if base else self.merged():
+                state = self.plain_state()
+                model.save_pretrained(folder, state_dict=state if dtype is None else _cast(state, dtype))
         finally:
             model.generation_config = generation
+        if dtype is not None:
+            _say_dtype(folder / "config.json", dtype)
         if generation is not None:
             generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
+
+
+def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights that were one tensor stay one.
+
+    Raises:
+        UserError: one is too large.
+    """
+    made: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, value in state.items():
+        key = (value.data_ptr(), value.shape)
+        if key not in made:
+            made[key] = value.detach().to(dtype) if value.is_floating_point() else value
+            if not bool(made[key].isfinite().all()):
+                raise UserError(
+                    f"the weight {name} goes up to {float(value.abs().max()):.3g}, more than {str(dtype)[6:]} holds: "
+                    "choose bf16 or fp32"
+                )
+    return {name: made[value.data_ptr(), value.shape] for name, value in state.items()}
+
+
+def _say_dtype(file: Path, dtype: torch.dtype) -> None:
+    """transformers writes the dtype of the model that it was handed."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if "dtype" in part:
+            part["dtype"] = str(dtype)[6:]
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _apart(one: PreTrainedModel, other: PreTrainedModel, ids: Sequence[int]) -> float:

@@ -1,0 +1,154 @@
+"""What is exported: a round of a run, its tables, and the policy that the round is of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srlm.config import SelfRewardConfig
+from srlm.errors import UserError
+from srlm.run.files import damaged, verify
+from srlm.run.folder import RunFolder
+from srlm.run.manifest import read_manifest, refuse_code, run_config
+from srlm.run.rounds import round_of, run_and_round
+from srlm.run.tables import Table
+
+if TYPE_CHECKING:
+    from srlm.policies.transformer.policy import TransformerPolicy
+
+SAME = 0.05  # nats a token: bf16 and another layout move a response by a fifth of it, another model by far more
+LOOKED_AT = 16  # responses that a policy is recognised by
+
+
+@dataclass(frozen=True)
+class Source:
+    """Round `round` of the run in `folder`."""
+
+    folder: Path
+    round: int
+    manifest: dict[str, Any]
+    config: SelfRewardConfig
+
+    @classmethod
+    def of(cls, run: str | Path) -> Source:
+        """RUN, which is the round of its model, or RUN@2.
+
+        Raises:
+            UserError: there is no such run, or it has not come to that round.
+        """
+        folder, asked = run_and_round(str(run))
+        manifest = read_manifest(folder, "srlm export")
+        return cls(folder, round_of(folder, manifest, asked), manifest, run_config(manifest, folder)[0])
+
+    def __str__(self) -> str:
+        return f"round {self.round} of {self.folder}"
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.folder, self.manifest)
+
+    @property
+    def table(self) -> Table:
+        """Of the responses to the prompts that were trained on.
+
+        Raises:
+            UserError: the round has none with rewards yet.
+        """
+        table = Table(self.folder / f"round-{self.round:03d}" / "rollouts.parquet")
+        if "reward" not in table.names():
+            raise UserError(
+                f"{self} has no rewards yet, expected responses and what they scored: let the run go on, or name an "
+                "earlier round with @"
+            )
+        return table
+
+    def groups(self, names: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """The responses to one prompt after another, as rows; few are held at a time."""
+        rows = (row for piece in self.table.pieces(["prompt_index", *names]) for row in piece.to_pylist())
+        return (list(group) for _, group in groupby(rows, itemgetter("prompt_index")))
+
+    @cached_property
+    def chat(self) -> bool:
+        """Did the policy read a string as one user turn?"""
+        if self.config.raw_prompts:
+            return False
+        folder = self.folder / "model"
+        if not folder.is_dir():
+            raise UserError(f"{self.folder} has no model/ yet, which tells how prompts are read: let the run finish")
+        if (folder / "chat_template.jinja").is_file():
+            return True
+        try:
+            return bool(json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template"))
+        except (OSError, ValueError, AttributeError) as error:
+            raise damaged(folder / "tokenizer_config.json", "it is not what a tokenizer leaves") from error
+
+    def prompts(self) -> list[str]:
+        """Texts that were trained on, turns of conversations one by one."""
+        kept = self.run.prompt_ids("rollouts")
+        items = [] if kept is None else kept["prompt"].to_pylist()
+        return [text for item in items for text in ([item] if isinstance(item, str) else [t["content"] for t in item])]
+
+    def policy(self, given: dict[str, Any], dtype: str = "fp32") -> TransformerPolicy:
+        """The policy of the round, held against what the run wrote down of it.
+
+        given: what the user asked for now, of settings that run code.
+
+        Raises:
+            UserError: the run's code was not asked for, or its model is another one by now.
+        """
+        from srlm.training.parts import load_policy
+
+        refuse_code(self.folder, self.needs_code, given)
+        policy = load_policy(self.manifest["model"], dataclasses.replace(self.config, dtype=dtype), trained=False)
+        if self.round:
+            kept = self.folder / f"round-{self.round:03d}" / self.config.weights_folder
+            verify(kept)
+            policy.load_weights(kept)
+        self._refuse_another(policy)
+        return policy
+
+    @property
+    def needs_code(self) -> SelfRewardConfig:
+        """The configuration without what an export does not run: rewards and rules."""
+        return dataclasses.replace(self.config, reward="log_likelihood", answers="normalised", match="auto")
+
+    def _refuse_another(self, policy: TransformerPolicy) -> None:
+        """
+        Raises:
+            UserError: the responses of the round are not as probable as the run found them.
+        """
+        import torch
+
+        from srlm.policies.transformer.responses import Responses
+        from srlm.types import Prompts
+
+        piece = Table(self.folder / f"round-{self.round:03d}" / "rollouts.parquet").head().slice(0, LOOKED_AT)
+        ids = self.run.prompt_ids("rollouts")
+        if ids is None or "log_prob" not in piece.column_names:
+            return
+        rows = piece.select(["prompt_index", "tokens", "log_prob"]).to_pylist()
+        length = torch.tensor([[len(row["tokens"])] for row in rows])
+        tokens = torch.zeros(len(rows), 1, int(length.max()), dtype=torch.int32)
+        for row, into in zip(rows, tokens, strict=True):
+            into[0, : len(row["tokens"])] = torch.tensor(row["tokens"])
+        # The same prompt may stand in several rows: each is a prompt of one response here.
+        items = [f"{number}" for number in range(len(rows))]
+        kept = ids["tokens"].to_pylist()
+        policy.encode.keep(items, [kept[row["prompt_index"]] for row in rows])
+        finished = torch.ones_like(length, dtype=torch.bool)
+        now = policy.log_prob(Prompts.uniform(items), Responses(tokens, length, finished))[:, 0]
+        then = torch.tensor([row["log_prob"] for row in rows])
+        far = float(((now.cpu() - then).abs() / length[:, 0].clamp_min(1)).median())
+        if not far <= SAME:
+            raise UserError(
+                f"the model {self.manifest['model']} with the weights of {self} gives its responses log-probs that are "
+                f"{far:.2g} nats a token from those that the run wrote down, expected at most {SAME}: put back the "
+                "model that the run began with"
+            )

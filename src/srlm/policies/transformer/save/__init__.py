@@ -1,0 +1,1 @@
+"""A policy -> files that other programs open: a pure LoRA adapter, merged weights of another dtype, GGUF."""
