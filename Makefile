@@ -8,7 +8,7 @@ INSTALLED = $(VENV)/.installed
 VLLM ?= .venv-vllm
 VLLM_INSTALLED = $(VLLM)/.installed
 
-.PHONY: demo test test-vllm lint clean
+.PHONY: demo test test-vllm lint wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ $(VLLM_INSTALLED): pyproject.toml
 
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_engines.py tests/test_vllm.py
+
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) $(VLLM)

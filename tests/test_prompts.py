@@ -170,7 +170,7 @@ GOOD = jsonl({"prompt": "p"}) + "\n"
         ("a.jsonl", jsonl({"messages": [{"role": "user", "content": " "}]}), "turn 1 on line 1 .* is empty"),
         (
             "a.jsonl",
-            jsonl({"messages": [*CHAT, {"role": "assistant", "content": "Rome"}]}),
+            jsonl({"prompt": [*CHAT, {"role": "assistant", "content": "Rome"}]}),
             r"line 1 .* ends with an assistant turn, but a prompt must end with a user \(or system\) turn; correct",
         ),
         ("a.jsonl", jsonl(ROWS[0], {"prompt": "p"}), "line 2 of .* has no 'answer' though other rows do; give all"),

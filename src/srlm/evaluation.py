@@ -104,6 +104,8 @@ def evaluate(
     if output is not None:
         check_new_file(Path(output))
     labelled = prompts_of(prompts, config)
+    if labelled.note:
+        display.say(labelled.note)
     labelled = labelled.take(max_prompts, seed)
     if labelled.answers is None:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from srlm.errors import UserError
+from srlm.shipped import shipped
 
 
 def read_config(file: Path) -> dict[Any, Any]:
@@ -17,7 +18,7 @@ def read_config(file: Path) -> dict[Any, Any]:
         UserError: it cannot be read, or holds something else.
     """
     try:
-        options = yaml.load(file.read_text(encoding="utf-8"), _Plain)
+        options = yaml.load(shipped(file).read_text(encoding="utf-8"), _Plain)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

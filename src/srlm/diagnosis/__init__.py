@@ -108,6 +108,8 @@ def diagnose(
         "seed": seed,
     }
     name, load, labelled, config, known = subject(model, prompts, run, round, changes)
+    if labelled.note:
+        display.say(labelled.note)
     labelled = labelled.take(max_prompts, seed)
     parsers = settled(dataclasses.replace(config, answers=answers), labelled.source, None)
     answers, classes, rule = parsers.answers, answer_classes(parsers.answers), match_rule(parsers.match)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class PromptSet:
     answers: per prompt, None where the source has none.
     fingerprint: sha256 of the prompts in order; neither answers nor columns enter it.
     columns: per prompt, what else its row holds, where that was asked for.
+    note: how the source was read, where that is worth a line.
     """
 
     prompts: Prompts
@@ -34,6 +35,7 @@ class PromptSet:
     source: str
     fingerprint: str
     columns: tuple[Mapping[str, Any], ...] | None = None
+    note: str | None = None
 
     def take(self, number: int | None, seed: int) -> PromptSet:
         """A random subset in file order, part of every larger one of the same seed; all when there are no more."""
@@ -87,7 +89,8 @@ class PromptSet:
         rows = sorted(rows)
         answers = None if self.answers is None else tuple(self.answers[i] for i in rows)
         columns = None if self.columns is None else tuple(self.columns[i] for i in rows)
-        return prompt_set([self.prompts.items[i] for i in rows], answers, self.source, columns)
+        made = prompt_set([self.prompts.items[i] for i in rows], answers, self.source, columns)
+        return replace(made, note=self.note)
 
 
 def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:

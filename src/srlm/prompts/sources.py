@@ -8,21 +8,23 @@ import json
 import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from srlm import tasks
 from srlm.errors import UserError
-from srlm.prompts import columns
+from srlm.prompts import columns, formats
 from srlm.prompts.columns import kind
+from srlm.prompts.files import MOST_BYTES, content, files_in, kind_of
 from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet, prompt_set
 from srlm.prompts.settings import PromptSettings
+from srlm.shipped import shipped
 from srlm.types import PromptItem
 
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
 
-MOST_BYTES = 2**31  # of the prompts of a Parquet file, which may expand to more than a machine holds
 _DATA = (".parquet", ".jsonl", ".csv", ".arrow")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -42,6 +44,10 @@ def load_prompts(
     dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
     (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks). Datasets may name configuration and split: `name:config[split]`.
 
+    Text files may be compressed (.gz), and a folder of files is all of them. A run folder stands for its prompts; files
+    of TRL, Alpaca, ShareGPT and of OpenAI messages are known by their columns (srlm.prompts.formats), and `note` of the
+    set says so.
+
     A prompt is a string or a conversation. Without a column "prompt" the column "messages" is read, unless another
     `prompt_column` is named. `split` and `dataset_config` matter to datasets only, that do not name their own.
 
@@ -59,8 +65,11 @@ def load_prompts(
     if tasks.is_task(name) and instruction is not None:
         name, instruction = tasks.with_instruction(name, instruction), None
     names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
-    wanted = None if keep_columns else (*names, answer_column)
-    read = _rows(name, asked.split or split or "train", asked.config or dataset_config, wanted)
+    known = formats.COLUMNS if prompt_column == "prompt" else ()
+    wanted = None if keep_columns else (*names, answer_column, *known)
+    read, note = _rows(name, asked.split or split, asked.config or dataset_config, wanted), None
+    if prompt_column == "prompt":
+        read, note = formats.translated(read, str(source))
     own: list[Mapping[str, Any]] = []
     items: list[PromptItem] = []
     answers: list[tuple[str, ...]] = []
@@ -78,7 +87,8 @@ def load_prompts(
         raise UserError(f"{source} is empty, expected at least one prompt; add prompts or give another source")
     if lacking and any(answers):
         raise UserError(f"{lacking} has no {answer_column!r} though other rows do; give all rows one, or none")
-    return prompt_set(items, None if lacking else tuple(answers), str(source), tuple(own) if keep_columns else None)
+    made = prompt_set(items, None if lacking else tuple(answers), str(source), tuple(own) if keep_columns else None)
+    return replace(made, note=note)
 
 
 def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep_columns: bool = False) -> PromptSet:
@@ -97,24 +107,30 @@ def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep
     )
 
 
-def _rows(source: str, split: str, config: str | None, wanted: Sequence[str] | None) -> Rows:
+def _rows(source: str, split: str | None, config: str | None, wanted: Sequence[str] | None) -> Rows:
     if tasks.is_task(source):
         return tasks.rows(source)
-    path = Path(source).expanduser()
-    suffix = path.suffix.lower()
+    path = shipped(Path(source).expanduser())
+    suffix = kind_of(path)
     expected = f"expected {', '.join(_TEXT_READERS)} or .parquet"
     if os.path.isfile(path):
         if suffix not in (*_TEXT_READERS, ".parquet"):
             raise UserError(f"{source} has the extension {suffix!r}, {expected}; convert or rename it")
         return _parquet(path, wanted) if suffix == ".parquet" else _TEXT_READERS[suffix](path)
+    if os.path.isdir(path):
+        if (path / "manifest.json").is_file() and (path / "prompts" / "rollouts.parquet").is_file():  # a run
+            return _parquet(path / "prompts" / "rollouts.parquet", wanted)
+        plain = split is None and config is None
+        if plain and (files := files_in(path, (*_TEXT_READERS, ".parquet"))):
+            return (row for file in files for row in _rows(str(file), split, config, wanted))
     if not os.path.isdir(path) and (suffix in (*_TEXT_READERS, ".parquet") or not _HUB_ID.fullmatch(source)):
         raise UserError(f"there is no file {source}, {expected}, a saved dataset or a Hub id; check the path")
-    return _dataset(source, path, split, config, wanted)
+    return _dataset(source, path, split or "train", config, wanted)
 
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode().removeprefix("\ufeff")
+        text = content(path).decode().removeprefix("\ufeff")
         return text.replace("\r", "\n") if "\n" not in text else text  # as old Macs, and some exports, end lines
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
@@ -134,9 +150,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
     except (ValueError, RecursionError) as error:  # a plain ValueError: a number of thousands of digits
         where = f"line {first_line + getattr(error, 'lineno', 1) - 1} of {path}"
         expected = (
-            "one object a line"
-            if path.suffix.lower() in (".jsonl", ".ndjson")
-            else "one list (one object a line is .jsonl)"
+            "one object a line" if kind_of(path) in (".jsonl", ".ndjson") else "one list (one object a line is .jsonl)"
         )
         raise UserError(f"{where} is not valid JSON ({getattr(error, 'msg', error)}), expected {expected}") from None
 
@@ -144,7 +158,7 @@ def _parsed(text: str, path: Path, first_line: int) -> Any:
 def _lines(path: Path) -> Rows:
     for number, line in enumerate(_text(path).split("\n"), 1):  # not splitlines: a JSON string may hold U+2028
         if line.strip():
-            row = line.strip() if path.suffix.lower() == ".txt" else _parsed(line, path, number)
+            row = line.strip() if kind_of(path) == ".txt" else _parsed(line, path, number)
             yield f"line {number} of {path}", row
 
 
@@ -158,7 +172,7 @@ def _json(path: Path) -> Rows:
 
 def _csv(path: Path) -> Rows:
     csv.field_size_limit(2**31 - 1)  # a prompt may be long
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if kind_of(path) == ".tsv" else ","
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True, skipinitialspace=True, delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, list[str]())]

@@ -80,6 +80,8 @@ class SelfRewardTrainer:
         self.processes = processes()
         self.main = self.processes.is_main_process
         self.display = display if self.main and display else Display(silent=not self.main)
+        for note in dict.fromkeys(one.note for one in (train, held) if one is not None and one.note):
+            self.display.say(note)
         self.report_to = tracker_names(config.report_to)
         manifest = new_manifest(
             model, config, train, held, held_out_given=held_out is not None, labels_used=uses_labels(config)
