@@ -378,6 +378,41 @@ def test_all_weights_are_no_adapter(base, tmp_path):
     assert (folder / "merged" / "config.json").exists() and (folder / "model.gguf").exists()
 
 
+def test_a_round_is_a_starting_point(run, base, tmp_path):
+    """For a round of 1e-9: what it samples first is what the round said it would."""
+    words = {"prompts": write_prompts(tmp_path), "held_out_share": 0, "rounds": 1, "num_samples": 4, "stop": ["e", "a"]}
+    for round in (None, 0, 1, 2):
+        name = run if round is None else f"{run}@{round}"
+        out = tmp_path / f"run{round}"
+        outcome = command(*train_words(model=name, output=out, **words))
+        assert outcome.code == 0, outcome
+        policy = Source.of(f"{out}@0").policy({})
+        with policy.merged():
+            assert torch.allclose(log_probs(policy.model), _merged(policy_of(run, 2 if round is None else round)))
+    labelled = write_held_out(tmp_path)
+    assert command("evaluate", "--model", f"{run}@1", "--prompts", labelled, "--max-new-tokens", 4).code == 0
+    said = refused(*train_words(model=f"{run}@9", output=tmp_path / "x", **words))
+    assert said == f"the round of --model {run}@9 is 9, expected one of 0, 1, 2 in {run}: choose one"
+    assert not (tmp_path / "x").exists()
+
+
+def _merged(policy: TransformerPolicy) -> torch.Tensor:
+    with policy.merged():
+        return log_probs(policy.model)
+
+
+def test_a_round_on_another_base_is_no_starting_point(run, tmp_path):
+    copy, other = shutil.copytree(run, tmp_path / "run"), save_family(tmp_path / "other", "llama", scale=5.0)
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"model": str(other)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    config = copy / "round-001" / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.loads(config.read_text())["base_model_name_or_path"], str(other)))
+    (copy / "round-001" / "adapter.sha256").unlink()
+    words = train_words(model=f"{copy}@1", prompts=write_prompts(tmp_path), output=tmp_path / "x")
+    assert "put back the model that the run began with" in refused(*words)
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_run_and_a_round(tmp_path):
     assert run_and_round("a/b@12") == (Path("a/b"), 12)
     assert run_and_round("a/b") == (Path("a/b"), None)

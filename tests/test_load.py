@@ -453,7 +453,7 @@ def test_gemma(cache):
     (paris,), (tokyo,) = policy.texts(policy.greedy(prompts))
     assert "Paris" in paris and "Tokyo" in tokyo
     (folder,) = cache.iterdir()
-    assert folder.name == "gemma-3-270m-q4_k_m-a5fd3b62230aa5ec-2"
+    assert folder.name == "gemma-3-270m-q4_k_m-a5fd3b62230aa5ec-3"
 
 
 def test_a_folder_with_the_name_of_an_alias_is_that_folder(tiny, tmp_path, monkeypatch):

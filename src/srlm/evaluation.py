@@ -27,6 +27,7 @@ from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
+from srlm.starting import beginning, refuse_another
 from srlm.types import Record
 
 
@@ -117,8 +118,9 @@ def evaluate(
     config = settled(config, labelled.source, None)
     rule, classes = match_rule(config.match), answer_classes(config.answers)
     check_answers(labelled, rule)
+    name, run, round = beginning(model)
     policy = TransformerPolicy.load(
-        model,
+        name,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
         adapter=adapter,
@@ -130,6 +132,8 @@ def evaluate(
         token_budget=token_budget,
         trained=False,
     )
+    if run is not None:
+        refuse_another(policy, run, round)
     labelled = fitting(policy, labelled, config.overlong, display)
     assert labelled.answers is not None
     policy.check_prompts(labelled.prompts, num_samples)

@@ -28,7 +28,8 @@ class Shared:
     """What several commands ask for that is no setting."""
 
     model: str = "smollm2"
-    """Hub id, folder (a run's model/, say), .gguf file, or an alias: smollm2, gemma3-270m, qwen2.5-coder-1.5b."""
+    """Hub id, folder, .gguf file, a run or one of its rounds (run@2), or an alias: smollm2, gemma3-270m,
+    qwen2.5-coder-1.5b."""
     prompts: str = ""
     """Prompts: .jsonl, .json, .csv, .tsv, .parquet, .txt, a saved dataset, a Hub id (name:config[split]), a benchmark
     (gsm8k, math, math500) or a task with a verifier of its own, say 'reasoning-gym:basic_arithmetic?size=500'."""

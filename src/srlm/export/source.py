@@ -23,9 +23,6 @@ from srlm.run.tables import Table
 if TYPE_CHECKING:
     from srlm.policies.transformer.policy import TransformerPolicy
 
-SAME = 0.05  # nats a token: bf16 and another layout move a response by a fifth of it, another model by far more
-LOOKED_AT = 16  # responses that a policy is recognised by
-
 
 @dataclass(frozen=True)
 class Source:
@@ -103,6 +100,8 @@ class Source:
         Raises:
             UserError: the run's code was not asked for, or its model is another one by now.
         """
+        from srlm.run.columns import rows
+        from srlm.starting import refuse_another
         from srlm.training.parts import load_policy
 
         refuse_code(self.folder, self.needs_code, given)
@@ -111,44 +110,12 @@ class Source:
             kept = self.folder / f"round-{self.round:03d}" / self.config.weights_folder
             verify(kept)
             policy.load_weights(kept)
-        self._refuse_another(policy)
+        refuse_another(policy, self.run, self.round)
+        if (ids := self.run.prompt_ids("rollouts")) is not None:
+            policy.encode.keep(ids["prompt"].to_pylist(), rows(ids["tokens"]))
         return policy
 
     @property
     def needs_code(self) -> SelfRewardConfig:
         """The configuration without what an export does not run: rewards and rules."""
         return dataclasses.replace(self.config, reward="log_likelihood", answers="normalised", match="auto")
-
-    def _refuse_another(self, policy: TransformerPolicy) -> None:
-        """
-        Raises:
-            UserError: the responses of the round are not as probable as the run found them.
-        """
-        import torch
-
-        from srlm.policies.transformer.responses import Responses
-        from srlm.types import Prompts
-
-        piece = Table(self.folder / f"round-{self.round:03d}" / "rollouts.parquet").head().slice(0, LOOKED_AT)
-        ids = self.run.prompt_ids("rollouts")
-        if ids is None or "log_prob" not in piece.column_names:
-            return
-        rows = piece.select(["prompt_index", "tokens", "log_prob"]).to_pylist()
-        length = torch.tensor([[len(row["tokens"])] for row in rows])
-        tokens = torch.zeros(len(rows), 1, int(length.max()), dtype=torch.int32)
-        for row, into in zip(rows, tokens, strict=True):
-            into[0, : len(row["tokens"])] = torch.tensor(row["tokens"])
-        # The same prompt may stand in several rows: each is a prompt of one response here.
-        items = [f"{number}" for number in range(len(rows))]
-        kept = ids["tokens"].to_pylist()
-        policy.encode.keep(items, [kept[row["prompt_index"]] for row in rows])
-        finished = torch.ones_like(length, dtype=torch.bool)
-        now = policy.log_prob(Prompts.uniform(items), Responses(tokens, length, finished))[:, 0]
-        then = torch.tensor([row["log_prob"] for row in rows])
-        far = float(((now.cpu() - then).abs() / length[:, 0].clamp_min(1)).median())
-        if not far <= SAME:
-            raise UserError(
-                f"the model {self.manifest['model']} with the weights of {self} gives its responses log-probs that are "
-                f"{far:.2g} nats a token from those that the run wrote down, expected at most {SAME}: put back the "
-                "model that the run began with"
-            )

@@ -23,6 +23,7 @@ from srlm.policies.transformer.processes import processes
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import LABELLED, Teacher, checks, judges, reward_function, votes
+from srlm.starting import beginning, refuse_another
 from srlm.types import Level, Objective, Reward
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
@@ -31,8 +32,10 @@ CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
 
 
 def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -> TransformerPolicy:
-    return TransformerPolicy.load(
-        model,
+    """model: RUN or RUN@2 is a run's policy of the round, else as `TransformerPolicy.load` takes it."""
+    name, run, round = beginning(model)
+    policy = TransformerPolicy.load(
+        name,
         trained=trained,
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
@@ -52,6 +55,9 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
         prompts_per_step=config.prompts_per_step,
         token_budget=config.token_budget,
     )
+    if run is not None:
+        refuse_another(policy, run, round)
+    return policy
 
 
 def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], object]) -> Engine | None:

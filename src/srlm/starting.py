@@ -1,0 +1,68 @@
+"""Where a policy begins: a model by its name, or a round of a run, held against what the run wrote down of it."""
+
+from __future__ import annotations
+
+import torch
+
+from srlm.errors import UserError
+from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.processes import silent
+from srlm.policies.transformer.responses import Responses
+from srlm.run.files import verify
+from srlm.run.folder import RunFolder
+from srlm.run.manifest import read_manifest
+from srlm.run.rounds import is_run, round_of, run_and_round
+from srlm.run.tables import Table
+
+SAME = 0.05  # nats a token: bf16 and another layout move a response by a fifth of it, another model by far more
+LOOKED_AT = 16  # responses that a policy is recognised by
+
+
+def beginning(model: str) -> tuple[str, RunFolder | None, int]:
+    """Of `--model`: what to load, and, where RUN or RUN@2 was given, the run and the round that it is of.
+
+    Raises:
+        UserError: the run has not come to that round, or what it left is damaged.
+    """
+    folder, asked = run_and_round(model)
+    if not is_run(folder):
+        return model, None, 0
+    manifest = read_manifest(folder, "--model")
+    round = round_of(folder, manifest, asked, f"the round of --model {model}")
+    run = RunFolder(folder, manifest)
+    if asked is None and (folder / "model").is_dir():
+        return str(folder / "model"), run, round
+    if round == 0:
+        return str(manifest["model"]), run, 0
+    kept = folder / f"round-{round:03d}"
+    weights = next(kept / name for name in ("adapter", "weights") if (kept / name).is_dir())
+    verify(weights)
+    return str(weights), run, round
+
+
+def refuse_another(policy: TransformerPolicy, run: RunFolder, round: int) -> None:
+    """
+    Raises:
+        UserError: responses of the round are not as probable as the run found them.
+    """
+    table = Table(run.path / f"round-{round:03d}" / "rollouts.parquet")
+    ids = run.prompt_ids("rollouts")
+    if ids is None or "log_prob" not in table.names():
+        return
+    piece = next(table.pieces(["prompt_index", "tokens", "log_prob"])).slice(0, LOOKED_AT)
+    rows = piece.to_pylist()
+    length = torch.tensor([[len(row["tokens"])] for row in rows])
+    tokens = torch.zeros(len(rows), 1, int(length.max()), dtype=torch.int32)
+    for row, into in zip(rows, tokens, strict=True):
+        into[0, : len(row["tokens"])] = torch.tensor(row["tokens"])
+    prompts = ids["tokens"].take(piece["prompt_index"]).to_pylist()
+    responses = Responses(tokens, length, torch.ones_like(length, dtype=torch.bool))
+    now = policy.scorer.score(policy.scorer.groups(prompts, responses), None, silent)[0][:, 0].cpu()
+    then = torch.tensor([row["log_prob"] for row in rows])
+    far = float(((now - then).abs() / length[:, 0].clamp_min(1)).median())
+    if not far <= SAME:
+        raise UserError(
+            f"the model {run.manifest['model']} with the weights of round {round} of {run.path} gives its responses "
+            f"log-probs that are {far:.2g} nats a token from those that the run wrote down, expected at most {SAME}: "
+            "put back the model that the run began with"
+        )
