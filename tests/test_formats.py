@@ -101,7 +101,7 @@ def test_a_turn_of_nobody_is_refused(tmp_path):
 
 
 def test_conversations_that_are_all_reply_have_no_prompt(tmp_path):
-    with pytest.raises(UserError, match=r"the conversation on line 1 of .* is empty"):
+    with pytest.raises(UserError, match=r"the conversation on line 1 of .* ends with an assistant turn"):
         load_prompts(write_rows(tmp_path / "a.jsonl", [{"messages": turns("a", roles=("assistant", "user"))}]))
 
 

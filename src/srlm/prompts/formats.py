@@ -65,7 +65,7 @@ def _before_the_reply(turns: Sequence[Any]) -> list[Any]:
     end = len(turns)
     while end and isinstance(turns[end - 1], Mapping) and turns[end - 1].get("role") == "assistant":
         end -= 1
-    return list(turns[:end])
+    return list(turns[: end or len(turns)])  # one that is nothing but reply is no prompt, which is said of it whole
 
 
 OWN = Format("prompts", ("prompt",), _own, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
@@ -11,6 +12,7 @@ from srlm.guard.decision import history
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.report import report_or_reason
 from srlm.report.card import card_or_reason
+from srlm.report.plot import plot
 from srlm.run.files import verify, write_atomically
 from srlm.run.folder import RunFolder
 from srlm.run.ledger import Ledger
@@ -26,6 +28,11 @@ class TrainResult:
     model: Path
     records: list[Record]
     round: int
+
+    def plot(self, figure: str = "kappa") -> Any:
+        """A Plotly figure of the run by round, which a notebook shows: `kappa`, `accuracy`, ... (see
+        `srlm.report.plot`)."""
+        return plot([self.output], figure)
 
     @classmethod
     def of(cls, run: RunFolder) -> TrainResult:

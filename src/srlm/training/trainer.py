@@ -57,6 +57,8 @@ class SelfRewardTrainer:
         set aside.
     start: runs of the same model, prompts and seed; the first that is through with round 0 spares this one to sample
         and score it again.
+    on_round: called with the record of each round once it is on disk, in one process alone; of rounds that were there
+        already, too, when a run is resumed. What it raises ends the run, which can be resumed.
     """
 
     def __init__(
@@ -70,9 +72,10 @@ class SelfRewardTrainer:
         from_round: int | None = None,
         display: Display | None = None,
         start: Sequence[Path] = (),
+        on_round: Callable[[Record], object] | None = None,
     ) -> None:
         self.model, self.resume, self.start = model, resume or from_round is not None, start
-        self.from_round = from_round
+        self.from_round, self.on_round = from_round, on_round
         match_rule(config.match), answer_classes(config.answers)  # are there such?
         train, held = prompt_sets(prompts, held_out, config)
         begun = read_manifest(Path(config.output))["config"] if self.resume else None
@@ -172,6 +175,8 @@ class SelfRewardTrainer:
                     self.ledger.close(step.round - 1)
                 decision = decide(self.run.records()[: step.round + 1], config)
                 self.display.row(record | {"stage": decision.stage})
+                if self.main and self.on_round is not None:
+                    self.on_round(dict(record))
                 for said in advice(record, config) if step.round == 0 else ():
                     self.display.say(f"advice: {said}")
                 if decision.stage == "collapsing":
