@@ -14,7 +14,7 @@ from support import SETTINGS, command, records, refused, sentence, tree, words, 
 from srlm import SelfRewardConfig
 from srlm.cli import main
 
-LISTS = {"stop": [], "report_to": [], "chat_template_kwargs": []}  # how files hold tuples
+LISTS = {"stop": [], "report_to": [], "chat_template_kwargs": [], "engine_options": []}  # how files hold tuples
 
 
 @pytest.fixture

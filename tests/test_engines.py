@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,6 @@ from srlm.policies.transformer.engines.vllm import VllmEngine
 from srlm.policies.transformer.engines.wire import Asked, read, request
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes, silent
-from srlm.policies.transformer.sample import Decoding
 from srlm.types import Prompts
 
 RECORDED = json.loads((Path(__file__).parent / "vllm-0.32.0.json").read_text())
@@ -428,7 +428,7 @@ def apart(policy: TransformerPolicy, responses: Any) -> float:
 )
 def test_responses_end_as_the_built_in_ones_do(folder, tmp_path, eos, stop):
     policy = loaded(folder, stop=stop)
-    how = Decoding(12, frozenset(eos), 1.3, 0.95, policy.decoding.stopped, policy.decoding.window, policy.decoding.stop)
+    how = replace(policy.decoding, max_new_tokens=12, eos=frozenset(eos), temperature=1.3, top_p=0.95)
     with FakeVllm(folder) as one:
         engine = engine_on(policy, tmp_path, one.url)
         engine.sync(policy)

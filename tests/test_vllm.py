@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from test_engines import folder as folder  # a fixture
 from srlm.policies.transformer.engines.inside import Inside
 from srlm.policies.transformer.engines.vllm import VllmEngine
 from srlm.policies.transformer.processes import processes, silent
-from srlm.policies.transformer.sample import Decoding
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
 OPTIONS = ["max_model_len=256", "enforce_eager=true"]
@@ -144,7 +144,7 @@ def test_first_words_are_drawn_from_the_policy(engine_of, temperature, top_p):
     policy = engine_of(temperature=temperature, top_p=top_p)
     nudge(policy, gain=0.5)
     policy.engine.sync(policy)
-    how = Decoding(1, policy.decoding.eos, temperature, top_p)
+    how = replace(policy.decoding, max_new_tokens=1)
     made = policy.engine.sample([IDS[0]] * 20, 200, how, list(range(20)), silent)
     assert made.length.unique().tolist() == [1]
     with torch.no_grad(), policy.merged():
@@ -167,7 +167,7 @@ def test_responses_end_as_the_built_in_ones_do(engine_of):
     policy = engine_of(stop=stop)
     policy.engine.sync(policy)
     for eos in (frozenset({2}), frozenset(range(2, 20))):
-        how = Decoding(12, eos, 1.3, 0.95, policy.decoding.stopped, policy.decoding.window, stop)
+        how = replace(policy.decoding, max_new_tokens=12, eos=eos, temperature=1.3, top_p=0.95)
         made = policy.engine.sample(IDS, 32, how, [3, 4], silent)
         for p in range(2):
             for row, finished in zip(made.ids(p), made.finished[p].tolist(), strict=True):
