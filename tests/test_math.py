@@ -54,6 +54,7 @@ SAME = [
     (r"\boxed{2x+2y}", "2(x+y)"),  # to math-verify a(b+c) is a function's value, and 2c cents
     (r"\boxed{x = 5}", "5"),
     (r"\boxed{y=2x+1}", "y=1+2x"),
+    (r"\boxed{5=x}", "5"),
     (r"\boxed{2x+3y=6}", "4x+6y=12"),
     (r"\boxed{3+4i}", "4i+3"),
     (r"\boxed{-x+3}", "3-x"),
@@ -136,8 +137,8 @@ def test_math_verify_itself_agrees() -> None:
     pairs = [(r, a, True) for r, a in SAME] + [(r, a, False) for r, a in OTHER]
     boxed = [(r, a, p) for r, a, p in pairs if r.startswith(r"\boxed") and r.count("boxed") == 1]
     differ = [(r, a) for r, a, p in boxed if verify(parse(rf"$\boxed{{{a}}}$"), parse(f"${r}$")) is not p]
-    # It tells an inequality from the interval that it describes, unless asked not to.
-    assert len(boxed) > 70 and {answer for _, answer in differ} == {r"(-\infty,5)", r"[3,\infty)", "[-2,7]"}
+    # It tells an inequality from the interval that it describes, unless asked not to, and 5 = x from 5.
+    assert len(boxed) > 70 and {answer for _, answer in differ} == {r"(-\infty,5)", r"[3,\infty)", "[-2,7]", "5"}
 
 
 @needed

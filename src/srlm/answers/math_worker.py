@@ -102,7 +102,9 @@ def _word(one: Any) -> str:
     if isinstance(one, sympy.Eq):  # x = 5 says 5, an equation of more says itself
         if one.lhs.is_Symbol or isinstance(one.lhs, sympy.core.function.AppliedUndef):
             return _word(one.rhs)
-        if one.lhs.is_number:  # 2 + 3 = 5
+        if one.rhs.is_Symbol:
+            return _word(one.lhs)
+        if one.lhs.is_number and one.rhs.is_number:  # 2 + 3 = 5
             return _word(one.rhs)
         return f"equation {_up_to_scale(one.lhs - one.rhs)}"
     if isinstance(one, Relational):
