@@ -159,7 +159,7 @@ BAD_OPTIONS = [
     (["--stop", ""], "--stop"),
     (
         ["--objective", "ppo"],
-        "--objective is 'ppo', expected regression, dpo, ipo, best_of_k, grpo, dapo, dr_grpo or gspo",
+        "--objective is 'ppo', expected regression, dpo, ipo, best_of_k, imitation, grpo, dapo, dr_grpo or gspo",
     ),
     (["--length-normalised"], "--length-normalised is True, expected --objective dpo or ipo beside it"),
     (["--ratio-clip", "0.2", "0.2"], "expected --objective grpo, dapo, dr_grpo or gspo beside it"),
