@@ -145,7 +145,8 @@ def run(model: str, prompts: int, k: int, tokens: int, held_out: int, reward: st
         rewards = trainer.stages.reward(policy, rollouts)
     with measured(f"record, with {held_out * k:,} held-out responses by token"):
         trainer.run.append_record(trainer._measure(Step(0, policy, rollouts, rewards, None)))
-    held = sum(value.nbytes for value in (*vars(rollouts.responses).values(), rollouts.log_prob, rewards))
+        parts = (*vars(rollouts.responses).values(), rollouts.log_prob, rewards)
+        held = sum(value.nbytes for value in parts if value is not None)  # nobody else's log-probs
     held += rollouts.weight.nbytes + (0 if rollouts.entropy is None else rollouts.entropy.nbytes)
     count = int(rollouts.responses.length.sum())
     del rollouts, rewards
