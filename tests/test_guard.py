@@ -202,6 +202,47 @@ def test_missing_signals_are_no_alarm() -> None:
     assert decide([{"round": 0}, {"round": 1, "entropy": None}], CONFIG).action == "continue"
 
 
+def long_table(generator: torch.Generator, kind: str = "as at first", prompts: int = 16, samples: int = 4) -> HeldOut:
+    """Made up: responses of 120 to 200 tokens of 3 nats each under pi_0, a third of them cut off."""
+    length = torch.randint(120, 201, (prompts, samples), generator=generator)
+    tokens = torch.randint(0, 5000, (prompts, samples, 200), generator=generator, dtype=torch.int32)
+    nats = 3 + 0.3 * torch.randn(prompts, samples, generator=generator)
+    finished = torch.rand(prompts, samples, generator=generator) < 2 / 3
+    if kind == "length collapse":
+        length = (0.6 * length).long()
+    elif kind == "repetition":
+        tokens[:, :, 60:] = tokens[:, :, :7].repeat(1, 1, 20)
+        nats = nats - 1
+    elif kind == "constant answer":
+        length, tokens = torch.full_like(length, 25), tokens[:1, :1].expand(prompts, samples, 200)
+        nats, finished = nats + 1, torch.ones_like(finished)
+    log_prob = -nats * length
+    rollouts = Rollouts(
+        *(0, Prompts.uniform(range(prompts)), Responses(tokens, length, finished), log_prob),
+        torch.full_like(log_prob, 1 / samples),
+    )
+    answers = torch.randint(0, 40, (prompts, samples), generator=generator).tolist()
+    return HeldOut(rollouts, None, answers, log_prob, log_prob.amax(-1), log_prob.amax(-1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("as at first", []),
+        ("length collapse", ["length of finished responses is"]),
+        ("repetition", ["repetition change is"]),
+        ("constant answer", ["token likelihood rank is", "length of finished responses is"]),
+    ],
+)
+def test_damage_at_200_tokens_is_told_in_its_round(kind, words) -> None:
+    """On 16 prompts x 4, by nothing else than what is wrong."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        record = drift_record(long_table(generator), long_table(generator, kind))
+        found = alarms([{"round": 0}, {"round": 1} | record], CONFIG)
+        assert len(found) == len(words) and all(one.startswith(word) for one, word in zip(found, words, strict=True))
+
+
 # Decisions
 
 
