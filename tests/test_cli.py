@@ -175,7 +175,7 @@ BAD_OPTIONS = [
     (["--kl-initial", "-1"], "--kl-initial is -1.0"),
     (["--until", "bored"], "--until"),
     (["--patience", "0"], "--patience is 0, expected at least 1"),
-    (["--guard-truncation", "nan"], "--guard-leak is nan, expected a number"),
+    (["--guard-truncation", "nan"], "--guard-truncation is nan, expected a number"),
     (["--seed", "-1"], "--seed is -1"),
     (["--seed", str(2**64)], "--seed"),
     (["--reward", "praise"], "expected one of log_likelihood, mean_log_likelihood"),

@@ -163,7 +163,10 @@ def test_records_have_the_keys_of_the_issue(result):
         stages = STAGES | STAGES_AFTER_UPDATE if later else STAGES
         timings = {f"{kind}_{stage}" for kind in ("seconds", "tokens_per_second") for stage in stages}
         assert set(record) == ALWAYS | timings | (AFTER_UPDATE if later else set())
-        assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in record.values())
+        known = {name: value for name, value in record.items() if not name.startswith("length_change")}
+        assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in known.values())
+        for name in {"length_change", "length_change_held_out"} & set(record):  # of prompts that end responses
+            assert (record[name] is None) == (record[f"{name}_prompts"] == 0)
         assert record["seconds"] == pytest.approx(sum(record[f"seconds_{stage}"] for stage in stages))
         assert 0.01 < record["peak_memory_gb"] < 1000
 
