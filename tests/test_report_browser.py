@@ -93,7 +93,7 @@ def drawn(browser):
 def test_every_figure_is_drawn(browser, tmp_path, kind):
     folder = write_run(tmp_path / "run") if kind == "run" else write_diagnosis(tmp_path / "d")
     opened(browser, folder)
-    assert len(drawn(browser)) == (23 if kind == "run" else 3)
+    assert len(drawn(browser)) == (24 if kind == "run" else 3)
     assert [id for id, lines in drawn(browser).items() if not lines] == []
 
 

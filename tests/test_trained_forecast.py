@@ -93,7 +93,7 @@ def test_rounds_with_errors_are_forecast_within_their_interval(rounds):
     """On average over worlds, and as often as an interval of 95 % should; the exact forecast is far off."""
     names = ("mode_mass", "failure", "mode_kept", "accuracy")
     inside, points, truths, exact = {name: [] for name in names}, [], [], []
-    for seed in range(20):
+    for seed in range(30):
         path = trajectory(table(seed, 40, 60, 2.0), 0.4, 0.7, rounds=1 + rounds, seed=seed)
         right = np.random.default_rng(seed).random(path[0].shape) < 0.4
         right |= np.arange(60) == path[0].argmax(-1)[:, None]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
 PLAIN = ("llama", "qwen2", "qwen3")  # architectures whose tensors are converted each by itself
 SHARD = 1 << 29  # bytes of a file; a larger tensor has one of its own
+SCALES = "rope_freqs.weight"  # of positions, which the configuration says
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,6 +40,9 @@ def spill(path: Path, architecture: str, config: Any, folder: Path) -> bool:
         )
         if made.name in names:
             shards.add(names[made.name], torch.from_numpy(made.weights.copy()).float())
+        elif tensor.name != SCALES:  # nothing is dropped in silence
+            shards.remove()
+            return False
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()
     expected = {key: value.shape for key, value in model.state_dict().items() if key not in tied}
     if {key: shape for key, shape in shards.shapes.items() if key not in tied} != expected:
