@@ -19,10 +19,10 @@ TESTS = 10  # one-sided, of a round without labels; each has its share of the pr
 def alarms(records: Sequence[Record], config: GuardSettings) -> list[str]:
     """Why the last of `records` is one of a damaged policy: one reason per signal.
 
-    Signals without labels are tests of what sharpening cannot do (`measure.drift`; of the update, that it moves the way
-    it was asked): an alarm is raised past a margin by more than the choice of prompts explains, at level
-    guard_false_alarm / 10. None is in nats or tokens, so they mean the same for answers of 8 tokens and of 800.
-    docs/methods.md has what they said of runs on four tasks. With labels, accuracy and the reward's AUROC count too.
+    Signals without labels are tests of what healthy sharpening does not do (`measure.drift`; of the update, that it
+    moves the other way than it was asked): an alarm is raised past a margin by more than the choice of prompts
+    explains, at level guard_false_alarm / 10. None is in nats or tokens; tried on answers of 8 tokens and of 160
+    (docs/methods.md). With labels, accuracy and the reward's AUROC count too.
     """
     if len(records) == 1:
         return []

@@ -171,8 +171,9 @@ class Stages:
         return math.inf if kept is None else float(kept)  # JSON has no infinity
 
     def update_before(self, round: int) -> tuple[float | None, float]:
-        """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did."""
-        if not round:
+        """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did, or
+        one that follows no reward."""
+        if not round or self.config.objective == "imitation":
             return None, self.config.clip
         beta = self.beta(round - 1)
         in_nats = self.config.step is not None and self.config.clip > 0
