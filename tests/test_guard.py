@@ -63,6 +63,7 @@ HEALTHY = START | {
     "displacement_held_out": 0.9,
     "achieved": 0.8,
     "achieved_error": 0.1,
+    "achieved_prompts": 48,
     "leak": -0.3,
     "leak_error": 0.1,
     "leak_held_out": -0.2,

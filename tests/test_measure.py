@@ -17,6 +17,7 @@ from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.measure import (
     HeldOut,
     accuracy_record,
+    achieved_record,
     agreement_record,
     at_k_record,
     calibration_record,
@@ -28,6 +29,7 @@ from srlm.measure import (
     train_record,
     update_fidelity,
 )
+from srlm.objectives import step_size
 from srlm.types import Prompts, Rollouts, Step, UpdateInfo
 
 ENDS = ("", "_low", "_high")
@@ -179,20 +181,38 @@ def test_the_first_record_describes_no_update() -> None:
 
 
 def test_the_share_achieved_of_the_gain_asked_for() -> None:
-    log_prob, reward = -5 * randn(6, 4).abs(), 3 * randn(6, 4, seed=1)
-    target = torch.softmax(reward / 2.0, -1)
-    exact = reward / 2.0 - (torch.logsumexp(reward / 2.0, -1, keepdim=True) - math.log(4))
-    assert update_fidelity(exact, reward, log_prob, 2.0)["achieved"] == pytest.approx(1.0)
-    assert update_fidelity(0 * exact, reward, log_prob, 2.0)["achieved"] == 0.0
+    reward, even = 3 * randn(6, 4, seed=1), torch.full((6, 4), 0.25, dtype=torch.float64)
+    q = torch.softmax(reward / 2.0, -1)
+    exact = (4 * q).log()
+    assert achieved_record(exact, reward, even, 2.0)["achieved"] == pytest.approx(1.0)
+    assert achieved_record(0 * exact, reward, even, 2.0)["achieved"] == 0.0
     ratio = randn(6, 4, seed=2)
-    found = update_fidelity(ratio, reward, log_prob, 2.0)
-    gains, asked = (target * ratio).sum(-1), float((target * (4 * target).log()).sum(-1).mean())
+    found = achieved_record(ratio, reward, even, 2.0)
+    gains, asked = (q * ratio).sum(-1), float((q * (4 * q).log()).sum(-1).mean())
     assert found["achieved"] == pytest.approx(float(gains.mean()) / asked)
     assert found["achieved_error"] == pytest.approx(float(gains.std()) / math.sqrt(6) / asked)
+    assert found["achieved_prompts"] == 6
+    assert achieved_record(ratio, reward, even, None) == achieved_record(ratio, 0 * reward, even, 2.0) == {}
+
+
+def test_what_takes_no_part_in_an_update_is_asked_for_nothing() -> None:
+    """A prompt of weight 0, and a response of weight 0 with the best reward of all."""
+    reward, ratio = 3 * randn(3, 4, seed=1), randn(3, 4, seed=2)
+    weight = torch.tensor([[0.25] * 4, [0.0] * 4, [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    reward[2, 3] = 99.0
+    found = achieved_record(ratio, reward, weight, 2.0)
+    rows = [achieved_record(ratio[:1], reward[:1], weight[:1], 2.0), None]
+    rows[1] = achieved_record(ratio[2:, :2], reward[2:, :2], weight[2:, :2], 2.0)
+    asked = [float(step_size.divergence(r, w, 2.0)[0]) for r, w in ((reward[:1], weight[:1]), (reward[2:], weight[2:]))]
+    expected = sum(row["achieved"] * a for row, a in zip(rows, asked, strict=True)) / sum(asked)
+    assert found["achieved"] == pytest.approx(expected) and found["achieved_prompts"] == 2
+
+
+def test_the_error_of_the_leak() -> None:
+    ratio = randn(6, 4, seed=2)
     kept = ratio.exp().mean(-1).log()
+    found = update_fidelity(ratio, None, ratio, None)
     assert found["leak_error"] == pytest.approx(float(kept.std()) / math.sqrt(6))
-    for nothing in (update_fidelity(ratio, None, log_prob, 2.0), update_fidelity(ratio, 0 * reward, log_prob, 2.0)):
-        assert nothing["achieved"] is nothing["achieved_error"] is None
 
 
 def test_held_out_record_by_its_definitions() -> None:

@@ -72,7 +72,7 @@ DRIFT = (
 AFTER_UPDATE = {
     *("fidelity_r2", "displacement", "leak", "log_ratio_mean", "log_ratio_std", "log_ratio_max_abs", "kendall_tau"),
     *("loss", "loss_last", "fidelity_r2_held_out", "displacement_held_out", "leak_held_out"),
-    *("mode_surprisal_forecast", "achieved", "achieved_error", "leak_error", "leak_held_out_error"),
+    *("mode_surprisal_forecast", "achieved", "achieved_error", "achieved_prompts", "leak_error", "leak_held_out_error"),
     *(f"{name}{end}" for name in DRIFT for end in ("", "_error", "_prompts")),
 }
 STAGES = {"sample_rollouts", "score_rollouts", "sample_held_out", "score_held_out", "sample_greedy"}

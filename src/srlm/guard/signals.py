@@ -91,7 +91,7 @@ def _faithfulness(now: Record, level: float) -> Iterator[str]:
 
 
 def _update(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
-    achieved = _Estimate.of(now, "achieved", level, "prompts")
+    achieved = _Estimate.of(now, "achieved", level)
     if achieved.high < 0:
         yield f"achieved is {achieved.at_most} of the gain asked for, below 0: the update went the other way"
     for part, prompts in (("", "prompts"), ("_held_out", "held_out_prompts")):

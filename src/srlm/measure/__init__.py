@@ -5,6 +5,7 @@ from srlm.measure.drift import length_record as length_record
 from srlm.measure.drift import log_lengths as log_lengths
 from srlm.measure.record import HeldOut as HeldOut
 from srlm.measure.record import accuracy_record as accuracy_record
+from srlm.measure.record import achieved_record as achieved_record
 from srlm.measure.record import agreement_record as agreement_record
 from srlm.measure.record import at_k_record as at_k_record
 from srlm.measure.record import calibration_record as calibration_record

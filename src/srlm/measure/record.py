@@ -22,7 +22,7 @@ from srlm.estimators.intervals import clustered_proportion, mean_and_error, wils
 from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.estimators.rank import kendall_tau
 from srlm.objectives.regression import censored, clip_reward, log_partition
-from srlm.objectives.step_size import divergence, effective_samples
+from srlm.objectives.step_size import divergence, effective_samples, target
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
@@ -62,9 +62,6 @@ def update_fidelity(
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
     leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1);
         with its standard error.
-    achieved: E_x,q[log-ratio] / E_x KL(q || uniform) with q_k proportional to exp(r_k / beta), the target on the
-        samples: 1 when exact, 0 when nothing moved, below 0 when what was to gain lost; with its standard error. None
-        where fidelity_r2 is.
     """
     ratio = log_ratio.double()
     centred = ratio - ratio.mean(-1, keepdim=True)
@@ -76,7 +73,7 @@ def update_fidelity(
     scale = float((wanted**2).sum())
     best = log_prob.argmax(-1, keepdim=True)
     kept = torch.logsumexp(ratio, -1) - math.log(ratio.shape[-1])
-    return _achieved(ratio, reward, beta) | {
+    return {
         "fidelity_r2": 1 - float(((centred - wanted) ** 2).sum()) / scale if scale > 0 else None,
         "displacement": _mean(ratio.gather(-1, best)),
         "leak": _mean(kept),
@@ -87,15 +84,20 @@ def update_fidelity(
     }
 
 
-def _achieved(ratio: Tensor, reward: Tensor | None, beta: float | None) -> Record:
-    if reward is not None and beta is not None and math.isfinite(beta):
-        even = torch.full_like(ratio, 1 / ratio.shape[-1])
-        asked = _mean(divergence(reward, even, beta))
-        if asked > 0:
-            target = torch.softmax((reward.double() - reward.double().amax(-1, keepdim=True)) / beta, -1)
-            mean, error = mean_and_error((target * ratio).sum(-1).numpy())
-            return {"achieved": mean / asked, "achieved_error": error / asked}
-    return {"achieved": None, "achieved_error": None}
+def achieved_record(log_ratio: Tensor, reward: Tensor, weight: Tensor, beta: float | None) -> Record:
+    """achieved: E_x,q[log-ratio] / E_x KL(q || w), q_k proportional to w_k exp(r_k / beta): of the gain in log-likelihood
+    that an update was asked for, the share it achieved. 1 when exact, 0 when nothing moved, below 0 when what was to
+    gain lost; with its standard error, over the prompts that take part. Empty where nothing was asked for.
+    """
+    if beta is None or not math.isfinite(beta):
+        return {}
+    counts = weight.sum(-1) > 0
+    asked = _mean(divergence(reward, weight, beta)[counts])
+    if not asked > 0:
+        return {}
+    gains = (target(reward, weight, beta) * log_ratio.double()).sum(-1)[counts]
+    mean, error = mean_and_error(gains.numpy())
+    return {"achieved": mean / asked, "achieved_error": error / asked, "achieved_prompts": len(gains)}
 
 
 def log10_kappa_upper(log_prob: Tensor) -> float:
@@ -154,6 +156,7 @@ def train_record(
     if info is not None:
         before = info.rollouts.log_prob
         record |= update_fidelity(info.log_ratio, info.reward, before, beta, clip)
+        record |= achieved_record(info.log_ratio, info.reward, info.rollouts.weight, beta)
         record["kendall_tau"] = kendall_tau(before.numpy(), (before + info.log_ratio).numpy())
         record["loss"] = float(info.loss.mean())
         record["loss_last"] = float(info.loss[-max(1, len(info.loss) // 10) :].mean())

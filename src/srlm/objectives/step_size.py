@@ -60,10 +60,15 @@ def divergence(reward: Tensor, weight: Tensor, beta: float) -> Tensor:
     return _divergence(*_relative(reward, weight), beta)
 
 
+def target(reward: Tensor, weight: Tensor, beta: float) -> Tensor:
+    """q [P, K], float64; sums to 1, or to 0 in groups that take no part. beta (0, inf]."""
+    return _tilted(*_relative(reward, weight), beta)
+
+
 def effective_samples(reward: Tensor, weight: Tensor, beta: float) -> Tensor:
     """1 / sum_k q_k^2 [P] in [1, K], float64: on how many of its responses a group's Z rests. inf in groups that take
     no part. beta (0, inf]."""
-    return 1 / _tilted(*_relative(reward, weight), beta).square().sum(-1)
+    return 1 / target(reward, weight, beta).square().sum(-1)
 
 
 def _relative(reward: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
