@@ -193,6 +193,8 @@ def test_the_share_achieved_of_the_gain_asked_for() -> None:
     assert found["achieved_error"] == pytest.approx(float(gains.std()) / math.sqrt(6) / asked)
     assert found["achieved_prompts"] == 6
     assert achieved_record(ratio, reward, even, None) == achieved_record(ratio, 0 * reward, even, 2.0) == {}
+    barely = step_size.step_size(reward, even, 0.021 * math.log(4))
+    assert achieved_record(ratio, reward, even, barely) and achieved_record(ratio, reward, even, 1.05 * barely) == {}
 
 
 def test_what_takes_no_part_in_an_update_is_asked_for_nothing() -> None:

@@ -27,6 +27,7 @@ from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
 MODE_TOLERANCE = 0.5  # nats
+LEAST_ASKED = 0.02  # of log K, the most nats that K samples can ask for
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +86,16 @@ def update_fidelity(
 
 
 def achieved_record(log_ratio: Tensor, reward: Tensor, weight: Tensor, beta: float | None) -> Record:
-    """achieved: E_x,q[log-ratio] / E_x KL(q || w), q_k proportional to w_k exp(r_k / beta): of the gain in log-likelihood
-    that an update was asked for, the share it achieved. 1 when exact, 0 when nothing moved, below 0 when what was to
-    gain lost; with its standard error, over the prompts that take part. Empty where nothing was asked for.
+    """achieved: E_x,q[log-ratio] / E_x KL(q || w), q_k proportional to w_k exp(r_k / beta): the share achieved of the
+    gain in log-likelihood that an update with this target was asked for. 1 when exact, 0 when nothing moved, below 0
+    when what was to gain lost; with its standard error, over the prompts that take part. Empty where next to nothing
+    was asked for (`LEAST_ASKED`): noise is then many times as much, and harmless.
     """
     if beta is None or not math.isfinite(beta):
         return {}
     counts = weight.sum(-1) > 0
     asked = _mean(divergence(reward, weight, beta)[counts])
-    if not asked > 0:
+    if not asked > LEAST_ASKED * math.log(weight.shape[-1]):
         return {}
     gains = (target(reward, weight, beta) * log_ratio.double()).sum(-1)[counts]
     mean, error = mean_and_error(gains.numpy())
@@ -156,7 +158,6 @@ def train_record(
     if info is not None:
         before = info.rollouts.log_prob
         record |= update_fidelity(info.log_ratio, info.reward, before, beta, clip)
-        record |= achieved_record(info.log_ratio, info.reward, info.rollouts.weight, beta)
         record["kendall_tau"] = kendall_tau(before.numpy(), (before + info.log_ratio).numpy())
         record["loss"] = float(info.loss.mean())
         record["loss_last"] = float(info.loss[-max(1, len(info.loss) // 10) :].mean())

@@ -15,7 +15,7 @@ from torch import Tensor
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.loop import round_generator
-from srlm.measure import step_record
+from srlm.measure import achieved_record, step_record
 from srlm.objectives import shaping
 from srlm.objectives.step_size import step_size
 from srlm.policies.transformer.engines.trust import importance, mismatch
@@ -169,6 +169,12 @@ class Stages:
             return self.config.total_beta
         kept = self.ledger.record(round)["beta"]
         return math.inf if kept is None else float(kept)  # JSON has no infinity
+
+    def achieved(self, info: UpdateInfo | None) -> Record:
+        """Of the gain that an update was asked for; only the regression's target says how much that is."""
+        if info is None or self.config.objective != "regression":
+            return {}
+        return achieved_record(info.log_ratio, info.reward, info.rollouts.weight, self.beta(info.rollouts.round))
 
     def update_before(self, round: int) -> tuple[float | None, float]:
         """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did, or

@@ -199,7 +199,8 @@ class SelfRewardTrainer:
         policy, responses = step.policy, step.rollouts.responses
         how = self.stages.update_before(step.round)
         record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
-        record |= self.stages.step(step.rollouts, step.reward) | self.stages.mismatch(step.rollouts)
+        record |= self.stages.step(step.rollouts, step.reward) | self.stages.achieved(step.info)
+        record |= self.stages.mismatch(step.rollouts)
         record["gain"] = policy.sharpness()
         if not self.config.prompts_per_round:  # else no round has the prompts of round 0
             lengths = log_lengths(responses)
