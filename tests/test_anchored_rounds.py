@@ -104,8 +104,9 @@ def test_a_prompt_that_no_round_loses_is_sharpened_so_far_at_least(
         wrong = [y for y, light in zip(order, lighter, strict=True) if light]
         if wrong:  # all of it on one response, or shared out
             mass = np.logaddexp.reduce(exact[wrong])
-            share = np.full(len(wrong), 1e-300)
-            share[0 if data.draw(st.booleans()) else -1] = 1.0
+            share = np.full(len(wrong), 1 / len(wrong))
+            if data.draw(st.booleans()):
+                share = np.where(np.arange(len(wrong)) == data.draw(st.integers(0, len(wrong) - 1)), 1.0, 1e-300)
             exact[wrong] = mass + np.log(share)
         log_prob = exact
         assert int(log_prob.argmax()) == mode

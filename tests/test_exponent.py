@@ -60,6 +60,22 @@ def test_a_response_sampled_twice_counts_once():
     assert twice == effective_exponent(before, after)
 
 
+def test_a_response_that_arithmetic_moved_is_one_response_still():
+    """Log-probs of bf16 move with the batch: four copies of each are no four errors."""
+    before, after = world(2)
+    copies = [np.repeat(table, 4, -1) for table in (before, after)]
+    moved = [table + 1e-3 * np.random.default_rng(0).standard_normal(table.shape) for table in copies]
+    same = np.stack([np.unique(row, return_inverse=True)[1] for row in copies[0]])
+    found, once = effective_exponent(*moved, same=same), effective_exponent(before, after)
+    assert found.responses == once.responses < effective_exponent(*moved).responses
+    assert found.noise == pytest.approx(once.noise, rel=0.01) and found.exponent == pytest.approx(
+        once.exponent, abs=0.01
+    )
+    assert effective_exponent(*moved).noise < 0.95 * once.noise
+    with pytest.raises(ValueError, match="same must be numbers"):
+        effective_exponent(before, after, same=same)
+
+
 def test_only_what_is_near_the_best_is_asked():
     before, after = world(4, scale=4.0)
     far = before < before.max(-1, keepdims=True) - 3

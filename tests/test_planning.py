@@ -323,3 +323,13 @@ def test_the_command_is_the_function(tmp_path: Path) -> None:
     assert said.code == 0 and not said.err and said.out.startswith("failure <= 0.1 with probability 0.95: ")
     assert json.loads((tmp_path / "plan.json").read_text()) == srlm.plan(**GIVEN).to_dict()
     assert (tmp_path / "plan.svg").exists()
+
+
+def test_a_failure_to_reach_does_not_change_what_the_budget_promises() -> None:
+    known = {"kappa0": 7.39, "margin": 4.2857, "log_class_size": 2.0, "max_rounds": 3}
+    alone = plan(diagnosis((0.0, 0.0, 0.0)), **known, budget=1e9)
+    both = plan(diagnosis((0.0, 0.0, 0.0)), **known, budget=1e9, failure=0.3)
+    needed = plan(diagnosis((0.0, 0.0, 0.0)), **known, failure=0.3)
+    assert [row.one.failure for row in both.rows] == [row.one.failure for row in alone.rows]
+    assert [row.one.needed for row in both.rows] == [row.one.needed for row in needed.rows]
+    assert both.best_rounds == alone.best_rounds and both.needed_rounds == needed.needed_rounds

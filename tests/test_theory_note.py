@@ -134,3 +134,15 @@ def test_theorems_4_and_5_as_they_are_written() -> None:
     flow = quad(lambda odds: beta * (m + math.exp(odds)) / math.expm1(odds), gamma, math.log(m), epsabs=1e-10)[0]
     assert beta * written == pytest.approx(flow)
     assert math.log(1 / (1 - math.exp(-0.25))) == pytest.approx(1.51, abs=0.01)
+
+
+TEX = """
+Big Delta Pi Vert alpha approx ast bar beta big cdot delta dot dots epsilon frac gamma ge hat in
+infty int kappa lbrace lceil le log lt max min ne notin pi prod propto qquad quad rbrace rceil rho
+sigma sim sqrt sum text theta to
+"""
+
+
+def test_every_command_of_a_formula_is_one_of_tex() -> None:
+    """A letter that runs into a command, as in \\DeltaE, leaves the formula unshown."""
+    assert set(re.findall(r"\\([A-Za-z]+)", NOTE)) <= set(TEX.split())

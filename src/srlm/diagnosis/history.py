@@ -15,7 +15,9 @@ from srlm.estimators.exponent import EffectiveExponent, effective_exponent
 from srlm.run.tables import Table
 from srlm.types import Record
 
-NEAR = 8.0  # nats under the best response: what lies below has no part in what a round leaves
+# Nats under the best response: what lies below has no part in what a round leaves. Tried on answers of 12 tokens; of
+# long ones few may lie so near each other.
+NEAR = 8.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
     if not round:
         return History(solved, clip=clip, after=after, unknown="no update came before round 0 (--round 1 tells more)")
     update = _update(run, round, clip)
-    unknown = None if update else "its held-out samples of the round before do not tell how far the update went"
+    few = f"too few of its held-out samples of the round before lie within {NEAR:g} nats of a prompt's best to tell"
+    unknown = None if update else f"{few} how far the update went"
     return History(solved, update, asked, clip, after, unknown)
 
 
@@ -59,18 +62,20 @@ def _update(run: Path, round: int, clip: float) -> EffectiveExponent | None:
     """From the held-out samples of the round before, scored again by this round's policy. Where that round is 0 the
     best responses of its policy are known better, from this round's samples."""
     before, now = (Table(run / f"round-{t:03d}" / "held_out.parquet") for t in (round - 1, round))
-    needed = ["prompt_index", "log_prob", "log_prob_next"]
+    needed = ["prompt_index", "log_prob", "log_prob_next", "tokens"]
     if not set(needed) <= set(before.names()):
         return None
-    rows, *values = before.read(needed).columns
+    rows, *values, tokens = before.read(needed).columns
     count = len(set(rows.to_pylist()))
     old, new = (_grid(value.to_pylist(), count) for value in values)
+    seen: dict[tuple[int, ...], int] = {}
+    same = np.array([seen.setdefault(tuple(ids), len(seen)) for ids in tokens.to_pylist()]).reshape(count, -1)
     best = old.max(-1)
     if round == 1 and "log_prob_initial" in now.names():
         (initial,) = now.read(["log_prob_initial"]).columns
         best = np.maximum(best, _grid(initial.to_pylist(), count).max(-1))
     whole = np.isfinite(old).all(-1) & np.isfinite(new).all(-1) & ~np.isnan(best)
-    return effective_exponent(old[whole], new[whole], NEAR, clip, best[whole])
+    return effective_exponent(old[whole], new[whole], NEAR, clip, best[whole], same[whole])
 
 
 def _grid(values: list[float | None], count: int) -> NDArray[np.float64]:

@@ -89,7 +89,8 @@ def _trained(found: Trained) -> Table:
     update = found.update
     exact = "" if found.asked is None else f" where exact is {found.asked:.3g}"
     title = f"rounds like the one before: exponent {update.exponent:.2f} ± {1.96 * update.standard_error:.2f}{exact}, "
-    title += f"errors of {update.noise:.2g} nats ({update.prompts} held-out prompts); 95 % intervals"
+    title += f"errors of {update.noise:.2g} nats ({update.prompts} held-out prompts); 95 % intervals,"
+    title += " tried on answers of 12 tokens"
     table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
     labelled = found.rows[0].accuracy is not None
     trained = any(value is not None for value in found.measured)

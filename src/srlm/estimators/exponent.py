@@ -30,6 +30,7 @@ def effective_exponent(
     within: float = math.inf,
     clip: float = math.inf,
     best: ArrayLike | None = None,
+    same: ArrayLike | None = None,
 ) -> EffectiveExponent | None:
     """Least wanted of the log-ratio on log pi_t, with a constant for each prompt (ours; no labels needed).
 
@@ -41,9 +42,11 @@ def effective_exponent(
     it. Those of pi_{t+1} are chosen by e, and would make alpha too small. Its variance is
     sum_p (sum_k x e)^2 / S_xx^2 * P / (P - 1).
 
-    before, after: log-probs [P, K] of the same responses, in nats. Equal pairs of one prompt count once: they are the
-    same response, and say nothing of e. within: (0, inf]. clip: B (0, inf], where rewards were clipped so many nats
-    under the best. best: [P] the largest log pi_t known of each prompt, where more responses than these are known.
+    before, after: log-probs [P, K] of the same responses, in nats. same: [P, K], equal numbers for responses to one
+    prompt that are one, however arithmetic moved their log-probs; they count once, by their mean, since the rest says
+    nothing of e. Unless given, equal pairs are taken for it. within: (0, inf]. clip: B (0, inf], where rewards were
+    clipped so many nats under the best. best: [P] the largest log pi_t known of each prompt, where more responses than
+    these are known.
 
     Returns None where fewer than two prompts have two different responses as near, or nothing is left to know sigma by.
 
@@ -64,8 +67,15 @@ def effective_exponent(
     if not within > 0 or not clip > 0:
         raise ValueError(f"within and clip must be in (0, inf], got {within} and {clip}")
     ratios, wanted = [], []
-    for own, following, level in zip(x, y, top, strict=True):
-        pairs = np.unique(np.stack([own, following], -1), axis=0)
+    codes = None if same is None else np.asarray(same)
+    if codes is not None and codes.shape != x.shape:
+        raise ValueError(f"same must be numbers [P, K] = {x.shape}, got {codes.shape}")
+    for p, (own, following, level) in enumerate(zip(x, y, top, strict=True)):
+        pairs = np.stack([own, following], -1)
+        if codes is None:
+            pairs = np.unique(pairs, axis=0)
+        else:
+            pairs = np.stack([pairs[codes[p] == code].mean(0) for code in np.unique(codes[p])])
         pairs = pairs[pairs[:, 0] >= level - within]
         if len(pairs) > 1:
             asked, ratio = np.maximum(pairs[:, 0], level - clip), pairs[:, 1] - pairs[:, 0]

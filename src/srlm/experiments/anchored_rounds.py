@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import logsumexp
 
+from srlm.estimators.intervals import mean_and_error
 from srlm.experiments.outcome import Report, Row, Verdict, columns
 from srlm.theory import anchored_exponent, anchored_rounds_bound, finite_class_guarantee
 
@@ -82,7 +83,7 @@ def _measure(case: Case, replicas: int, rng: np.random.Generator) -> Row:
     lost, moved = _play(case, weight, rivals, replicas, rng)
     return asdict(case) | {
         "kappa_0": kappa0, "log|Pi|": log_size, "a_T": float(anchored_exponent(BETA, t)),
-        "lost": float(lost.mean()), "error": float(lost.std(ddof=1) / replicas**0.5), "worst": float(lost.max()),
+        "lost": float(lost.mean()), "error": mean_and_error(lost)[1], "worst": float(lost.max()),
         "bound": float(bound), "beyond": float((lost > bound).mean()),
         "pairs lost": float(moved.mean()), "Thm 5.3": float(paper.total),
         "pairs beyond": float((moved > paper.total).mean()), "replicas": replicas,

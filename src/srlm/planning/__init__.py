@@ -42,10 +42,10 @@ def plan(
 ) -> Plan:
     """What N prompts promise, or how many are enough, in one round and in T = 1..max_rounds; no constant is hidden.
 
-    With probability 1 - rho, P_x[pi(y*_0|x) <= 1 - delta] is at most sample + target: `anchored_failure_bound` (for T
-    rounds `anchored_rounds_bound`), plus what exact updates leave. That is what the diagnosis forecasts of its prompts
-    (a Clopper-Pearson limit for others like them, which takes half of rho), or `sharpened_failure_bound`, whichever
-    promises more.
+    With probability 1 - rho, for each T by itself, P_x[pi(y*_0|x) <= 1 - delta] is at most sample + target:
+    `anchored_failure_bound` (for T rounds `anchored_rounds_bound`), plus what exact updates leave. That is what the
+    diagnosis forecasts of its prompts (a Clopper-Pearson limit for others like them, which takes half of rho), or
+    `sharpened_failure_bound`, whichever promises more.
 
     diagnosis: a diagnose.json or what is in it: its forecasts (for delta = 1/2), and the cautious end of its kappa0
     where none is given. Its margin is not used: it is the least of the diagnosed prompts, and others may have less.

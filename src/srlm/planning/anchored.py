@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -114,7 +115,8 @@ def _several_rounds(inputs: Inputs, prompts: float, rounds: int, rho: float) -> 
 def _promise(
     inputs: Inputs, rounds: int, targets: Sequence[Target], sample: Callable[[float, float], float]
 ) -> Promise:
-    """Of the targets the one with which fewest prompts are enough, or with which least is promised."""
+    """With a budget the target with which least is promised. What is needed is of the target with which that is
+    fewest, whichever."""
     made, budget = [], inputs.budget
     for target in targets:
         part = sample(budget, target.sample_probability) if budget is not None else None
@@ -123,13 +125,11 @@ def _promise(
         if inputs.failure is not None and target.failure < inputs.failure:
             needed = _least(partial(_with, sample, target), inputs.failure - target.failure, rounds)
         made.append(Promise(target, part, failure, needed))
-    return min(
-        made,
-        key=lambda each: (
-            math.inf if inputs.failure is None or each.needed is None else each.needed,
-            each.target.failure if each.failure is None else each.failure,
-        ),
-    )
+    fewest = min(made, key=lambda each: (math.inf if each.needed is None else each.needed, each.target.failure))
+    if budget is None:
+        return fewest
+    best = min(made, key=lambda each: math.inf if each.failure is None else each.failure)
+    return dataclasses.replace(best, needed=fewest.needed)
 
 
 def _with(sample: Callable[[float, float], float], target: Target, prompts: float) -> float:

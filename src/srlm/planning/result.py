@@ -55,8 +55,8 @@ class Promise:
     """With the budget; None without one."""
     failure: float | None
     needed: float | None
-    """The least number of prompts, all rounds together, with failure <= x; None if 1e18 are not enough, or none is
-    asked for."""
+    """The least number of prompts, all rounds together, with failure <= x, by the target with which that is fewest;
+    None if 1e18 are not enough, or none is asked for."""
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,8 @@ def _verdict(made: Plan) -> list[str]:
             enough = "more prompts" if row.one.sample > row.one.target.failure else "a smaller beta or a sharper start"
             parts += f": it takes {enough}"
         lines += [f"  {_way(made, row)}", f"  {parts}"]
-    lines.append(
-        f"failure: the share of prompts where the start's mode has probability <= {short(1 - given.level)} after"
-    )
+    least = short(1 - given.level) + ("" if given.log_class_size is not None else " e^(-2/n)")
+    lines.append(f"failure: the share of prompts where the start's mode has probability <= {least} after")
     return lines
 
 
