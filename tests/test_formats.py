@@ -154,3 +154,60 @@ def test_said_once_and_refused_before_any_work(tmp_path, tiny):
     said = refused(*train_words(model=tiny, prompts=file, output=tmp_path / "run"))
     assert "Alpaca (instruction, output)" in said and not (tmp_path / "run").exists()
     assert Path(file).exists()
+
+
+def test_a_part_of_what_has_none_is_refused(tmp_path):
+    write_rows(tmp_path / "all.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "one")
+    for name in ("all.jsonl[test]", "all.jsonl:main[test]", "one[test]"):
+        with pytest.raises(UserError, match="names a part of .*, expected its name alone"):
+            load_prompts(tmp_path / name)
+    assert len(load_prompts(tmp_path / "one").prompts) == 1
+
+
+def test_parts_of_a_folder_of_any_kind(tmp_path):
+    for name, prompt in (("train", "a"), ("test", "b")):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"prompt": prompt}]))
+    with pytest.raises(UserError, match=r"or a part as in .*\[train\]"):
+        load_prompts(tmp_path)
+    assert load_prompts(f"{tmp_path}[test]").prompts.items == ("b",)
+
+
+@pytest.mark.parametrize("name", ["evaluation.jsonl", "heldout.jsonl", "hold-out.jsonl", "tests.jsonl"])
+def test_what_looks_held_out_is_not_trained_on(tmp_path, name):
+    for file in ("train.jsonl", name):
+        write_rows(tmp_path / file, [{"prompt": file}])
+    with pytest.raises(UserError, match="looks as if it was to be measured"):
+        load_prompts(tmp_path)
+
+
+def test_a_file_about_a_folder_is_no_prompt_file(tmp_path):
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", [{"prompt": "a"}])
+    assert load_prompts(tmp_path).prompts.items == ("a",)
+
+
+def test_the_column_of_conversations_can_be_named(tmp_path):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    write_rows(tmp_path / "x.jsonl", [{"prompt": "other", "messages": turns}])
+    found = load_prompts(tmp_path / "x.jsonl", prompt_column="messages")
+    assert found.prompts.items == (({"role": "user", "content": "q"},),) and "OpenAI messages" in found.note
+
+
+def test_all_columns_are_listed_where_none_is_a_prompt(tmp_path):
+    table = pa.table({"question": ["q"], "answer": ["a"], "level": [1], "input": ["i"]})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="question"):
+        load_prompts(tmp_path / "x.parquet")
+
+
+def test_a_row_of_responses_that_is_none_is_said(tmp_path):
+    write_rows(tmp_path / "x.jsonl", [{"prompt": "a", "prompt_index": 0, "sample_index": 0}, 3])
+    with pytest.raises(UserError, match="line 2 .* is a number"):
+        load_prompts(tmp_path / "x.jsonl")
+
+
+def test_who_learns_sees_no_reply(tmp_path):
+    write_rows(tmp_path / "x.jsonl", [{"prompt": "a", "answer": "b", "solution": "c", "level": 3}])
+    assert load_prompts(tmp_path / "x.jsonl", keep_columns=True).columns == ({"level": 3},)

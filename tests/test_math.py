@@ -205,3 +205,20 @@ def test_answers_stand_behind_a_thinking_block() -> None:
     assert answer_classes("exact")("a</think> b") == "b" and answer_classes("normalised")("a</think> B.") == "b"
     assert answer_classes(r"regex:\d")("3</think> 4") == "4"
     assert answer_classes("number")("<think>it is 3") is None  # cut off in mid-thought
+
+
+@pytest.mark.parametrize("name", ["exact", "normalised", "number", "regex:(.+)"])
+def test_a_thought_that_nothing_follows_is_no_answer(name: str) -> None:
+    """Or else all that are cut off would agree."""
+    chosen = answer_classes(name)
+    assert chosen("<think>let me see 4") is None and chosen("<think>4</think>") is None
+    assert chosen("<think>so</think> 4") is not None
+
+
+@needed
+def test_small_numbers_are_not_nothing() -> None:
+    math_class, same = answer_classes("math"), match_rule("math")
+    for one, other in (("10^{-20}", "10^{-15}"), ("0", r"1.6\times 10^{-19}"), (r"6.6\times 10^{-34}", "0")):
+        assert not same(rf"\boxed{{{one}}}", [other]) and math_class(one) != math_class(other)
+    assert math_class("2.9999999999999") == math_class("3") and math_class(r"\sin(\pi)") == math_class("0")
+    assert same(r"\boxed{\sqrt{2}\sqrt{3}-\sqrt{6}}", ["0"])

@@ -75,8 +75,14 @@ def rows(source: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 def answer_classes(source: str) -> str:
     """How the answer is taken from a response, one of srlm.answers.answer_classes."""
-    task = _read[source] if source in _read else _read.setdefault(source, _task(source))
+    same = [task for known, task in _read.items() if _without_instruction(known) == _without_instruction(source)]
+    task = same[0] if same else _read.setdefault(source, _task(source))
     return task.answer
+
+
+def _without_instruction(source: str) -> str:
+    name, _, given = source.partition("?")
+    return f"{name}?{'&'.join(part for part in given.split('&') if not part.startswith('instruction='))}"
 
 
 def with_instruction(source: str, instruction: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from fractions import Fraction
+from functools import partial
 from typing import TypeAlias
 
 from srlm.answers.final import final
@@ -24,9 +25,15 @@ def number_class(response: str) -> Fraction | None:
     return None if found is None else found.value
 
 
+def _text_class(response: str, of: Callable[[str], str]) -> str | None:
+    """Of a text that says nothing the empty one; of a thought that nothing follows none."""
+    said = spoken(response)
+    return of(said) if said or said == response else None
+
+
 _CLASSES: dict[str, AnswerClass] = {
-    "exact": lambda response: spoken(response).strip(),
-    "normalised": lambda response: normalise(spoken(response)),
+    "exact": partial(_text_class, of=str.strip),
+    "normalised": partial(_text_class, of=normalise),
     "number": number_class,
     "math": math_class,
 }
@@ -43,7 +50,8 @@ def answer_classes(name: str) -> AnswerClass:
     module:function: the user's function of the text, which returns a hashable value or None. What it raises passes
     through; TypeError if it returns something else.
 
-    All but a user's own function see what stands behind `</think>`, if a response has thought.
+    All but a user's own function see what stands behind `</think>`, if a response has thought; a thought that is all
+    there is, or was cut off, is no answer.
 
     None stands for no answer. Such responses count among the K drawn, but agree with nothing, not even each other, and
     None is never the modal class. UserError for an unknown name, a broken PATTERN or a function that cannot be

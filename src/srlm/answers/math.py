@@ -6,6 +6,7 @@ ever, in code that no signal interrupts. What is plainly a number, or word for w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -89,7 +90,8 @@ class Child:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(OSError):  # what was left to write has no reader any more
+                        pipe.close()
             self._process = None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 MEMORY = 4 << 30  # bytes of address space: 10^10^10 would take all there is
 PLACES = 12  # significant digits by which numbers that are not whole are told apart
+TINY, RESIDUAL = 10**-12, 10**-60  # evalf, which goes on to 100 digits, leaves less than the latter of a zero
 LONGEST = 200  # characters of a word that is kept as it is
 POINTS = 3  # at which two expressions are held against each other
 _MATHS = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed")
@@ -162,7 +163,11 @@ def _rounded(number: Any) -> str:
     if number.is_Rational:
         return number_word(number.p, number.q)
     value = number.evalf(PLACES + 18)
-    real, imaginary = (_digits(part) for part in value.as_real_imag())
+    parts = value.as_real_imag()
+    least = 0
+    if all(part.is_finite for part in parts):  # evalf leaves a little where nothing should be
+        least = max(*(abs(part) * TINY for part in parts), RESIDUAL)
+    real, imaginary = ("0" if least and abs(part) < least else _digits(part) for part in parts)
     return real if imaginary == "0" else f"{real}+{imaginary}i"
 
 
@@ -178,7 +183,7 @@ def number_word(numerator: Any, denominator: Any) -> str:
         return str(Decimal(int(numerator)))  # str(int) refuses thousands of digits
     value = Context(PLACES).divide(Decimal(int(numerator)), Decimal(int(denominator)))
     whole = value.to_integral_value()
-    return f"{whole if abs(value - whole) < Decimal(10) ** -PLACES else value.normalize():f}"
+    return f"{whole if value == whole else value.normalize():f}"
 
 
 def _up_to_scale(expression: Any) -> str:

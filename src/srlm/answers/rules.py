@@ -106,7 +106,7 @@ def number(response: str, answers: Sequence[str]) -> bool:
 
 
 def regex(response: str, answers: Sequence[str]) -> bool:
-    """An acceptable answer, as a pattern, is found in the response as it stands."""
+    """An acceptable answer, as a pattern, is found in what the response says, as it stands."""
     response = spoken(response)
     # All, so that a broken one shows whatever matches first.
     patterns = [Pattern(answer, "answer", "match rule regex") for answer in answers]

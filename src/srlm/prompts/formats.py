@@ -80,10 +80,20 @@ FORMATS = (
     ),
 )
 RESPONSES = ("prompt_index", "sample_index")
-COLUMNS = tuple(dict.fromkeys((*(name for one in FORMATS for name in one.columns), "input", *RESPONSES, "table")))
+BESIDE = ("input", *RESPONSES, "table")
+REPLIES = (  # columns that hold a reply or a solution, which nobody who learns without labels is to see
+    *("output", "solution", "completion", "response", "conversations", "messages", "chosen", "rejected"),
+)
 
 
-def translated(rows: Iterator[tuple[str, Any]], source: str) -> tuple[Iterator[tuple[str, Any]], str | None]:
+def readable(prompt_column: str) -> tuple[Format, ...]:
+    """The formats that a file may be of: all, or the one whose only column is named."""
+    return FORMATS if prompt_column == "prompt" else tuple(one for one in FORMATS if one.columns == (prompt_column,))
+
+
+def translated(
+    rows: Iterator[tuple[str, Any]], source: str, known: Sequence[Format] = FORMATS
+) -> tuple[Iterator[tuple[str, Any]], str | None]:
     """Rows with a column "prompt", and what to say of how they were read; None where they had one, or are no objects.
 
     Raises:
@@ -96,15 +106,15 @@ def translated(rows: Iterator[tuple[str, Any]], source: str) -> tuple[Iterator[t
     rows = itertools.chain([first], rows)
     if not isinstance(row, Mapping):
         return rows, None
-    if all(name in row for name in RESPONSES):
+    if OWN in known and all(name in row for name in RESPONSES):
         return _once_each(rows), f"{source} holds the responses of a run: each of its prompts is read once"
-    found = [(one, one.prompt(where, row)) for one in FORMATS if all(row.get(name) is not None for name in one.columns)]
+    found = [(one, one.prompt(where, row)) for one in known if all(row.get(name) is not None for name in one.columns)]
     found = [(one, prompt) for one, prompt in found if prompt is not None]
     if len({_canonical(prompt) for _, prompt in found}) > 1:
         names = " and as ".join(f"{one.name} ({', '.join(one.columns)})" for one, _ in found)
         raise UserError(
-            f"{where} can be read as {names}, which are different prompts; name the column with --prompt-column, or "
-            "leave the others out"
+            f"{where} can be read as {names}, which are different prompts; name the column of the one you mean with "
+            "--prompt-column, or, if that is prompt, leave the other columns out"
         )
     if not found or found[0][0] is OWN:
         return rows, None
@@ -119,7 +129,8 @@ def _read(rows: Iterator[tuple[str, Any]], chosen: Format) -> Iterator[tuple[str
         if isinstance(row, Mapping) and all(row.get(name) is not None for name in chosen.columns):
             prompt = chosen.prompt(where, row)
             if prompt is not None:
-                row = {**row, "messages" if chosen.columns == ("messages",) else "prompt": prompt}
+                own = {chosen.columns[0]: prompt} if len(chosen.columns) == 1 else {}
+                row = {**row, "prompt": prompt, **own}
         yield where, row
 
 
@@ -127,7 +138,9 @@ def _once_each(rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Prompts of responses; of a table of all rounds, those that were trained on."""
     seen: set[str] = set()
     for where, row in rows:
-        if row.get("table", "rollouts") == "rollouts" and (key := _canonical(row.get("prompt"))) not in seen:
+        if not isinstance(row, Mapping):
+            yield where, row
+        elif row.get("table", "rollouts") == "rollouts" and (key := _canonical(row.get("prompt"))) not in seen:
             seen.add(key)
             yield where, row
 

@@ -123,8 +123,9 @@ def fresh(number: int, per_round: int, seed: int, round: int) -> list[int]:
         taken, left = left[:per_round], left[per_round:]
         if len(taken) < per_round:
             order = [int(i) for i in np.random.default_rng([seed, _FRESH, turn]).permutation(number)]
-            left = [i for i in order if i not in taken]
-            again = [i for i in order if i in taken]  # their next turn comes at the end of this one
+            held = set(taken)
+            left = [i for i in order if i not in held]
+            again = [i for i in order if i in held]  # their next turn comes at the end of this one
             taken, left = taken + left[: per_round - len(taken)], left[per_round - len(taken) :] + again
             turn += 1
     return sorted(taken)

@@ -8,7 +8,7 @@ import json
 import os.path
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -16,16 +16,24 @@ from srlm import tasks
 from srlm.errors import UserError
 from srlm.prompts import columns, formats
 from srlm.prompts.columns import kind
-from srlm.prompts.files import MOST_BYTES, content, files_in, kind_of
+from srlm.prompts.files import MOST_BYTES, content, files_in, is_run, is_saved, is_whole, kind_of
 from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet, prompt_set
 from srlm.prompts.settings import PromptSettings
 from srlm.shipped import shipped
 from srlm.types import PromptItem
 
+
+@dataclass(frozen=True)
+class Wanted:
+    """Columns of a table. prompts: any of these, each whole, makes a prompt. others: read where they are there."""
+
+    prompts: Sequence[Sequence[str]]
+    others: Sequence[str]
+
+
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
 
-_DATA = (".parquet", ".jsonl", ".csv", ".arrow")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -55,6 +63,11 @@ def load_prompts(
     None leaves the one that a task or benchmark brings along. keep_columns: what else a row holds is kept as well.
     """
     asked = Source.of(str(source))
+    if (asked.split or asked.config) and is_whole(shipped(Path(asked.name).expanduser())):
+        raise UserError(
+            f"{source} names a part of {asked.name}, which is one file, run or dataset without parts, expected its "
+            "name alone: leave the rest out"
+        )
     if asked.preset is not None:
         prompt_column = asked.preset.prompt_column if prompt_column == "prompt" else prompt_column
         answer_column = asked.preset.answer_column if answer_column == "answer" else answer_column
@@ -65,11 +78,10 @@ def load_prompts(
     if tasks.is_task(name) and instruction is not None:
         name, instruction = tasks.with_instruction(name, instruction), None
     names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
-    known = formats.COLUMNS if prompt_column == "prompt" else ()
-    wanted = None if keep_columns else (*names, answer_column, *known)
-    read, note = _rows(name, asked.split or split, asked.config or dataset_config, wanted), None
-    if prompt_column == "prompt":
-        read, note = formats.translated(read, str(source))
+    known = formats.readable(prompt_column)
+    wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
+    read = _rows(name, asked.split or split, asked.config or dataset_config, None if keep_columns else wanted)
+    read, note = formats.translated(read, str(source), known)
     own: list[Mapping[str, Any]] = []
     items: list[PromptItem] = []
     answers: list[tuple[str, ...]] = []
@@ -81,7 +93,8 @@ def load_prompts(
         items.append(columns.dressed(where, columns.prompt(where, fields, names), system_prompt, instruction))
         answers.append(columns.answers(where, fields.get(answer_column)))
         if keep_columns:
-            own.append({key: value for key, value in fields.items() if key not in (*names, answer_column)})
+            hidden = (*names, answer_column, *formats.REPLIES)
+            own.append({key: value for key, value in fields.items() if key not in hidden})
         lacking = lacking or (None if answers[-1] else where)
     if not items:
         raise UserError(f"{source} is empty, expected at least one prompt; add prompts or give another source")
@@ -107,7 +120,7 @@ def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep
     )
 
 
-def _rows(source: str, split: str | None, config: str | None, wanted: Sequence[str] | None) -> Rows:
+def _rows(source: str, split: str | None, config: str | None, wanted: Wanted | None) -> Rows:
     if tasks.is_task(source):
         return tasks.rows(source)
     path = shipped(Path(source).expanduser())
@@ -118,7 +131,7 @@ def _rows(source: str, split: str | None, config: str | None, wanted: Sequence[s
             raise UserError(f"{source} has the extension {suffix!r}, {expected}; convert or rename it")
         return _parquet(path, wanted) if suffix == ".parquet" else _TEXT_READERS[suffix](path)
     if os.path.isdir(path):
-        if (path / "manifest.json").is_file() and (path / "prompts" / "rollouts.parquet").is_file():  # a run
+        if is_run(path):
             return _parquet(path / "prompts" / "rollouts.parquet", wanted)
         plain = split is None and config is None
         if plain and (files := files_in(path, (*_TEXT_READERS, ".parquet"))):
@@ -190,7 +203,7 @@ def _csv(path: Path) -> Rows:
         raise UserError(f"line {reader.line_num} of {path} is not valid CSV ({error}); correct its quotes") from None
 
 
-def _parquet(path: Path, wanted: Sequence[str] | None) -> Rows:
+def _parquet(path: Path, wanted: Wanted | None) -> Rows:
     import pyarrow
     from pyarrow import parquet
 
@@ -211,11 +224,12 @@ def _parquet(path: Path, wanted: Sequence[str] | None) -> Rows:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from error
 
 
-def _dataset(source: str, path: Path, split: str, config: str | None, wanted: Sequence[str] | None) -> Rows:
+def _dataset(source: str, path: Path, split: str, config: str | None, wanted: Wanted | None) -> Rows:
     import datasets
 
     here = os.path.isdir(path)
-    saved = here and not _holds_data(path)
+    kinds = (*_TEXT_READERS, ".parquet", ".arrow")
+    saved = here and (is_saved(path) or not any(kind_of(child) in kinds for child in path.rglob("*")))
     if saved and config is not None:
         raise UserError(f"{source} was saved by save_to_disk, expected no configuration {config!r}; leave it out")
     asked = [str(path) if here else source, *([config] if config is not None else [])]
@@ -241,20 +255,12 @@ def _advice(split: str, config: str | None, here: bool) -> str:
     return f"check {asked}, --split and --dataset-config" if here else f"check the name, {asked} and the network"
 
 
-def _holds_data(path: Path) -> bool:
-    """A folder as of a dataset on the Hub, rather than of save_to_disk."""
-    if any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
-        return False
-    return any(child.suffix in _DATA for child in path.rglob("*"))
-
-
-def _needed(names: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """The wanted columns, the answers' last; when there are none of the prompts, all, for the error that
-    lists them; all if that is what is wanted."""
-    if wanted is None:
+def _needed(names: Sequence[str], wanted: Wanted | None) -> list[str]:
+    """The wanted columns; when none can be a prompt all, for the error that lists them; all if that is wanted."""
+    if wanted is None or not any(all(one in names for one in prompt) for prompt in wanted.prompts):
         return list(names)
-    found = [name for name in names if name in wanted]
-    return found if set(found) & set(wanted[:-1]) else list(names)
+    columns = {*(one for prompt in wanted.prompts for one in prompt), *wanted.others}
+    return [name for name in names if name in columns]
 
 
 def _numbered(name: str, rows: Iterable[Any], first: int = 1) -> Rows:

@@ -127,7 +127,12 @@ def weighs_votes(spec: str) -> bool:
 
 def checks(spec: str) -> bool:
     """Does a user's function see the columns of the prompts?"""
-    return any(name.startswith(CHECK) for _, name in _terms(spec))
+    return any(_is_check(name) for _, name in _terms(spec))
+
+
+def _is_check(name: str) -> bool:
+    """check:module:function; somebody's own module may be called check."""
+    return name.startswith(CHECK) and name.count(":") == 2
 
 
 def judges(spec: str) -> bool:
@@ -158,7 +163,7 @@ def _reward(
     note: Note,
     teacher: Teacher,
 ) -> Reward:
-    if name.startswith(CHECK):
+    if _is_check(name):
         if columns is None:
             raise UserError(f"the reward {name} needs prompts with columns, none were given: choose another reward")
         module, function = name.removeprefix(CHECK).split(":")

@@ -158,6 +158,11 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
             f"--labelled was given, but --reward {config.reward} has no check:module:function that could see answers, "
             "expected one: leave it out"
         )
+    if config.labelled and prompts.answers is None:
+        raise UserError(
+            f"--labelled was given, but {prompts.source} has no answers, expected them in its answer column: leave it "
+            "out or add them"
+        )
 
 
 def level_of(config: SelfRewardConfig) -> Level:
