@@ -160,7 +160,7 @@ def test_a_part_of_what_has_none_is_refused(tmp_path):
     write_rows(tmp_path / "all.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
     datasets.Dataset.from_list([{"prompt": "a"}]).save_to_disk(tmp_path / "one")
     for name in ("all.jsonl[test]", "all.jsonl:main[test]", "one[test]"):
-        with pytest.raises(UserError, match="names a part of .*, expected its name alone"):
+        with pytest.raises(UserError, match=r"names a part of .*, expected its name alone"):
             load_prompts(tmp_path / name)
     assert len(load_prompts(tmp_path / "one").prompts) == 1
 
@@ -204,7 +204,7 @@ def test_all_columns_are_listed_where_none_is_a_prompt(tmp_path):
 
 def test_a_row_of_responses_that_is_none_is_said(tmp_path):
     write_rows(tmp_path / "x.jsonl", [{"prompt": "a", "prompt_index": 0, "sample_index": 0}, 3])
-    with pytest.raises(UserError, match="line 2 .* is a number"):
+    with pytest.raises(UserError, match=r"line 2 .* is a number"):
         load_prompts(tmp_path / "x.jsonl")
 
 
