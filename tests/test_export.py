@@ -20,6 +20,7 @@ from gguf_models import FAMILIES, TEXT, byte_level, save_family
 from support import command, refused, table, train_words, write_held_out, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from srlm.export import refuse_used
 from srlm.export.rollouts import write_rollouts
 from srlm.export.source import Source
 from srlm.policies.transformer.policy import TransformerPolicy
@@ -418,3 +419,11 @@ def test_a_run_and_a_round(tmp_path):
     assert run_and_round("a/b") == (Path("a/b"), None)
     (tmp_path / "x@3").mkdir()
     assert run_and_round(str(tmp_path / "x@3")) == (tmp_path / "x@3", None)
+
+
+def test_what_a_killed_export_left_is_in_nobodys_way(tmp_path):
+    left = tmp_path / ".partial-out"
+    left.mkdir()
+    (left / "half").write_text("of it")
+    refuse_used(tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not left.exists()

@@ -77,7 +77,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "consistency_band": ((0.0, 0.3), {"answers": FIRST, "num_samples": 4}),
     "votes": (9, {"reward": "majority", "answers": FIRST}),
     "teacher": ("initial", {"reward": "majority", "answers": FIRST, "rounds": 2}),
-    "labelled": (True, {"reward": "check:test_settings:sees"}),
+    "labelled": (True, {"reward": "check:test_settings:sees", "prompts": "labelled"}),
     "held_out_share": (0.5, {"held_out": None, "held_out_share": 0.34}),
     "held_out_samples": (2, {}),
     "match": ("exact", {}),
@@ -119,6 +119,7 @@ def observed(tiny, tmp_path_factory):
     save_adapter(tiny, both)
     places = {"both": both, "greeting": greeting(tiny, data), "saved": saved(data), "repository": repository(data)}
     places["long"] = write_rows(data / "long.jsonl", [*train, {"prompt": "x" * 600}])
+    places["labelled"] = write_rows(data / "labelled.jsonl", [row | {"answer": "a"} for row in train])
     known: dict[str, dict[str, Any]] = {}
 
     def observe(options: dict[str, Any]) -> dict[str, Any]:

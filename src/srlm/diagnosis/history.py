@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from srlm.config import SelfRewardConfig
 from srlm.estimators.exponent import EffectiveExponent, effective_exponent
+from srlm.run.files import RECORDS, damaged
 from srlm.run.tables import Table
 from srlm.types import Record
 
@@ -52,7 +53,10 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
     clip = config.clip if config.clip and config.step is None else math.inf
     if not round:
         return History(solved, clip=clip, after=after, unknown="no update came before round 0 (--round 1 tells more)")
-    update = _update(run, round, clip)
+    if not records:
+        raise damaged(run / RECORDS, f"it is empty, though round {round} is there")
+    measured = round < len(records) and records[round].get("held_out_prompts")
+    update = _update(run, round, clip) if measured else None
     few = f"too few of its held-out samples of the round before lie within {NEAR:g} nats of a prompt's best to tell"
     unknown = None if update else f"{few} how far the update went"
     return History(solved, update, asked, clip, after, unknown)
@@ -60,18 +64,20 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
 
 def _update(run: Path, round: int, clip: float) -> EffectiveExponent | None:
     """From the held-out samples of the round before, scored again by this round's policy. Where that round is 0 the
-    best responses of its policy are known better, from this round's samples."""
+    best responses of its policy are known better, from this round's samples.
+
+    Raises:
+        UserError: a table is damaged, or not there.
+    """
     before, now = (Table(run / f"round-{t:03d}" / "held_out.parquet") for t in (round - 1, round))
     needed = ["prompt_index", "log_prob", "log_prob_next", "tokens"]
-    if not set(needed) <= set(before.names()):
-        return None
     rows, *values, tokens = before.read(needed).columns
     count = len(set(rows.to_pylist()))
     old, new = (_grid(value.to_pylist(), count) for value in values)
     seen: dict[tuple[int, ...], int] = {}
     same = np.array([seen.setdefault(tuple(ids), len(seen)) for ids in tokens.to_pylist()]).reshape(count, -1)
     best = old.max(-1)
-    if round == 1 and "log_prob_initial" in now.names():
+    if round == 1:
         (initial,) = now.read(["log_prob_initial"]).columns
         best = np.maximum(best, _grid(initial.to_pylist(), count).max(-1))
     whole = np.isfinite(old).all(-1) & np.isfinite(new).all(-1) & ~np.isnan(best)

@@ -14,7 +14,7 @@ from srlm.errors import UserError
 from srlm.export.pairs import Count, Row, best_responses, preferences
 from srlm.export.rollouts import write_rollouts
 from srlm.export.source import Source
-from srlm.run.files import dump, write_atomically
+from srlm.run.files import dump, remove, write_atomically
 from srlm.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ def refuse_used(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         probe = folder.parent / f".partial-{folder.name}"
-        probe.mkdir(exist_ok=True)
+        remove(probe)  # what an export that was killed has left
+        probe.mkdir()
         probe.rmdir()
     except OSError as error:
         raise UserError(f"output {folder} cannot be written ({error.strerror}): choose another --output") from error
@@ -145,14 +146,21 @@ def _adapter(policy: TransformerPolicy, source: Source, scratch: Path, folder: P
         llama_cpp = f"no {ADAPTER_GGUF}: {error}"
     about = f"LoRA of rank {made.rank} on {made.base}"
     if made.temperature is None:
-        return "\n".join([f"{about}, whose final norm holds the gain of {made.gain:.4g}", vllm, llama_cpp])
+        return "\n".join(
+            [
+                f"{about}, whose final norm holds the gain of {made.gain:.4g}",
+                vllm,
+                f"{llama_cpp}, with BASE.gguf made of {BASE}/",
+            ]
+        )
     degrees = f"{made.temperature:.4g}"
     said = [
         f"{about}; the gain of {made.gain:.4g} is temperature {degrees} in its generation_config.json",
-        f"sampled so it is the trained policy (up to {abs(made.apart):.1g} nats a token); greedy needs nothing",
+        f"sampled so, and else as the base is, it is the trained policy (at 1/{made.gain:.4g} up to "
+        f"{abs(made.apart):.1g} nats a token); greedy needs nothing",
         "log-probs, beam search and whoever sets another temperature see it without the gain: --gain norm is for them",
         f"{vllm} --generation-config {name}",
-        f"{llama_cpp} --temp {degrees}",
+        f"{llama_cpp} --temp {degrees}, and --top-k 0 --top-p 1 --min-p 0 for the full distribution",
     ]
     return "\n".join(said)
 

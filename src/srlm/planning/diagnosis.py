@@ -100,8 +100,12 @@ class Diagnosis:
 def _betas(beta: Any, rounds: int) -> tuple[float, ...]:
     """One a round; null is a round that asked for nothing."""
     if isinstance(beta, Sequence) and not isinstance(beta, str):
-        return tuple(math.inf if each is None else float(each) for each in beta)
-    return (float(beta),) * rounds
+        found = tuple(math.inf if each is None else float(each) for each in beta)
+    else:
+        found = (float(beta),) * rounds
+    if not all(each > 0 for each in found):
+        raise ValueError(f"a forecast has beta {beta}, expected above 0")
+    return found
 
 
 def _close(some: Sequence[float], others: Sequence[float]) -> bool:

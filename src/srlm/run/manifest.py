@@ -110,8 +110,12 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
         for field in dataclasses.fields(SelfRewardConfig):
             if field.name not in config and not field.name.startswith(("guard_", *NEWER)):
                 raise KeyError(field.name)
-        if odd := [name for name, value in config.items() if isinstance(value, dict)]:
-            raise TypeError(f"{odd[0]} is an object")
+        texts = {field.name for field in dataclasses.fields(SelfRewardConfig) if isinstance(field.default, str)}
+        for name, value in config.items():
+            if isinstance(value, dict) or (isinstance(value, tuple) and any(isinstance(v, dict | list) for v in value)):
+                raise TypeError(f"{name} is an object, or holds one")
+            if name in texts and isinstance(value, tuple):
+                raise TypeError(f"{name} is a list")
         config["output"] = str(folder)
         data = manifest["data"]
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None

@@ -68,6 +68,12 @@ def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], objec
     """
     if config.engine == "builtin":
         return None
+    if config.engine_correction and (config.temperature != 1 or config.top_p != 1 or config.top_k):
+        raise UserError(
+            f"--engine-correction is {config.engine_correction:g} beside --temperature {config.temperature:g}, --top-p "
+            f"{config.top_p:g} and --top-k {config.top_k}, expected the policy's own distribution to be drawn from "
+            "(1, 1 and 0), since an engine does not say what it draws from otherwise: leave one out"
+        )
     together = processes()
     if config.servers:
         from srlm.policies.transformer.engines.servers import Servers

@@ -286,9 +286,9 @@ class Stages:
             return 1.0, {}
         if OF_ENGINE not in kept.names():
             raise UserError(
-                "--engine-correction needs log-probs of what the engine draws from, which it does not give: leave "
-                "--temperature and --top-p at 1, or start servers that take adapters with --logprobs-mode "
-                "processed_logprobs"
+                "--engine-correction needs log-probs of what the engine draws from, which it does not give: start "
+                "servers that take adapters with --logprobs-mode processed_logprobs and VLLM_SERVER_DEV_MODE=1, or "
+                "leave it out"
             )
         theirs = _by_token_of(kept, OF_ENGINE, rollouts.responses).sum(-1)
         return importance(rollouts.log_prob, theirs, cap)

@@ -61,6 +61,8 @@ class Inside:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         import vllm
 
+        if self._on_cuda:  # a run that is resumed may have trained already
+            torch.cuda.empty_cache()
         try:
             return vllm.LLM(model=str(folder), **self._options)
         except Exception as error:  # whatever it finds wrong with model, memory or options

@@ -131,12 +131,15 @@ class Servers:
             try:
                 work.put(number, server.complete(work.asked[number], self._salt))
             except Gone as gone:
-                work.give_back(number)
+                lost = work.give_back(number, gone)
                 self._revive(server, gone, work)
+                if work.error is None:  # it may be there and busy
+                    time.sleep(PAUSE * 2 ** (lost - 1))
             except Refused as error:
                 if error.status == 404 and self._restarted(server):  # it does not know the adapter any more
-                    work.give_back(number)
-                    self._revive(server, Gone("it was started anew"), work)
+                    anew = Gone("it was started anew")
+                    work.give_back(number, anew)
+                    self._revive(server, anew, work)
                 else:
                     work.fail(error)
             except Exception as error:
@@ -206,8 +209,8 @@ class _Work:
             self._progress(len(self.asked) - self.left)
             self._changed.notify_all()
 
-    def give_back(self, number: int) -> None:
-        """Its server did not answer."""
+    def give_back(self, number: int, gone: Gone) -> int:
+        """Its server did not answer; how often that was."""
         with self._changed:
             self._lost[number] += 1
             self._waiting.appendleft(number)
@@ -215,10 +218,12 @@ class _Work:
         if self._lost[number] >= MOST:
             self.fail(
                 UserError(
-                    f"{MOST} engines in a row did not survive one prompt, of {len(self.asked[number].prompt)} tokens: "
-                    "see what they logged; a smaller --max-model-len or fewer sequences at once need less memory"
+                    f"{MOST} times in a row one prompt, of {len(self.asked[number].prompt)} tokens, got no answer "
+                    f"({gone}): see what the engines logged; a smaller --max-model-len or fewer sequences at once need "
+                    "less memory"
                 )
             )
+        return self._lost[number]
 
     def fail(self, error: Exception) -> None:
         with self._changed:
