@@ -55,3 +55,27 @@ def test_an_interrupt_that_python_drops_comes_back():
         _, err = process.communicate(timeout=60)
     assert (process.returncode, sentence(err)) == (130, "interrupted")
     assert time.time() - start < 15
+
+
+SWALLOWED = """
+import importlib, os, signal, time
+import srlm.cli
+from srlm.cli import main
+
+def swallowing(name, load=importlib.import_module):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    except KeyboardInterrupt:
+        pass
+    return load(name)
+
+srlm.cli.importlib.import_module = swallowing
+main(["plan", "--budget", "100"])
+"""
+
+
+def test_an_interrupt_that_an_import_swallows_is_heard_after_it():
+    with interruptible([sys.executable, "-c", SWALLOWED]) as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, sentence(err)) == (130, "interrupted")

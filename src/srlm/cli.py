@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from srlm.errors import UserError
 from srlm.patience import GaveUp
@@ -78,7 +78,25 @@ def _run(words: list[str]) -> None:
 
 
 def _command(name: str) -> ModuleType:
-    return importlib.import_module(f"srlm.commands.{name}")
+    """Imported. An interrupt that falls into C code there can be swallowed: it is heard when the import is over."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    listening = usual and threading.current_thread() is threading.main_thread()
+    if listening:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        module = importlib.import_module(f"srlm.commands.{name}")
+    finally:
+        if listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if heard:
+        raise KeyboardInterrupt
+    return module
 
 
 def _raise_again(lost: sys.UnraisableHookArgs) -> None:
