@@ -123,7 +123,10 @@ def odd_lines(text: str, dice: Random) -> str:
 
 def odd_json(value: Any, dice: Random) -> Any:
     """A copy with one place changed, dropped, renamed or added; deep places are as likely as others."""
-    value = copy.deepcopy(value)
+    try:
+        value = copy.deepcopy(value)
+    except RecursionError:  # a mutation before this one nested it as deeply as that
+        return value
     places = list(_places(value))
     if not places:
         return odd_value(dice)

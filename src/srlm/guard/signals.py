@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ class _Estimate:
     def of(cls, record: Record, name: str, level: float, prompts: str | None = None) -> _Estimate:
         found = [figure(record, key) for key in (name, f"{name}_error", prompts or f"{name}_prompts")]
         value, error, number = found
-        if value is None or error is None or number is None:
+        if value is None or error is None or number is None or error < 0:
             return cls()
         return cls(value, *student_bounds(value, error, number, level))
 
@@ -58,7 +59,11 @@ class _Estimate:
     def pooled(cls, record: Record, names: Sequence[str], level: float) -> _Estimate:
         """The mean over the prompts of several sets, each weighed by its precision."""
         found = [[figure(record, name + end) for end in ("", "_error", "_prompts")] for name in names]
-        known = [(mean, error, n) for mean, error, n in found if mean is not None and error is not None and n]
+        known = [
+            (mean, error, n)
+            for mean, error, n in found
+            if mean is not None and error is not None and n is not None and error >= 0 and n >= 1
+        ]
         if not known:
             return cls()
         surest = any(error == 0 for _, error, _ in known)
@@ -115,7 +120,7 @@ def _shape(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
 
 def _sameness(start: Record, now: Record, config: GuardSettings, level: float) -> Iterator[str]:
     share, first, prompts = figure(now, "same_response"), figure(start, "same_response"), figure(now, "prompts")
-    if share is None or first is None or not prompts:
+    if share is None or first is None or prompts is None or not 0 <= share <= 1 <= prompts:
         return
     least, most = wilson(share * prompts, prompts, 1 - 2 * level)[0], config.guard_same_response
     if least > first + most:
@@ -126,7 +131,9 @@ def _agreement(records: Sequence[Record], config: GuardSettings) -> Iterator[str
     """Of the responses with each other. Of few prompts chance alone makes it fall."""
     agreed = max(figure(record, "self_consistency") or 0.0 for record in records)
     now, prompts = figure(records[-1], "self_consistency"), figure(records[-1], "held_out_prompts")
-    if now is None or not prompts or now >= agreed - config.guard_consistency:
+    if now is None or prompts is None or not 0 <= now <= agreed <= 1 <= prompts:
+        return
+    if now >= agreed - config.guard_consistency:
         return
     if wilson(now * prompts, prompts)[1] < wilson(agreed * prompts, prompts)[0]:
         yield f"self consistency is {now:.3g}, down from {agreed:.3g}"
@@ -163,8 +170,9 @@ def settled(records: Sequence[Record], config: GuardSettings) -> bool:
 
 
 def figure(record: Record, name: str) -> float | None:
+    """A finite number of a record; a damaged one may hold anything."""
     value = record.get(name)
-    return float(value) if isinstance(value, (int, float)) else None
+    return float(value) if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max else None
 
 
 def held_out(record: Record, name: str) -> float | None:

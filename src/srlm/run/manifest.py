@@ -36,6 +36,7 @@ RETIRED = (  # thresholds that no guard asks any more
     *("guard_mode_fidelity", "guard_displacement", "guard_leak", "guard_kappa", "guard_entropy", "guard_kendall"),
     *("guard_log_ratio", "guard_distinct_2"),
 )
+TEXTS, OBJECTS = ("state", "model"), ("guard", "skipped")  # of a manifest; the objects where they are there
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
@@ -87,13 +88,18 @@ def read_manifest(path: Path, option: str = "--resume") -> dict[str, Any]:
     """
     file = path / "manifest.json"
     try:
-        return dict(json.loads(file.read_bytes()))
+        found = dict(json.loads(file.read_bytes()))
     except OSError as error:
         raise UserError(
             f"{path} is not a run folder (no readable manifest.json): give {option} the folder of a run"
         ) from error
     except (ValueError, TypeError, RecursionError) as error:
         raise damaged(file, "it is not JSON") from error
+    if odd := [name for name in OBJECTS if not isinstance(found.get(name, {}), dict)]:
+        raise damaged(file, f"its {odd[0]} is no object")
+    if odd := [name for name in TEXTS if not isinstance(found.get(name), str)]:
+        raise damaged(file, f"its {odd[0]} is no text")
+    return found
 
 
 def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig, str, str | None]:
@@ -118,6 +124,8 @@ def run_config(manifest: dict[str, Any], folder: Path) -> tuple[SelfRewardConfig
                 raise TypeError(f"{name} is a list")
         config["output"] = str(folder)
         data = manifest["data"]
+        if odd := [name for name, entry in data.items() if not isinstance(entry["fingerprint"], str)]:
+            raise TypeError(f"the fingerprint of {odd[0]} is no text")
         held_out = data["held_out"]["source"] if manifest["held_out_given"] else None
         return SelfRewardConfig(**config), data["prompts"]["source"], held_out
     except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
