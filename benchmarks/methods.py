@@ -31,7 +31,7 @@ CHEAP = (
 )
 ORACLE = ("oracle beta=0.125",)  # of the sums alone: the capitals to train on come without answers
 JUDGES = ("30*judge", "300*judge_pairwise")
-OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--quiet")
+OPTIONS = ("--raw-prompts", "--stop", "\n", "--max-new-tokens", "8", "--rounds", "2", "--beta", "1", "--quiet")
 SIZES = ("--max-prompts", "24", "--max-held-out", "32")
 SMALL = ("--max-prompts", "16", "--max-held-out", "24")  # of the slowest cell
 AS_RUN = SelfRewardConfig(max_new_tokens=8, rounds=2)

@@ -238,7 +238,7 @@ BAD_YAML = {
     "rounds: true\nbeta: 1": "--rounds",
     "quiet: 3": "--quiet is 3, expected true or false",
     "beta:\n  a: 1": "--beta",
-    "beta: null": "--beta",
+    "clip: null": "--clip",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from pathlib import Path
@@ -243,6 +244,25 @@ def test_a_step_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> N
     assert said in refused("train", "--prompts", "none.jsonl", *words)
 
 
+@pytest.mark.parametrize(
+    ("given", "beta", "step"),
+    [
+        ({}, 1.0, None),
+        ({"reward": "majority"}, 1.0, math.log(8) / 2),
+        ({"reward": "0.5*judge + mine:log_likelihood", "num_samples": 2}, 1.0, math.log(2) / 2),
+        ({"reward": "majority", "beta": 1.0}, 1.0, None),
+        ({"reward": "majority", "step": 0.3}, 1.0, 0.3),
+        ({"reward": "0.5*majority+2*log_likelihood"}, 1.0, None),
+        ({"reward": "random"}, 1.0, None),
+        ({"reward": "majority", "objective": "dpo"}, 1.0, None),
+    ],
+)
+def test_what_is_taken_where_neither_is_given(given: dict[str, Any], beta: float, step: float | None) -> None:
+    taken = SelfRewardConfig(**given).with_strength()
+    assert (taken.beta, taken.step) == (beta, step)
+    assert taken.with_strength() == taken
+
+
 # Runs
 
 
@@ -272,6 +292,17 @@ def test_every_round_moves_as_far_and_says_so(tiny: Path, data: dict[str, Path],
         )
         betas.append(record["beta"])
     assert len(set(betas)) == len(betas) == SETTINGS["rounds"] + 1
+
+
+def test_a_reward_in_units_of_its_own_takes_a_step(tiny: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    options = {"reward": "mean_log_likelihood", "rounds": 1}
+    found = run(tiny, data, tmp_path / "run", **options)
+    half = math.log(SETTINGS["num_samples"]) / 2
+    assert records(found)[0]["step"] == pytest.approx(half, rel=1e-6)
+    kept = json.loads((found / "manifest.json").read_text())
+    assert (kept["config"]["beta"], kept["config"]["step"]) == (1, half)
+    before = kept["config"] | {"step": None}  # begun before there was this default
+    assert SelfRewardConfig(**options).with_strength(before).step is None
 
 
 def test_a_given_beta_says_how_far_it_goes(tiny: Path, data: dict[str, Path], tmp_path: Path) -> None:

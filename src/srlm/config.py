@@ -3,11 +3,14 @@ configures; a room that is handed the whole sees its own part of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from srlm.errors import UserError, expect
 from srlm.guard.settings import GuardSettings
-from srlm.objectives.settings import ObjectiveSettings, ShapingSettings
+from srlm.objectives.settings import BETA, ObjectiveSettings, ShapingSettings
 from srlm.policies.transformer.settings import DecodingSettings, EngineSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
@@ -64,7 +67,22 @@ class SelfRewardConfig(
     def total_beta(self) -> float | None:
         """Of the KL terms to the last round's policy and to the untouched one together, as the objective sees them;
         None where every round solves its own (`step`)."""
-        return self.beta + self.kl_initial if self.step is None else None
+        if self.step is not None:
+            return None
+        return (BETA if self.beta is None else self.beta) + self.kl_initial
+
+    def with_strength(self, begun: Mapping[str, Any] | None = None) -> Self:
+        """With beta 1, or a step of half of log K, where neither of them is given. begun: what a run began with, which
+        stands then."""
+        if self.beta is not None:
+            return self
+        if self.step is not None or self.objective != "regression" or self.in_nats:
+            found: dict[str, Any] = {"beta": BETA}
+        else:
+            found = {"beta": BETA, "step": math.log(self.num_samples) / 2}
+        if begun is not None and self.step is None:
+            found = {name: begun.get(name) for name in ("beta", "step")}
+        return replace(self, **found)
 
     @property
     def weights_folder(self) -> str:

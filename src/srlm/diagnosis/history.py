@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from srlm.config import SelfRewardConfig
 from srlm.estimators.exponent import EffectiveExponent, effective_exponent
+from srlm.objectives.settings import BETA
 from srlm.run.files import RECORDS, damaged
 from srlm.run.tables import Table
 from srlm.types import Record
@@ -48,7 +49,7 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
     betas = [record.get("beta") for record in records[: config.rounds]]
     every = [float(beta) if isinstance(beta, int | float) else math.inf for beta in betas]
     solved = [] if config.step is None else every[round:]
-    before = config.beta if config.step is None else every[round - 1] if 0 < round <= len(every) else math.inf
+    before = config.beta or BETA if config.step is None else every[round - 1] if 0 < round <= len(every) else math.inf
     asked = 1 + 1 / before if round and math.isfinite(before) else None
     clip = config.clip if config.clip and config.step is None else math.inf
     if not round:

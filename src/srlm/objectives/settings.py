@@ -9,6 +9,9 @@ from typing import Literal
 from srlm.errors import UserError, expect
 from srlm.sizes import Sizes
 
+BETA = 1.0
+"""Unless given, of rewards that have log_likelihood's scale, and of all other objectives than the regression."""
+
 
 @dataclass(frozen=True)
 class ObjectiveSettings(Sizes):
@@ -17,8 +20,9 @@ class ObjectiveSettings(Sizes):
     objective: str = "regression"
     """regression (Eq. 3, with clip and anchor), dpo, ipo, best_of_k (fine-tuning on the best), imitation (on
     all), or a clipped policy gradient: grpo, dapo or dr_grpo with a ratio per token, gspo with one per response."""
-    beta: float = 1.0
-    """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta)."""
+    beta: float | None = None
+    """Strength of the KL term (Eq. 2): one exact round turns pi into pi^(1 + 1/beta). 1 unless given; but where no step
+    is given either, the regression on a reward in other units than log_likelihood's takes a step of half of log K."""
     step: float | None = None
     """Instead of beta: nats of KL that a round may move on average over prompts, above 0 and below log K. beta_t is
     solved from the round's samples, whatever unit the reward has."""
@@ -47,7 +51,8 @@ class ObjectiveSettings(Sizes):
         clipped = ("grpo", "dapo", "dr_grpo", "gspo")
         known = ("regression", "dpo", "ipo", "best_of_k", "imitation", *clipped)
         expect(self, "objective", self.objective in known, f"{', '.join(known[:-1])} or {known[-1]}")
-        expect(self, "beta", math.isfinite(self.beta) and self.beta > 0, "a finite number above 0")
+        positive = self.beta is None or (math.isfinite(self.beta) and self.beta > 0)
+        expect(self, "beta", positive, "a finite number above 0")
         if self.step is not None:
             self._check_step(self.step)
         for name in ("clip", "anchor", "margin", "nll"):
@@ -75,7 +80,7 @@ class ObjectiveSettings(Sizes):
                 f"--step is {step} beside --objective {self.objective}, expected --objective regression, whose target "
                 "it measures: leave one of the two out"
             )
-        if self.beta != ObjectiveSettings.beta:
+        if self.beta not in (None, BETA):
             raise UserError(
                 f"--beta is {self.beta} beside --step {step}, expected one of them, since a step solves its own beta: "
                 "leave one out"

@@ -9,6 +9,8 @@ from srlm.errors import UserError, expect
 from srlm.sizes import Sizes
 
 _EMA = re.compile(r"ema:(0?\.\d+)")
+_NAME = re.compile(r"[^\W\d][\w.:]*")
+_IN_NATS = {"log_likelihood", "implicit", "random", "inverted"}
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class RewardSettings(Sizes):
     """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority (the share
     of votes), log_majority, hard_majority (1 or 0), certain_majority (votes weighed by confidence), implicit, judge,
     judge_pairwise, module:function of (policy, rollouts), check:module:function of (response, columns), a sum such as
-    0.5*judge+0.5*mean_log_likelihood, or a control: random, inverted, oracle (uses labels). Set beta to its scale, or
-    leave that to a step."""
+    0.5*judge+0.5*mean_log_likelihood, or a control: random, inverted, oracle (uses labels)."""
     answers: str = "auto"
     """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
     math (LaTeX, by math-verify), regex:PATTERN or module:function; auto is what a task or benchmark of this name says,
@@ -41,6 +42,11 @@ class RewardSettings(Sizes):
             )
         known = self.teacher in ("live", "initial") or (self.average is not None and 0 < self.average < 1)
         expect(self, "teacher", known, "live, initial, or ema: with a share between 0 and 1, such as ema:.9")
+
+    @property
+    def in_nats(self) -> bool:
+        """Has it the scale of a response's log-likelihood (Eq. 1), as itself or as a part of a sum?"""
+        return not _IN_NATS.isdisjoint(_NAME.findall(self.reward))
 
     @property
     def average(self) -> float | None:

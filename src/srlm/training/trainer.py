@@ -79,12 +79,19 @@ class SelfRewardTrainer:
         match_rule(config.match), answer_classes(config.answers)  # are there such?
         train, held = prompt_sets(prompts, held_out, config)
         begun = read_manifest(Path(config.output))["config"] if self.resume else None
-        self.config = config = settled(config, train.source, None if held is None else held.source, begun)
+        config = settled(config, train.source, None if held is None else held.source, begun)
+        asked, config = config, config.with_strength(begun)
+        self.config = config
         self.processes = processes()
         self.main = self.processes.is_main_process
         self.display = display if self.main and display else Display(silent=not self.main)
         for note in dict.fromkeys(one.note for one in (train, held) if one is not None and one.note):
             self.display.say(note)
+        if config.step != asked.step:
+            self.display.say(
+                f"{config.reward} has a unit of its own: every round solves its beta for a step of {config.step:.3g} "
+                "nats, unless --beta or --step is given"
+            )
         self.report_to = tracker_names(config.report_to)
         manifest = new_manifest(
             model, config, train, held, held_out_given=held_out is not None, labels_used=uses_labels(config)
