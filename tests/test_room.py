@@ -12,7 +12,8 @@ from test_update import load, rollouts_of, run
 
 from srlm.objectives.regression import regression
 from srlm.policies.transformer import backward, sample, score
-from srlm.policies.transformer.room import LARGEST, Room, fitting
+from srlm.policies.transformer.limits import LARGEST, fitting
+from srlm.policies.transformer.room import Room
 
 
 @pytest.fixture

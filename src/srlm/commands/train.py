@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ def parser(words: Sequence[str]) -> Parser:
     made.before("--print-config", "", "Print all options as a YAML file and stop.")
     made.before("--resume", "DIR", "Continue the unfinished run in DIR.")
     made.before("--from-round", "T", "With --resume: go back to round T first; what came after is set aside.")
+    add_options(made)
+    return made
+
+
+def add_options(made: Parser) -> None:
+    """Those of a run, for whoever wants to know what one would do."""
     made.add("Run", Shared, ("model", "prompts"), aliases={"prompts": "--task"})
     made.add("Run", Train, ("held_out", "method"))
     made.add("Run", RunSettings)
@@ -51,7 +57,28 @@ def parser(words: Sequence[str]) -> Parser:
     for part in PARTS:
         if part is not RunSettings:
             made.add(part.__doc__ or "", part)
-    return made
+
+
+def read(
+    parser: Callable[[Sequence[str]], Parser], words: Sequence[str], config: str | None, resume: str | None
+) -> tuple[Parser, dict[str, Any], SelfRewardConfig]:
+    """What was asked for, of whoever takes a run's options. resume: a run folder, whose options stand where no others
+    are given.
+
+    Raises:
+        UserError: it is not what it should be.
+    """
+    reader = parser(words)
+    chosen = reader.parsed(words, config, {} if resume is None else _begun_with(Path(resume)))
+    if (name := chosen["method"]) is not None:
+        if resume is not None:
+            raise UserError(f"--method {name} stands beside --resume, which knows it: leave it out")
+        asked = method(name)
+        chosen = parser(words).parsed(words, config, {**asked.usual, **asked.is_})
+        refuse_contradiction(name, chosen)
+    if resume is not None:
+        _refuse_code(Path(resume), chosen)
+    return reader, chosen, SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
 
 
 def run(words: Sequence[str]) -> None:
@@ -59,17 +86,7 @@ def run(words: Sequence[str]) -> None:
     resume, back = first["resume"], first["from-round"]
     if back is not None and (resume is None or not back.isdecimal()):
         raise UserError(f"--from-round is {back}, expected the number of a round, beside --resume DIR: correct it")
-    reader = parser(rest)
-    chosen = reader.parsed(rest, first["config"], {} if resume is None else _begun_with(Path(resume)))
-    if (name := chosen["method"]) is not None:
-        if resume is not None:
-            raise UserError(f"--method {name} stands beside --resume, which knows it: leave it out")
-        asked = method(name)
-        chosen = parser(rest).parsed(rest, first["config"], {**asked.usual, **asked.is_})
-        refuse_contradiction(name, chosen)
-    if resume is not None:
-        _refuse_code(Path(resume), chosen)
-    settings = SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
+    reader, chosen, settings = read(parser, rest, first["config"], resume)
     if first["print-config"]:
         print(reader.written(chosen), end="")
         return
@@ -133,13 +150,13 @@ def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
         if len(own) < len(given) or (own_reward and "reward" in own):
             raise UserError(f"the arm {name!r} sets something twice, expected each setting once: leave one out")
         try:
-            arms[name] = _read({"reward": " ".join(own_reward) or settings.reward} | own, settings)
+            arms[name] = _settled({"reward": " ".join(own_reward) or settings.reward} | own, settings)
         except UserError as error:
             raise UserError(f"the arm {name!r}: {error}") from error
     return arms
 
 
-def _read(given: Mapping[str, str], settings: SelfRewardConfig) -> dict[str, Any]:
+def _settled(given: Mapping[str, str], settings: SelfRewardConfig) -> dict[str, Any]:
     """Settings from their words; a name that is none is for `compare` to refuse."""
     names = {field.name for field in fields(SelfRewardConfig)}
     known = {name: option for name, option in parser(()).options.items() if name in names}

@@ -17,6 +17,7 @@ from srlm.answers import answer_classes, match_rule
 from srlm.answers.math import given_up
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
+from srlm.estimate.view import brief
 from srlm.evaluation import check_answers
 from srlm.guard.advice import advice
 from srlm.guard.decision import decide
@@ -34,6 +35,7 @@ from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
+from srlm.training.beforehand import foreseen
 from srlm.training.ending import TrainResult, become, leave
 from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, uses_labels
 from srlm.training.probe import Probe
@@ -159,6 +161,7 @@ class SelfRewardTrainer:
             self.run.save_manifest(token_budget=policy.room.tokens)
         for note in policy.notes:
             self.display.say(note)
+        self._foresee(policy)
         recorded = self.run.records()
         chosen = config.rounds
         steps = self_reward(
@@ -296,6 +299,13 @@ class SelfRewardTrainer:
                 self.display.say(report_or_reason(self.run.path))
             self.run.release()
         return TrainResult.of(self.run)
+
+    def _foresee(self, policy: TransformerPolicy) -> None:
+        """What a round will take, where that can be told. Every process looks: its weights may be needed."""
+        lengths = {table: [len(ids) for ids in policy.ids(prompts)] for table, prompts in self._tables().items()}
+        made = foreseen(self.model, policy, self.config, lengths["rollouts"], lengths.get("held_out", []))
+        if made is not None:
+            self.display.say(brief(made))
 
     def _headline(self, policy: TransformerPolicy) -> str:
         model, config = policy.model, self.config

@@ -17,9 +17,8 @@ from srlm.errors import UserError
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
+from srlm.policies.transformer.limits import CHUNK_ELEMENTS
 
-# fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
-CHUNK_ELEMENTS = 2**24
 PROBED_WINDOW = 8  # tokens
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
 

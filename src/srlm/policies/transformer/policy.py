@@ -20,6 +20,7 @@ from srlm.policies.transformer.engines import Engine
 from srlm.policies.transformer.engines.builtin import Builtin
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout.group import Group
+from srlm.policies.transformer.limits import DECODE_BUDGET
 from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
 from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
@@ -27,7 +28,7 @@ from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
 from srlm.policies.transformer.responses import Responses, refuse_too_many
 from srlm.policies.transformer.room import Room, measured
-from srlm.policies.transformer.sample import DECODE_BUDGET, Decoding, prompt_seeds
+from srlm.policies.transformer.sample import Decoding, prompt_seeds
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
 from srlm.policies.transformer.weights import Weights

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from srlm.policies.transformer.log_prob import CHUNK_ELEMENTS, Head, attention_mask, decoder_of
+from srlm.policies.transformer.limits import CHUNK_ELEMENTS
+from srlm.policies.transformer.log_prob import Head, attention_mask, decoder_of
 
 
 class CachedTrees:

@@ -13,12 +13,8 @@ from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import pack
 from srlm.policies.transformer.layout.tree import build_tree
+from srlm.policies.transformer.limits import ON_CPU, OPTIMISER_BYTES, fitting
 from srlm.policies.transformer.log_prob import response_log_prob
-
-ON_CPU = 2048  # tokens: more make short responses no faster there
-LARGEST = 2**16
-SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest
-OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, what it was, what it becomes
 
 Result = TypeVar("Result")
 
@@ -67,17 +63,6 @@ def measured(model: PreTrainedModel, *, trained: bool) -> int:
     free, _ = torch.cuda.mem_get_info(model.device)
     kept = sum(p.numel() for p in model.parameters() if p.requires_grad) * OPTIMISER_BYTES if trained else 0
     return fitting(free - kept, few, many, row)
-
-
-def fitting(free: int, few: int, many: int, row: int) -> int:
-    """The largest power of two that fits, of what one row and four rows of `row` tokens each took; at least one row's.
-    Bytes grow by the token."""
-    each = max(many - few, 1) / (3 * row)
-    most = (SHARE * free - max(few - each * row, 0)) / each
-    tokens = 1
-    while 2 * tokens <= min(most, LARGEST):
-        tokens *= 2
-    return max(tokens, row)
 
 
 def _peak(model: PreTrainedModel, rows: int, row: int) -> int:

@@ -14,13 +14,12 @@ from transformers import PreTrainedModel
 
 from srlm.policies.transformer.continuation import Continuation
 from srlm.policies.transformer.layout.batches import micro_batches
+from srlm.policies.transformer.limits import DECODE_BUDGET
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 from srlm.policies.transformer.room import Room
 
 BLOCK = 512  # words per partial sum of the two-level inverse CDF
-
-DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
 
 Draws: TypeAlias = Callable[[Sequence[int]], Tensor]
 """numbers of prompts -> uniforms [P, K, T] in [0, 1)"""

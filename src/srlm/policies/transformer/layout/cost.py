@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, cast
 
 from srlm.policies.transformer.layout.group import Group, Places
+
+if TYPE_CHECKING:  # counting needs none of it
+    from transformers import PreTrainedModel
 
 MASKED = 1.4  # times as long as its multiply-adds in a linear layer a pair takes under a mask, of all L x L pairs
 CAUSAL = 0.7  # and in a plain row, where nothing is computed of what lies behind
@@ -32,11 +33,14 @@ class Cost:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Cost:
         config = cast(Any, model.config).get_text_config()
-        words = model.get_input_embeddings().weight.numel()
         head = cast(Any, model.get_output_embeddings()).weight
-        used = {id(p): p.numel() for p in model.parameters() if p.ndim >= 2}
+        busy = _busy(config)
+        used = {id(p): p.numel() * (busy if p.ndim == 3 else 1) for p in model.parameters() if p.ndim >= 2}
         used.pop(id(head), None)
-        linear = sum(used.values()) - (words if id(model.get_input_embeddings().weight) in used else 0)
+        for module in model.modules():
+            if hasattr(module, "num_embeddings"):  # looked up, not multiplied by
+                used.pop(id(module.weight), None)
+        linear = sum(used.values())
         width = _size(config, "hidden_size", head.shape[-1])
         heads = _size(config, "num_attention_heads", 1)
         each = _size(config, "head_dim", width // heads)
@@ -48,6 +52,14 @@ class Cost:
 
     def row(self, nodes: int, edges: int) -> float:
         return nodes * self.token + nodes**2 / 2 * CAUSAL * self.pair + edges * self.head
+
+
+def _busy(config: Any) -> float:
+    """Share of a mixture's experts that a token goes through; their weights are kept as one tensor of three axes."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    experts = next((n for name in names if (n := _size(config, name, 0))), 0)
+    each = _size(config, "num_experts_per_tok", 0) or _size(config, "moe_k", 0)
+    return min(each / experts, 1.0) if experts and each else 1.0
 
 
 def _size(config: Any, name: str, default: int) -> int:

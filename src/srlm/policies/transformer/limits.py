@@ -1,0 +1,22 @@
+"""What bounds memory: sizes, and how many tokens fit."""
+
+from __future__ import annotations
+
+# fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
+CHUNK_ELEMENTS = 2**24
+DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
+ON_CPU = 2048  # tokens of a micro-batch: more make short responses no faster there
+LARGEST = 2**16
+SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest
+OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, what it was, what it becomes
+
+
+def fitting(free: int, few: int, many: int, row: int) -> int:
+    """The largest power of two that fits, of what one row and four rows of `row` tokens each took; at least one row's.
+    Bytes grow by the token."""
+    each = max(many - few, 1) / (3 * row)
+    most = (SHARE * free - max(few - each * row, 0)) / each
+    tokens = 1
+    while 2 * tokens <= min(most, LARGEST):
+        tokens *= 2
+    return max(tokens, row)

@@ -1,0 +1,56 @@
+"""What is to be known of a causal LM to say what it costs: numbers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from srlm.policies.transformer.layout.cost import Cost
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts are of elements, multiply-adds of one forward pass; bytes are those of the dtype that is asked for.
+
+    parameters: of the model without adapter. adapter: LoRA's beside them. trained: of both, what is learned.
+    folded: weights that LoRA is folded into while decoding. table: of the input embedding where the head is another.
+    cost: multiply-adds with the adapter; plain: of a decoder's token once it is folded.
+    vocabulary V, hidden D, widest: of words, of a hidden state, of the widest linear layer.
+    saved: bytes of a token that a backward pass keeps, of the whole decoder; kept: of those, what it keeps with
+    recomputation.
+    cache: bytes of a token in the KV cache of all layers that keep every token; sliding: of those that keep the last
+    `window` alone.
+    """
+
+    name: str
+    dtype: str
+    parameters: int
+    adapter: int
+    trained: int
+    folded: int
+    table: int
+    cost: Cost
+    plain: float
+    vocabulary: int
+    hidden: int
+    layers: int
+    widest: int
+    saved: float
+    kept: float
+    cache: float
+    sliding: float
+    window: int
+    trees: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return 4 if self.dtype == "fp32" else 2
+
+    @property
+    def whole(self) -> bool:
+        """Are all weights trained?"""
+        return not self.adapter
+
+    def cached(self, tokens: float) -> float:
+        """Bytes of the KV cache of a sequence."""
+        return self.cache * tokens + self.sliding * (min(tokens, self.window) if self.window else tokens)
