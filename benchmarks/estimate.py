@@ -3,7 +3,8 @@
 python -m benchmarks.estimate [--only 135M,270M] [--save FILE]
 
 A round runs in a process of its own (`--run`): a peak is a peak since it was last forgotten, and here that is at the
-beginning of every stage. Responses go on to their last token, so that what is compared is the same work.
+beginning of every stage. Responses go on to their last token, so that what is compared is the same work. Both sides
+are timed on one thread, in processor time: that of others on the machine does not count.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -73,8 +75,23 @@ def files(case: Case, folder: Path) -> list[str]:
     return found
 
 
+def clocked() -> None:
+    """From now on seconds are those of the processor."""
+    time.perf_counter = time.process_time  # type: ignore[assignment]
+
+
+def estimate(case: Case) -> None:
+    """Prints what a round is said to take, as JSON."""
+    from srlm.commands import estimate as command
+
+    clocked()
+    with tempfile.TemporaryDirectory() as folder:
+        command.run([*case.words(), *files(case, Path(folder)), "--measure", "--json"])
+
+
 def run(case: Case) -> None:
     """One round, in this process; prints what it took as JSON."""
+    clocked()
     from srlm.commands import train
     from srlm.policies.transformer import sample
     from srlm.run.ledger import Ledger
@@ -105,22 +122,20 @@ def run(case: Case) -> None:
 
 
 def said(*words: str) -> Any:
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=alone)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return done.stdout
 
 
 def compared(case: Case, name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        words = [*case.words(), *files(case, Path(folder))]
-        start = time.perf_counter()
-        estimated = json.loads(said("srlm.cli", "estimate", *words, "--measure", "--json"))
-        took = time.perf_counter() - start
+    start = time.perf_counter()
+    estimated = json.loads(said("benchmarks.estimate", "--estimate", name))
     return {
         "case": dataclasses.asdict(case),
         "estimated": estimated,
-        "took": took,
+        "took": time.perf_counter() - start,
         "measured": json.loads(said("benchmarks.estimate", "--run", name).splitlines()[-1]),
     }
 
@@ -145,12 +160,13 @@ def rows(found: dict[str, dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="one round of this case, in this process")
+    parser.add_argument("--estimate", help="what is said of it")
     parser.add_argument("--only", default="135M,270M,1.5B", help="comma-separated cases")
     parser.add_argument("--save", type=Path, help="JSON file to keep everything in, beside what is there already")
     parser.add_argument("--show", type=Path, help="such a file, as a table")
     given = parser.parse_args()
-    if given.run:
-        run(CASES[given.run])
+    if given.run or given.estimate:
+        (run if given.run else estimate)(CASES[given.run or given.estimate])
         return
     if given.show:
         print(rows(json.loads(given.show.read_text())))

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.log_prob import decoder_of, response_log_prob
 from srlm.policies.transformer.shape import Shape
 from srlm.policies.transformer.update import MasterAdamW, Optimisation
+from srlm.training.sizes_table import models
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SMALL = SIZES | {"intermediate_size": 64, "num_key_value_heads": 2}
@@ -48,6 +50,8 @@ FAMILIES = {
     "gpt2": transformers.GPT2Config(vocab_size=259, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
 }
 TOKENS = 64
+DOC = Path(__file__).parents[1] / "docs" / "scaling.md"
+LIKE = {"smollm2": "SmolLM2 135M", "1.5B": "Qwen2.5 1.5B", "7B": "Qwen2.5 7B", "70B": "Llama 3.1 70B"}
 CONFIG = SelfRewardConfig(num_samples=4, max_new_tokens=12, held_out_samples=3, token_budget=256, epochs=2)
 
 
@@ -364,3 +368,45 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, tiny: Path) -> None:
     assert said.code == 0, said
     (line,) = [line for line in said.out.splitlines() if line.startswith("estimated: ")]
     assert "of memory at most" in line and "a round of 2-token responses" in line
+
+
+# docs/scaling.md
+
+
+def scaling_blocks(text: str) -> list[tuple[list[str], str]]:
+    """Commands in comments, and what stands behind each of them: a block of code, or a table."""
+    found = re.findall(r"<!-- (.+?) -->\n(?:```\n(.+?)\n```|\n((?:\|.*\n|TABLE\n)+))", text, re.DOTALL)
+    return [(command.split(), (code or table).strip()) for command, code, table in found]
+
+
+def scaling_output(words: list[str], folder: Path) -> str:
+    """Of a command whose model stands for a config alone."""
+    if "--model" in words:
+        name = words[words.index("--model") + 1]
+        (like,) = [published for part, published in LIKE.items() if re.search(rf"(?:^|[^.\d]){re.escape(part)}", name)]
+        models()[like].save_pretrained(folder / like)
+        words = [str(folder / like) if word == name else word for word in words]
+    said = command(*words)
+    assert said.code == 0, said
+    return said.out
+
+
+def test_the_guide_shows_what_its_commands_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = scaling_blocks(DOC.read_text(encoding="utf-8"))
+    assert len(blocks) == 6
+    some = {"SmolLM2 135M": models()["SmolLM2 135M"]}  # the others take longer
+    monkeypatch.setattr("srlm.training.sizes_table.models", lambda: some)
+    for asked_for, block in blocks:
+        said = scaling_output(asked_for, tmp_path).splitlines()
+        shown = block.splitlines()
+        if "--table" in asked_for:
+            assert set(said) <= set(shown) and len(shown) == 2 + 6 * len(models())
+        else:
+            assert set(shown) <= set(said)
+
+
+def test_published_sizes_are_what_they_are_called() -> None:
+    for name, layout in models().items():
+        billions = of_config(name, layout, torch.bfloat16, rank=0).num_parameters() / 1e9
+        called = 0.135 if name.endswith("M") else float(name.split()[-1].removesuffix("B"))
+        assert billions == pytest.approx(called, rel=0.09), name

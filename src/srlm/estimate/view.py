@@ -90,7 +90,10 @@ def _time(made: Estimate) -> list[str]:
     ]
     if made.seconds is None:
         return [*table, "how long that takes is not known: give --measure, --accelerator, or --flops and --bandwidth"]
-    said = f"a round takes {duration(whole(stages))}, the run {duration(made.seconds)}, beside loading and writing"
+    fits = " if it fitted" if made.fits is False else ""
+    said = (
+        f"a round takes {duration(whole(stages))}, the run {duration(made.seconds)}{fits}, beside loading and writing"
+    )
     return [*table, said]
 
 
