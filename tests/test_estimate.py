@@ -367,7 +367,7 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, tiny: Path) -> None:
     said = command(*train)
     assert said.code == 0, said
     (line,) = [line for line in said.out.splitlines() if line.startswith("estimated: ")]
-    assert "of memory at most" in line and "a round of 2-token responses" in line
+    assert "of memory at most" in line and "if all responses have 2 tokens" in line
 
 
 # docs/scaling.md

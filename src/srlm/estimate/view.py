@@ -113,10 +113,10 @@ def brief(made: Estimate) -> str:
     """One or two lines before a run."""
     peak = made.memory.peak
     fits = "" if made.fits is not False else f", MORE than the {quantity(made.room or 0, 'B')} there are"
-    length = f"{made.work.mean:g}-token responses"
     time = ""
     if (seconds := made.round_seconds) is not None:
-        time = f"; a round of {length} {duration(seconds)} ({made.rates.source if made.rates else ''})"
+        length = f"all responses have {made.work.mean:g} tokens"
+        time = f"; a round takes {duration(seconds)} if {length} (by {made.rates.source if made.rates else ''})"
     return f"estimated: {quantity(peak.total, 'B')} of memory at most ({peak.name}){fits}{time}"
 
 
