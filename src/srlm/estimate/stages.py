@@ -113,7 +113,7 @@ def learning(batches: Batches, shape: Shape, work: Workload) -> Work:
 
 def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload) -> Work:
     """Prefill, then a token a row and step, until the last row of a batch has ended; LoRA is folded in before."""
-    fold = Work(forward=2 * shape.folded * _rank(shape), other=3 * shape.folded * shape.size)
+    fold = Work(forward=2.0 * shape.folded * shape.rank, other=3 * shape.folded * shape.size)
     found = fold if shape.adapter else Work()
     for batch in decoded(prompts, samples, work):
         alive = batch.rows * work.alive
@@ -172,11 +172,6 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool) ->
 def _weights(shape: Shape) -> float:
     """Bytes of weights that a pass reads: a table of words that is no head is looked up."""
     return float((shape.parameters - shape.table) * shape.size)
-
-
-def _rank(shape: Shape) -> float:
-    """About the rank of the adapter: its share of what it is folded into, by the width of a layer."""
-    return shape.adapter / shape.folded * min(shape.hidden, shape.widest) / 2 if shape.folded else 0.0
 
 
 def _gathered(shape: Shape, work: Workload) -> float:

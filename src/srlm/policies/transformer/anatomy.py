@@ -114,6 +114,7 @@ def shape_of(name: str, model: PreTrainedModel, *, gain: bool = True, trees: boo
     size = head.element_size()
     return Shape(
         *(name, _NAMES.get(model.dtype, "bf16"), count, adapter, trained, folded),
+        rank=max((p.shape[0] for key, p in parameters.items() if "lora_A" in key), default=0),
         table=0 if words is head else words.numel(),
         cost=cost,
         plain=cost.token - adapter,
