@@ -117,7 +117,7 @@ def test_usage(here):
     assert command("--help").code == command("-h").code == 0
     nothing = command()
     assert nothing.code == 2 and "train" in nothing.out and "evaluate" in nothing.out
-    assert "there is no command 'trian': use train, evaluate, diagnose, plan, verify" in refused("trian")
+    assert "there is no command 'trian': use train, estimate, evaluate, diagnose, plan, verify" in refused("trian")
 
 
 # Bad options: (words after `srlm train`, what the sentence must say)
