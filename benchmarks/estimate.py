@@ -58,7 +58,7 @@ class Case:
 
 
 CASES = {
-    "135M": Case("smollm2", prompts=8, held_out=4, samples=8, tokens=32),
+    "135M": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=32),
     "135M-long": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=160),
     "135M-whole": Case("smollm2", prompts=8, held_out=4, samples=8, tokens=32, rank=0),
     "270M": Case("gemma3-270m", prompts=4, held_out=2, samples=8, tokens=32),

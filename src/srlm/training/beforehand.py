@@ -117,6 +117,7 @@ def _measured(
             masked=typical.masked,
             decoded=drawn[0].rows,
             cached=cached,
+            unequal=len(set(work.prompts)) > 1,
             trust_remote_code=config.trust_remote_code,
         )
     except UNFIT as error:

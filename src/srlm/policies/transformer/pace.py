@@ -83,18 +83,22 @@ def pace(
     masked: bool,
     decoded: int,
     cached: int,
+    unequal: bool,
     trust_remote_code: bool = False,
 ) -> Pace:
     """rows, tokens, edges, masked: of a typical micro-batch. decoded, cached: rows that are decoded at a time, tokens
-    in the cache behind which."""
+    in the cache behind which; unequal: are prompts that share a batch?"""
     dtype = DTYPES[shape.dtype]
     layers = min(shape.layers, max(2, math.ceil(ENOUGH / (shape.plain / shape.layers * shape.size))))
     model = _some_layers(config, layers, dtype, trust_remote_code).to(device)
     head, times = Head.of(model), shape.layers / layers
-    few, step = max(1, decoded // 4), {}
+    step: list[tuple[int, float]] = []
     with torch.inference_mode():
-        for number in (few, decoded):
-            said = Continuation(model, [[1] * cached], number)
+        for number in (max(1, decoded // 4), decoded):
+            apart = unequal and number > 1 and cached > 1  # a mask is read then
+            prompts = [[1] * cached, [1] * (cached - 1)] if apart else [[1] * cached]
+            said = Continuation(model, prompts, number // len(prompts))
+            number = number // len(prompts) * len(prompts)
             word = torch.ones(number, dtype=torch.long, device=device)
             uniform = torch.full((number,), 0.5, device=device, dtype=torch.float64)
             hidden = torch.randn(number, shape.hidden, device=device, dtype=dtype)
@@ -109,7 +113,7 @@ def pace(
                 return inverse_cdf(head.logits(hidden), uniform)
 
             alone, both = _seconds(logits, device), _seconds(drawn, device)
-            step[number] = max(_seconds(fed, device) - alone, 0.0) * times + both
+            step.append((number, max(_seconds(fed, device) - alone, 0.0) * times + both))
             del said
     if rank:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
@@ -150,10 +154,10 @@ def pace(
         log_prob=scored,
         entropy=spread,
         head_learn=_seconds(head_learn, device),
-        many=decoded,
-        few=few,
-        step_many=step[decoded],
-        step_few=step[few],
+        many=step[1][0],
+        few=step[0][0],
+        step_many=step[1][1],
+        step_few=step[0][1],
         bandwidth=quick(device, dtype)[1],
     )
 
