@@ -94,11 +94,11 @@ def pace(
     head, times = Head.of(model), shape.layers / layers
     step: list[tuple[int, float]] = []
     with torch.inference_mode():
-        for number in (max(1, decoded // 4), decoded):
-            apart = unequal and number > 1 and cached > 1  # a mask is read then
+        for rows_at_once in (max(1, decoded // 4), decoded):
+            apart = unequal and rows_at_once > 1 and cached > 1  # a mask is read then
             prompts = [[1] * cached, [1] * (cached - 1)] if apart else [[1] * cached]
-            said = Continuation(model, prompts, number // len(prompts))
-            number = number // len(prompts) * len(prompts)
+            said = Continuation(model, prompts, rows_at_once // len(prompts))
+            number = len(said.position)
             word = torch.ones(number, dtype=torch.long, device=device)
             uniform = torch.full((number,), 0.5, device=device, dtype=torch.float64)
             hidden = torch.randn(number, shape.hidden, device=device, dtype=dtype)
