@@ -375,7 +375,7 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, tiny: Path) -> None:
 
 def scaling_blocks(text: str) -> list[tuple[list[str], str]]:
     """Commands in comments, and what stands behind each of them: a block of code, or a table."""
-    found = re.findall(r"<!-- (.+?) -->\n(?:```\n(.+?)\n```|\n((?:\|.*\n|TABLE\n)+))", text, re.DOTALL)
+    found = re.findall(r"<!-- (.+?) -->\n(?:```\n(.+?)\n```|\n((?:\|[^\n]*\n)+))", text, re.DOTALL)
     return [(command.split(), (code or table).strip()) for command, code, table in found]
 
 
