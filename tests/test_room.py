@@ -11,7 +11,7 @@ from support import command, refused, train_words, write_prompts
 from test_update import load, rollouts_of, run
 
 from srlm.objectives.regression import regression
-from srlm.policies.transformer import backward, sample, score
+from srlm.policies.transformer import backward, respond, score
 from srlm.policies.transformer.limits import LARGEST, fitting
 from srlm.policies.transformer.room import Room
 
@@ -20,7 +20,7 @@ from srlm.policies.transformer.room import Room
 def small(monkeypatch):
     """A device on which micro-batches of more than so many padded tokens do not fit."""
 
-    real, decode = score.response_log_prob, sample.decode
+    real, admit = score.response_log_prob, respond.Batch.admit
 
     def limit(tokens: int) -> None:
         def limited(model, packed, **options):
@@ -28,14 +28,14 @@ def small(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return real(model, packed, **options)
 
-        def limited_decode(model, prompts, uniform, num_samples, how):
-            if len(prompts) * num_samples * (max(map(len, prompts)) + how.max_new_tokens) > 8 * tokens:
+        def limited_admit(batch, units):
+            admit(batch, units)
+            if len(batch) * (batch.longest + batch._how.max_new_tokens) > 8 * tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return decode(model, prompts, uniform, num_samples, how)
 
         monkeypatch.setattr(score, "response_log_prob", limited)
         monkeypatch.setattr(backward, "response_log_prob", limited)
-        monkeypatch.setattr(sample, "decode", limited_decode)
+        monkeypatch.setattr(respond.Batch, "admit", limited_admit)
 
     return limit
 

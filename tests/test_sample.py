@@ -18,8 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer import respond
 from srlm.policies.transformer.continuation import reads_padding
-from srlm.policies.transformer.sample import BLOCK, Decoding, decode, inverse_cdf, nucleus
+from srlm.policies.transformer.respond import Drawn, Unit
+from srlm.policies.transformer.sample import BLOCK, Decoding, inverse_cdf, nucleus
 
 LLAMA = make_model(vocab=VOCABULARY)
 ENDS = frozenset(range(2, 14))  # many ends, so that responses of one batch differ in length
@@ -29,6 +31,22 @@ LAST = 1 - 2**-53  # the largest uniform
 
 def uniforms(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniform: Tensor | None,
+    num_samples: int,
+    how: Decoding,
+    budget: float = math.inf,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """tokens [P, K, T], length and finished [P, K]; all in one batch unless there is a budget."""
+    drawn = Drawn(len(prompts), num_samples, how.max_new_tokens)
+    units = [Unit(i, 0, num_samples) for i in range(len(prompts))]
+    draws = None if uniform is None else lambda numbers: uniform[list(numbers)]
+    respond.decode(model, prompts, units, draws, how, drawn, budget=budget, refill=True)
+    return drawn.tokens, drawn.length, drawn.finished
 
 
 def taken(drawn: tuple[Tensor, Tensor, Tensor], row: int) -> list[tuple[list[int], bool]]:
@@ -149,11 +167,16 @@ def replay(model: PreTrainedModel, prompt: Sequence[int], uniform: Tensor, how: 
 
 
 @pytest.mark.parametrize("name", [*TREES, *ROWS])
-def test_decoding_is_sampling_by_definition(name: str) -> None:
-    """Left padding, the cache, windows, and rows that leave the batch change no token."""
+def test_decoding_is_sampling_by_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left padding, the cache, windows, and rows that leave the batch or join it change no token; nor does looking
+    for ends every few words."""
     model, k, how = build(name), 3, Decoding(12, ENDS)
     uniform = uniforms(len(PROMPTS), k, how.max_new_tokens, seed=3)
     drawn = decode(model, PROMPTS, uniform, k, how)
+    monkeypatch.setitem(respond.LOOK_EVERY, "cpu", 5)
+    for budget in (k * 25, 2 * k * 25):
+        for part, whole in zip(decode(model, PROMPTS, uniform, k, how, budget), drawn, strict=True):
+            assert torch.equal(part, whole)
     lengths = set()
     for row, prompt in enumerate(PROMPTS):
         expected = [replay(model, prompt, uniform[row, i], how) for i in range(k)]
@@ -194,6 +217,26 @@ def test_a_response_depends_on_its_own_draws_alone() -> None:
     first = decode(LLAMA, PROMPTS, uniform[:, :1], 1, how)
     for row in range(len(PROMPTS)):
         assert taken(first, row) == taken(together, row)[:1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba"])
+def test_prompts_join_as_rows_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where states can be joined a batch stays as full as there is room; elsewhere the next waits for its end."""
+    model, how, begun = build(name), Decoding(16, ENDS), []
+    prompts = [[(7 * i + j) % VOCABULARY for j in range(1 + i % 9)] for i in range(24)]
+    uniform, real = uniforms(len(prompts), 2, how.max_new_tokens), respond.Batch.admit
+
+    def admit(batch: respond.Batch, units: Sequence[Unit]) -> None:
+        begun.append((len(batch), 2 * len(units)))
+        real(batch, units)
+
+    together = decode(model, prompts, uniform, 2, how)
+    monkeypatch.setattr(respond.Batch, "admit", admit)
+    monkeypatch.setattr(respond, "REFILL", 0.25)
+    parts = decode(model, prompts, uniform, 2, how, budget=12 * 25)
+    assert all(torch.equal(part, whole) for part, whole in zip(parts, together, strict=True))
+    assert max(map(sum, begun)) <= 18 and len(begun) > 2
+    assert any(before for before, _ in begun) == (name != "mamba")
 
 
 def test_a_longer_limit_only_goes_on_where_a_response_was_cut() -> None:

@@ -78,3 +78,31 @@ def test_token_ends_take_a_decoded_window_a_token(name: str, monkeypatch: pytest
         seen.clear()
         assert len(Texts(tokenizer, (), frozenset()).token_ends(ids)) == len(ids)
         assert sum(seen) < 5 * len(ids) * (1 if ids[0] == 3 else text.LONGEST_PIECES)
+
+
+@pytest.mark.parametrize("stop", [("ab", " a", "."), (" ", "漢"), ("'t", "é"), ("\n",)])
+@pytest.mark.parametrize("name", TOKENIZERS)
+@given(st.data())
+def test_a_stop_string_is_seen_with_the_token_that_completes_it(
+    name: str, stop: tuple[str, ...], data: st.DataObject
+) -> None:
+    """Although text is made only after tokens that may have completed one."""
+    tokenizer = TOKENIZERS[name]
+    texts, made = Texts(tokenizer, stop, frozenset()), len(tokenizer)
+    usual = st.sampled_from(sorted({i for i in range(made) if "<" not in tokenizer.decode([i])}))
+    ids = data.draw(st.lists(st.one_of(usual, st.integers(0, made - 1)), min_size=1, max_size=12))
+    there = (
+        n for n in range(1, len(ids) + 1) if any(one in tokenizer.decode(ids[:n][-texts.window :]) for one in stop)
+    )
+    seen = (n for n in range(1, len(ids) + 1) if texts.stopped(ids[:n]))
+    assert next(seen, None) == next(there, None)
+
+
+def test_most_tokens_are_not_decoded_for_a_stop_string(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, seen = make_tokenizer(), []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **said: seen.append(len(ids)) or decode(ids, **said))
+    texts = Texts(tokenizer, ("x\n",), frozenset())
+    ids = tokenizer.encode("the words of a line, and again the words of a line ")
+    assert not any(texts.stopped(ids[:n]) for n in range(1, len(ids) + 1))
+    assert len([size for size in seen if size > 1]) == sum(i == ids[-1] for i in ids)  # spaces, which may be trimmed

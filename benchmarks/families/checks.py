@@ -14,8 +14,9 @@ from srlm.policies.transformer.continuation import reads_padding
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.policies.transformer.processes import silent
+from srlm.policies.transformer.respond import respond
 from srlm.policies.transformer.responses import Responses
-from srlm.policies.transformer.sample import Decoding, respond
+from srlm.policies.transformer.sample import Decoding
 
 NEW_TOKENS = 60
 GROWN = 24  # times that a tree of prefixes grows by two

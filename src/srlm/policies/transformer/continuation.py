@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from srlm.errors import UserError
 from srlm.policies.transformer.log_prob import UNFIT, Head, decoder_of
 
 
 class Continuation:
-    """K rows for each of P prompts; `logits` [N, V] of the next word of the N rows that are left, fp32.
+    """K rows for each of P prompts; `raw` [N, V]: what the head makes of the N rows that are left, before it is capped.
 
     Prompts of unequal length are padded on the left.
     """
@@ -27,7 +29,7 @@ class Continuation:
         for row, prompt in enumerate(prompts):  # on the left, so that every row's next token comes next
             ids[row, longest - len(prompt) :] = torch.tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
-        self.padded = bool((mask == 0).any())
+        self.padded = min(map(len, prompts)) < longest
         ids, mask = ids.to(model.device), mask.to(model.device)
         output = self.decoder(
             input_ids=ids,
@@ -42,9 +44,64 @@ class Continuation:
         (self.name,) = names
         self.cache = output[self.name]
         self.cache.reorder_cache(torch.arange(len(prompts), device=model.device).repeat_interleave(num_samples))
-        self.logits = self.head.logits(output.last_hidden_state[:, -1]).repeat_interleave(num_samples, 0)
+        self.raw = self._head(output).repeat_interleave(num_samples, 0)
         self.mask = mask.repeat_interleave(num_samples, 0)
         self.position = self.mask.sum(-1)
+
+    def _head(self, output: Any) -> Tensor:
+        return F.linear(output.last_hidden_state[:, -1], self.head.weight, self.head.bias)
+
+    @property
+    def logits(self) -> Tensor:
+        """[N, V] of each row's next word, fp32."""
+        return self.head.cap(self.raw)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of what has been said."""
+        layers = getattr(self.cache, "layers", ())
+        held = [value for one in layers for value in (getattr(one, "keys", None), getattr(one, "values", None))]
+        return sum(value.nbytes for value in held if isinstance(value, Tensor))
+
+    @property
+    def joins(self) -> bool:
+        """Can rows be added whose prompts are of another length? `join` knows these layers from the inside."""
+        return type(self.cache) is DynamicCache and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized
+            for layer in self.cache.layers
+        )
+
+    def join(self, other: Continuation) -> None:
+        """Go on with the rows of another one as well, behind the own ones; nobody's next word has been fed yet."""
+        slots = max(self.mask.shape[1], other.mask.shape[1])
+        for one in (self, other):
+            one._resize(slots)
+        self.padded = self.padded or other.padded
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            mine.keys, mine.values = torch.cat([mine.keys, theirs.keys]), torch.cat([mine.values, theirs.values])
+        self.mask, self.raw = torch.cat([self.mask, other.mask]), torch.cat([self.raw, other.raw])
+        self.position = torch.cat([self.position, other.position])
+
+    def narrow(self, used: Sequence[int]) -> None:
+        """Give back what no row reads any more. used: [N] slots of each row."""
+        if self.padded and self.joins:
+            self._resize(max(used))
+            self.padded = min(used) < max(used)
+
+    def _resize(self, slots: int) -> None:
+        """More slots on the left, which nobody sees, or fewer, which nobody saw."""
+        more = slots - self.mask.shape[1]
+        if not more:
+            return
+        self.mask = F.pad(self.mask, (more, 0))
+        self.padded = self.padded or more > 0
+        for layer in self.cache.layers:
+            sliding = isinstance(layer, DynamicSlidingWindowLayer)
+            width = min(slots, layer.sliding_window - 1) if sliding else slots
+            new = (0, 0, width - layer.keys.shape[-2], 0)
+            layer.keys, layer.values = F.pad(layer.keys, new), F.pad(layer.values, new)
+            if sliding:
+                layer.cumulative_length = slots
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these alone, before their next word is fed."""
@@ -68,7 +125,7 @@ class Continuation:
                 raise
             raise _unbranched(self.model) from error  # part of the state was not repeated for the samples
         self.position = self.position + 1
-        self.logits = self.head.logits(output.last_hidden_state[:, -1])
+        self.raw = self._head(output)
 
 
 def _unbranched(model: PreTrainedModel) -> UserError:

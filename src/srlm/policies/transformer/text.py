@@ -24,14 +24,28 @@ class Texts:
         self._tokenizer, self.stop, self._eos = tokenizer, tuple(stop), eos
         self.window = max((len(one.encode()) for one in stop), default=0) + 4  # a token can be a single byte
         self._alone: dict[int, str] = {}
+        self._ending: dict[int, bool] = {}
 
     def ended(self, response: Sequence[int]) -> bool:
         """Does a response end with its last token?"""
         return response[-1] in self._eos or (bool(self.stop) and self.stopped(response))
 
     def stopped(self, tokens: Sequence[int]) -> bool:
+        """Is there a stop string, which the last token may have completed? Only where it may is any text made."""
+        last = tokens[-1]
+        if last not in self._ending:
+            self._ending[last] = self._may_end(self._tokenizer.decode([last]))
+        if not self._ending[last]:
+            return False
         text = self._tokenizer.decode(tokens[-self.window :])
         return any(stop in text for stop in self.stop)
+
+    def _may_end(self, alone: str) -> bool:
+        """By its text alone: it has the last sign of a stop string, or pieces of one. Spaces before it, and its own if
+        it has nothing else, may be missing."""
+        if PIECES in alone or not alone.strip():
+            return True
+        return any(stop[-1] == " " or stop[-1] in alone for stop in self.stop)
 
     def text(self, ids: Sequence[int]) -> str:
         """Without special tokens, cut before the stop string."""

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from srlm.policies.transformer.continuation import reads_padding
 from srlm.policies.transformer.engines import SyncReport
 from srlm.policies.transformer.processes import Progress
+from srlm.policies.transformer.respond import respond
 from srlm.policies.transformer.responses import Responses
 from srlm.policies.transformer.room import Room
-from srlm.policies.transformer.sample import Decoding, respond, streams
+from srlm.policies.transformer.sample import Decoding, streams
 from srlm.policies.transformer.weights import Weights
 
 
