@@ -106,3 +106,9 @@ def test_most_tokens_are_not_decoded_for_a_stop_string(monkeypatch: pytest.Monke
     ids = tokenizer.encode("the words of a line, and again the words of a line ")
     assert not any(texts.stopped(ids[:n]) for n in range(1, len(ids) + 1))
     assert len([size for size in seen if size > 1]) == sum(i == ids[-1] for i in ids)  # spaces, which may be trimmed
+
+
+def test_a_stop_string_may_end_with_a_piece_of_a_character() -> None:
+    tokenizer = make_tokenizer()
+    texts, ids = Texts(tokenizer, ("é",), frozenset()), tokenizer.encode("a é")
+    assert [texts.stopped(ids[:n]) for n in range(1, len(ids) + 1)] == [False] * (len(ids) - 1) + [True]
