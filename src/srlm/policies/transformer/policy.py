@@ -26,7 +26,6 @@ from srlm.policies.transformer.load.hub import load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
-from srlm.policies.transformer.respond import DECODE_BUDGET
 from srlm.policies.transformer.responses import Responses, refuse_too_many
 from srlm.policies.transformer.room import Room, measured
 from srlm.policies.transformer.sample import Decoding, prompt_seeds
