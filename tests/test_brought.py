@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import gguf
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,7 +34,7 @@ from transformers import (
 from srlm import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer import TransformerPolicy
-from srlm.policies.transformer.load.hub import load_model
+from srlm.policies.transformer.load.hub import adapter_folder, load_model
 from srlm.policies.transformer.log_prob import reads_trees
 from srlm.prompts import sources
 from srlm.prompts.sources import load_prompts
@@ -431,6 +432,23 @@ def test_an_adapter_of_another_model(tiny, tmp_path):
     )
     with pytest.raises(UserError, match="does not fit its base model"):
         load_model(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_on_the_hub_is_fetched_and_put_on_its_base(tiny, tmp_path, monkeypatch):
+    """As the Hub's cache holds it; there is no network here."""
+    home = tmp_path / "hub" / "models--someone--adapter"
+    merged = save_adapter(tiny, home / "snapshots" / ("0" * 40))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    for name, value in {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": True}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    adapter_folder.cache_clear()
+    assert adapter_folder("someone/adapter") == home / "snapshots" / ("0" * 40)
+    assert torch.allclose(logits("someone/adapter"), merged(input_ids=ROW).logits, atol=1e-4)
+    policy = TransformerPolicy.load("someone/adapter", adapter="continue", dtype="fp32", max_new_tokens=4)
+    assert any("someone/adapter" in note and "goes on being trained" in note for note in policy.notes)
+    assert adapter_folder("someone/else") == Path("someone/else")
+    adapter_folder.cache_clear()
 
 
 # Sizes and names

@@ -16,11 +16,15 @@ from torch import Tensor
 
 from srlm.errors import UserError
 from srlm.policies.transformer.policy import TransformerPolicy
-from srlm.rewards.judge import GRADES, LEAST_MASS, OPENING, ROOM, RUBRICS, fitting, question
+from srlm.rewards.judge import USUAL
+from srlm.rewards.judging import LEAST_MASS, ROOM, Judging, fitting, question
+from srlm.rewards.rubric import read_rubric
 from srlm.rewards.table import reward_function
 from srlm.types import Prompts, Rollouts
 
-MODULE = importlib.import_module("srlm.rewards.judge")  # of the same name as its function
+MODULE = importlib.import_module("srlm.rewards.judging")
+RUBRICS = [read_rubric(name).template for name in USUAL]
+OPENING, GRADES = read_rubric(USUAL[0]).opening, read_rubric(USUAL[0]).words
 Script = Callable[[str, Sequence[str]], Sequence[float]]  # (judge's prompt, choices) -> probabilities
 
 
@@ -287,12 +291,12 @@ def test_a_real_model_judges_itself(tmp_path: Path, name: str, chat: bool, monke
 
 def test_the_first_rubric_of_a_real_model_by_hand(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(MODULE, "LEAST_MASS", 0.0)
-    monkeypatch.setattr(MODULE, "RUBRICS", RUBRICS[:1])
     policy = load(roomy(tmp_path))
     prompts = Prompts.uniform(["Up?"])
     responses = policy.sample(prompts, 2, torch.Generator().manual_seed(1))
     log_prob = policy.log_prob(prompts, responses)
-    score = reward_function("judge")(policy, Rollouts(0, prompts, responses, log_prob, torch.full_like(log_prob, 0.5)))
+    reward = reward_function("judge", judging=Judging(USUAL[:1]))
+    score = reward(policy, Rollouts(0, prompts, responses, log_prob, torch.full_like(log_prob, 0.5)))
     for text, mine in zip(policy.texts(responses)[0], score[0].tolist(), strict=True):
         ids = policy.encode(RUBRICS[0].format(question="Up?", response=text)) + policy.tokenizer(OPENING)["input_ids"]
         mass = [

@@ -379,3 +379,16 @@ def test_columns_can_be_named(tmp_path):
     (tmp_path / "gsm8k.jsonl").write_text('{"question": "2+2?", "solution": "4"}\n')
     found = load_prompts(tmp_path / "gsm8k.jsonl", prompt_column="question", answer_column="solution")
     assert (found.prompts.items, found.answers) == (("2+2?",), (("4",),))
+
+
+def test_a_dataset_is_streamed_no_further_than_it_is_asked_for(tmp_path):
+    home = tmp_path / "data"
+    home.mkdir()
+    (home / "train.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Say {n}"}) + "\n" for n in range(20)) + "broken\n"
+    )
+    assert load_prompts(home, streaming=5).prompts.items == tuple(f"Say {n}" for n in range(5))
+    with pytest.raises(UserError, match="no dataset that could be streamed"):
+        load_prompts(home / "train-0.jsonl", streaming=5)
+    with pytest.raises(UserError, match=r"not a dataset that can be streamed .* check the split 'dev'"):
+        load_prompts(home, split="dev", streaming=5)

@@ -108,7 +108,7 @@ def test_every_reward_has_its_name() -> None:
 
 def test_a_name_alone_is_the_reward_itself() -> None:
     voting = {name for name in REWARDS if name.endswith("majority")}
-    for name in REWARDS.keys() - voting - {"oracle", "judge", "judge_pairwise"}:
+    for name in REWARDS.keys() - voting - {"oracle", "judge", "judge_pairwise", "meta_judge"}:
         assert reward_function(name) is REWARDS[name]
 
 

@@ -85,6 +85,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "answer_column": ("reply", {}),
     "split": ("test", {"prompts": "saved", "held_out": None, "held_out_share": 0.34}),
     "dataset_config": ("second", {"prompts": "repository", "held_out": None, "held_out_share": 0.34}),
+    "streaming": (4, {"prompts": "repository", "held_out": None, "held_out_share": 0.34}),
     "system_prompt": ("Be brief.", {}),
     "instruction": ("Be brief.", {}),
     "overlong": ("skip", {"prompts": "long"}),
@@ -97,6 +98,8 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 ELSEWHERE = {"engine", "engine_weights", "engine_options", "engine_correction"}  # test_engines.py, which has engines
+ELSEWHERE |= {"rubric", "judge_samples", "judge_tokens", "judge_opponents"}  # test_rubrics.py, which has judges
+ELSEWHERE |= {f"written_{name}" for name in ("prompts", "examples", "near", "length", "tokens", "temperature", "top_p")}
 
 
 def test_no_setting_is_left_out():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srlm.diagnosis import Diagnosis, diagnose
     from srlm.errors import UserError
     from srlm.evaluation import evaluate
+    from srlm.harvest import write_prompts
     from srlm.planning import plan
     from srlm.prompts.sources import load_prompts
     from srlm.training.trainer import SelfRewardTrainer
@@ -28,6 +29,7 @@ __getattr__ = exports(
         "evaluate": "srlm.evaluation",
         "load_prompts": "srlm.prompts.sources",
         "plan": "srlm.planning",
+        "write_prompts": "srlm.harvest",
     },
 )
 __all__ = [
@@ -39,4 +41,5 @@ __all__ = [
     "evaluate",
     "load_prompts",
     "plan",
+    "write_prompts",
 ]

@@ -18,7 +18,7 @@ from srlm.patience import GaveUp
 from srlm.plain import one_line
 
 _OUT_OF_MEMORY = re.compile(r"OutOfMemory|can't allocate memory|not enough memory")  # torch's words for it
-COMMANDS = ("train", "estimate", "evaluate", "diagnose", "plan", "verify", "report", "export")
+COMMANDS = ("train", "prompts", "estimate", "evaluate", "diagnose", "plan", "verify", "report", "export")
 DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE),

@@ -15,6 +15,7 @@ from srlm.policies.transformer.settings import DecodingSettings, EngineSettings,
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
+from srlm.writing.settings import WritingSettings
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def is_name(text: str) -> bool:
 
 
 PARTS = (
-    *(RunSettings, Sizes, PromptSettings, DecodingSettings, EngineSettings, RewardSettings, ObjectiveSettings),
-    *(ShapingSettings, OptimisationSettings, ModelSettings, GuardSettings),
+    *(RunSettings, Sizes, PromptSettings, WritingSettings, DecodingSettings, EngineSettings, RewardSettings),
+    *(ObjectiveSettings, ShapingSettings, OptimisationSettings, ModelSettings, GuardSettings),
 )
 """In the order in which they are shown."""
 
@@ -51,6 +52,7 @@ PARTS = (
 class SelfRewardConfig(
     RunSettings,
     PromptSettings,
+    WritingSettings,
     DecodingSettings,
     EngineSettings,
     RewardSettings,
@@ -85,6 +87,11 @@ class SelfRewardConfig(
         return replace(self, **found)
 
     @property
+    def fresh_prompts(self) -> bool:
+        """Has every round prompts of its own?"""
+        return self.prompts_per_round is not None or self.written_prompts > 0
+
+    @property
     def weights_folder(self) -> str:
         """Where a round keeps its policy."""
         return "adapter" if self.lora_rank else "weights"
@@ -97,6 +104,11 @@ class SelfRewardConfig(
         for part in PARTS:
             if check := vars(part).get("__post_init__"):
                 check(self)
+        if self.prompts_per_round == 0 and not self.written_prompts:
+            raise UserError(
+                "--prompts-per-round is 0, expected at least 1, or --written-prompts beside it, since a round needs "
+                "prompts to train on: raise one of them"
+            )
         if self.system_prompt is not None and self.raw_prompts:
             raise UserError(
                 f"--system-prompt {self.system_prompt!r} stands beside --raw-prompts, expected one of them, since a "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pyarrow as pa
 import torch
 
 from srlm.errors import UserError
@@ -55,7 +58,7 @@ def refuse_another(policy: TransformerPolicy, run: RunFolder, round: int) -> Non
     tokens = torch.zeros(len(rows), 1, int(length.max()), dtype=torch.int32)
     for row, into in zip(rows, tokens, strict=True):
         into[0, : len(row["tokens"])] = torch.tensor(row["tokens"])
-    prompts = ids["tokens"].take(piece["prompt_index"]).to_pylist()
+    prompts = _ids_at(run, round, ids["tokens"], piece["prompt_index"].to_pylist())
     responses = Responses(tokens, length, torch.ones_like(length, dtype=torch.bool))
     now = policy.scorer.score(policy.scorer.groups(prompts, responses), None, silent)[0][:, 0].cpu()
     then = torch.tensor([row["log_prob"] for row in rows])
@@ -66,3 +69,11 @@ def refuse_another(policy: TransformerPolicy, run: RunFolder, round: int) -> Non
             f"log-probs that are {far:.2g} nats a token from those that the run wrote down, expected at most {SAME}: "
             "put back the model that the run began with"
         )
+
+
+def _ids_at(run: RunFolder, round: int, given: pa.ChunkedArray, numbers: Sequence[int]) -> list[list[int]]:
+    """Token ids of prompts by their numbers: of those given, or behind them of those that the round wrote."""
+    written = run.table(round, "written")
+    own = written.read(["prompt_index", "tokens"]).to_pylist() if written.names() else []
+    of_round = {row["prompt_index"]: row["tokens"] for row in own}
+    return [of_round[n] if n in of_round else given[n].as_py() for n in numbers]

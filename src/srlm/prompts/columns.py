@@ -70,8 +70,13 @@ def _turn(where: str, turn: Any) -> dict[str, str]:
             raise UserError(f"{where} is not a turn of a conversation, {expected}; correct it")
 
 
+def blank(text: str) -> bool:
+    """Is there nothing to be seen?"""
+    return all(unicodedata.category(c) in ("Cf", "Zs", "Cc") for c in text)
+
+
 def _words(what: str, text: str) -> str:
-    if all(unicodedata.category(c) in ("Cf", "Zs", "Cc") for c in text):
+    if blank(text):
         raise UserError(f"{what} is empty, expected some text; fill it in or remove the row")
     if text.encode(errors="ignore").decode() != text:
         raise UserError(f"{what} has half of a surrogate pair, expected Unicode text; correct the escape")

@@ -33,6 +33,8 @@ class PromptSettings:
     """Of datasets that are not given as name[split]: the part to read, train unless a benchmark says otherwise."""
     dataset_config: str | None = None
     """Of datasets that are not given as name:config[split]: the configuration to read."""
+    streaming: int | None = None
+    """Of datasets, stream the first so many rows instead of fetching all: for those larger than a disk."""
     system_prompt: str | None = None
     """A system turn before every prompt."""
     instruction: str | None = None
@@ -47,8 +49,9 @@ class PromptSettings:
         if self.consistency_band is not None:
             low, high = self.consistency_band
             expect(self, "consistency_band", 0 <= low < high <= 1, "two shares from 0 to 1, the lower one first")
-        for name in ("max_prompts", "max_held_out", "prompts_per_round"):
+        for name in ("max_prompts", "max_held_out", "streaming"):
             expect(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        expect(self, "prompts_per_round", (self.prompts_per_round or 0) >= 0, "at least 1")
         expect(self, "held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
         expect(self, "overlong", self.overlong in ("refuse", "skip"), "refuse or skip")
         for name in ("split", "dataset_config", "system_prompt"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os.path
 import re
@@ -47,6 +48,7 @@ def load_prompts(
     system_prompt: str | None = None,
     instruction: str | None = None,
     keep_columns: bool = False,
+    streaming: int | None = None,
 ) -> PromptSet:
     """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets` or with the files of a
     dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
@@ -61,6 +63,7 @@ def load_prompts(
 
     system_prompt: a system turn before every prompt. instruction: what every prompt ends with, on a line of its own;
     None leaves the one that a task or benchmark brings along. keep_columns: what else a row holds is kept as well.
+    streaming: of a dataset, read the first so many rows as they come, and no more.
     """
     asked = Source.of(str(source))
     if (asked.split or asked.config) and is_whole(shipped(Path(asked.name).expanduser())):
@@ -80,7 +83,11 @@ def load_prompts(
     names = ("prompt", "messages") if prompt_column == "prompt" else (prompt_column,)
     known = formats.readable(prompt_column)
     wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
-    read = _rows(name, asked.split or split, asked.config or dataset_config, None if keep_columns else wanted)
+    part = (asked.split or split, asked.config or dataset_config)
+    if streaming is None:
+        read = _rows(name, *part, None if keep_columns else wanted)
+    else:
+        read = _streamed(name, *part, streaming)
     read, note = formats.translated(read, str(source), known)
     own: list[Mapping[str, Any]] = []
     items: list[PromptItem] = []
@@ -117,7 +124,30 @@ def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep
         system_prompt=settings.system_prompt,
         instruction=settings.instruction,
         keep_columns=keep_columns,
+        streaming=settings.streaming,
     )
+
+
+def _streamed(source: str, split: str | None, config: str | None, number: int) -> Rows:
+    """The first rows of a dataset, of which no more is fetched than they need."""
+    import datasets
+
+    path = shipped(Path(source).expanduser())
+    if tasks.is_task(source) or is_whole(path):
+        raise UserError(
+            f"--streaming is {number}, but {source} is no dataset that could be streamed, expected a Hub id or a "
+            "folder of files: leave it out, or take a part with --max-prompts"
+        )
+    asked = [str(path) if os.path.isdir(path) else source, *([config] if config is not None else [])]
+    split = split or "train"
+    try:
+        data: Any = datasets.load_dataset(*asked, split=split, streaming=True)
+        yield from _numbered(source, itertools.islice(data, number))  # data.take reads ahead
+    except UserError:
+        raise
+    except Exception as error:  # as of a dataset that is fetched whole
+        advice = _advice(split, config, os.path.isdir(path))
+        raise UserError(f"{source} is not a dataset that can be streamed ({_first_line(error)}); {advice}") from error
 
 
 def _rows(source: str, split: str | None, config: str | None, wanted: Wanted | None) -> Rows:

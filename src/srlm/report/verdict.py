@@ -31,6 +31,9 @@ METRICS: tuple[Metric, ...] = (
     ("distinct_2", "distinct-2", "", 0, 2),
     ("unanimous", "prompts whose samples all give one answer", "", 0, 2),
     ("gain", "gain of the logits", "", 0, 2),
+    ("unparsed_reward_rollouts", "judgements without a grade", "", -1, 2),
+    ("unparsed_pairs_reward_rollouts", "comparisons without a verdict", "", -1, 2),
+    ("unparsed_meta_reward_rollouts", "comparisons of judgements without a verdict", "", -1, 2),
     ("seconds", "time of a round", "s", 0, 0),
 )
 

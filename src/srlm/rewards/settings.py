@@ -20,8 +20,8 @@ class RewardSettings(Sizes):
     reward: str = "log_likelihood"
     """Self-reward: log_likelihood (Eq. 1), mean_log_likelihood, self_certainty, negative_entropy, majority (the share
     of votes), log_majority, hard_majority (1 or 0), certain_majority (votes weighed by confidence), implicit, judge,
-    judge_pairwise, module:function of (policy, rollouts), check:module:function of (response, columns), a sum such as
-    0.5*judge+0.5*mean_log_likelihood, or a control: random, inverted, oracle (uses labels)."""
+    judge_pairwise, meta_judge, module:function of (policy, rollouts), check:module:function of (response, columns), a
+    sum such as 0.5*judge+0.5*mean_log_likelihood, or a control: random, inverted, oracle (uses labels)."""
     answers: str = "auto"
     """Which responses give the same answer, for majority, self-consistency and maj@k? exact, normalised, number,
     math (LaTeX, by math-verify), regex:PATTERN or module:function; auto is what a task or benchmark of this name says,
@@ -31,6 +31,18 @@ class RewardSettings(Sizes):
     teacher: str = "live"
     """Who judges and votes: the live policy, initial (the untouched model), or ema:A, an average of all rounds' weights
     in which those so far keep a share A (.9, say). The others' rewards are the live policy's own."""
+    rubric: tuple[str, ...] = ()
+    """What a judge is asked: YAML files, or names of those that come along (additive, statements, rating,
+    additive-reasons, step-by-step; of pairs pairwise, pairwise-reasons, meta-judge). Several of one kind are averaged;
+    each judge has its own unless given."""
+    judge_samples: int = 0
+    """Judgements that are written, parsed and averaged, for each question to the judge; 0 reads the grade from the
+    logits, and nothing is written."""
+    judge_tokens: int = 256
+    """Longest judgement that is written."""
+    judge_opponents: int | None = None
+    """For judge_pairwise: compare each response with at least this many others, drawn anew each round; all unless
+    given."""
     labelled: bool = False
     """Let check:module:function see the answers too: the run is then one with labels, and says so."""
 
@@ -40,6 +52,9 @@ class RewardSettings(Sizes):
                 f"--votes is {self.votes} beside --num-samples {self.num_samples}, expected at least as many, since "
                 "all that is learned from may vote: raise one or lower the other"
             )
+        expect(self, "judge_samples", self.judge_samples >= 0, "0 or more")
+        expect(self, "judge_tokens", self.judge_tokens >= 1, "at least 1")
+        expect(self, "judge_opponents", self.judge_opponents is None or self.judge_opponents >= 1, "at least 1")
         known = self.teacher in ("live", "initial") or (self.average is not None and 0 < self.average < 1)
         expect(self, "teacher", known, "live, initial, or ema: with a share between 0 and 1, such as ema:.9")
 

@@ -18,12 +18,14 @@ from srlm.rewards.check import check
 from srlm.rewards.hard_majority import hard_majority
 from srlm.rewards.implicit import implicit
 from srlm.rewards.inverted import inverted
-from srlm.rewards.judge import Note, judge, silent
+from srlm.rewards.judge import judge
 from srlm.rewards.judge_pairwise import judge_pairwise
+from srlm.rewards.judging import USUALLY, Judging, Note, refuse_unwritten, silent
 from srlm.rewards.log_likelihood import log_likelihood
 from srlm.rewards.log_majority import log_majority
 from srlm.rewards.majority import majority
 from srlm.rewards.mean_log_likelihood import mean_log_likelihood
+from srlm.rewards.meta_judge import FEWEST, meta_judge
 from srlm.rewards.negative_entropy import negative_entropy
 from srlm.rewards.oracle import oracle
 from srlm.rewards.random import random
@@ -51,12 +53,13 @@ REWARDS: dict[str, Callable[..., Tensor]] = {
     "implicit": implicit,
     "judge": judge,
     "judge_pairwise": judge_pairwise,
+    "meta_judge": meta_judge,
     "random": random,
     "inverted": inverted,
     "oracle": oracle,
 }
 """Name -> function of (policy, rollouts); the first line of its module describes it. Three of them take keywords that
-`reward_function` binds: `classes` (majority), `right` (oracle), `note` (judge, judge_pairwise)."""
+`reward_function` binds: `classes` (majority), `right` (oracle), `note` and `judging` (the judges)."""
 
 LABELLED = "oracle"
 """The one reward that looks at answers."""
@@ -64,7 +67,8 @@ CHECK = "check:"
 """Before module:function of (response, columns)."""
 _VOTES = {"majority", "log_majority", "hard_majority", "certain_majority"}
 _FREE = {"log_likelihood", "mean_log_likelihood", "negative_entropy", *_VOTES, "random", "inverted", LABELLED}
-_JUDGES = {"judge", "judge_pairwise"}
+_KINDS = {"judge": (False,), "judge_pairwise": (True,), "meta_judge": (False, True)}  # of rubrics: of pairs?
+_JUDGES = set(_KINDS)
 _TERM = re.compile(
     r"\s*(?P<sign>[+-]?(?:\s*[+-])?)\s*"
     r"(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?"
@@ -80,6 +84,7 @@ def reward_function(
     columns: Callable[[int], Mapping[str, Any]] | None = None,
     note: Note = silent,
     teacher: Teacher = nobody,
+    judging: Judging = USUALLY,
 ) -> Reward:
     """The reward that `spec` names: an entry of REWARDS, a function `module:function` of (policy, rollouts), a check
     `check:module:function` of (response, columns), or a sum
@@ -88,6 +93,7 @@ def reward_function(
     classes: response -> answer class, for `majority`. right: (number of the prompt, text) -> is it right?, for
     `oracle`, which is no part of a sum. columns: number of the prompt -> what a check may see of its row. note: takes
     the numbers that a reward has for the records. teacher: makes the policy another for a while, who judges.
+    judging: how.
 
     Raises:
         UserError: no such reward, a function that cannot be imported, or one of the above is needed and missing.
@@ -97,7 +103,7 @@ def reward_function(
         raise UserError(
             f"the reward {spec!r} would hide {LABELLED}, which uses labels: ask for it by exactly that name, or not"
         )
-    rewards = [(weight, _reward(name, classes, right, columns, note, teacher)) for weight, name in terms]
+    rewards = [(weight, _reward(name, classes, right, columns, note, teacher, judging)) for weight, name in terms]
     if len(terms) == 1 and terms[0][0] == 1:
         return rewards[0][1]
 
@@ -162,6 +168,7 @@ def _reward(
     columns: Callable[[int], Mapping[str, Any]] | None,
     note: Note,
     teacher: Teacher,
+    judging: Judging,
 ) -> Reward:
     if _is_check(name):
         if columns is None:
@@ -182,8 +189,31 @@ def _reward(
             raise UserError(f"the reward {name} needs prompts with answers, none were given: add an `answer` column")
         return partial(oracle, right=right)
     if name in _JUDGES:
-        return partial(_taught, reward=partial(REWARDS[name], note=note), teacher=teacher)
+        _refuse_judging(name, judging)
+        return partial(_taught, reward=partial(REWARDS[name], note=note, judging=judging), teacher=teacher)
     return REWARDS[name]
+
+
+def _refuse_judging(name: str, judging: Judging) -> None:
+    """Before any work.
+
+    Raises:
+        UserError: a rubric that cannot be read, or needs judgements that are not to be written.
+    """
+    if name == "meta_judge" and judging.samples < FEWEST:
+        raise UserError(
+            f"--judge-samples is {judging.samples}, but --reward meta_judge compares judgements of one response, "
+            f"expected at least {FEWEST}: raise it"
+        )
+    for kind in _KINDS[name]:
+        for rubric in judging.of(("additive",) if not kind else ("pairwise",), pairs=kind):
+            if not judging.samples or (kind and name == "meta_judge"):
+                refuse_unwritten(rubric)
+
+
+def judged_by(spec: str) -> set[bool]:
+    """Kinds of rubrics that a reward takes: True of pairs, False of points."""
+    return {kind for _, name in _terms(spec) for kind in _KINDS.get(name, ())}
 
 
 def _taught(policy: Any, rollouts: Rollouts, *, reward: Reward, teacher: Teacher) -> Tensor:

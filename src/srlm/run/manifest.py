@@ -10,7 +10,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ NEWER = (  # settings whose default is what runs without them did
     *("split", "dataset_config", "system_prompt", "instruction", "overlong", "chat_template_kwargs"),
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
     *("engine", "engine_weights", "engine_options", "engine_correction"),
+    *("rubric", "judge_samples", "judge_tokens", "judge_opponents", "written_", "streaming"),
 )
 RETIRED = (  # thresholds that no guard asks any more
     *("guard_mode_fidelity", "guard_displacement", "guard_leak", "guard_kappa", "guard_entropy", "guard_kendall"),
@@ -48,8 +49,10 @@ def new_manifest(
     *,
     held_out_given: bool,
     labels_used: bool,
+    rubrics: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """held_out_given: rather than set aside from the prompts. labels_used: the reward sees answers."""
+    """held_out_given: rather than set aside from the prompts. labels_used: the reward sees answers. rubrics: texts of
+    those that a judge was given."""
     data = {"prompts": {"source": train.source, "number": len(train.prompts), "fingerprint": train.fingerprint}}
     if held_out is not None:
         data["held_out"] = {
@@ -62,6 +65,8 @@ def new_manifest(
     if train.columns is not None:  # which a check of the user's sees
         digest = hashlib.sha256(json.dumps(train.columns, sort_keys=True, default=str).encode())
         data["prompts_columns"] = {"fingerprint": digest.hexdigest()}
+    if rubrics:
+        data["rubrics"] = {"fingerprint": hashlib.sha256("\0".join(rubrics).encode()).hexdigest()}
     if labels_used:
         data["prompts_answers"] = {"fingerprint": _fingerprint(train)}
     return {

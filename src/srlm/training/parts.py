@@ -22,7 +22,9 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
-from srlm.rewards.table import LABELLED, Teacher, checks, judges, reward_function, votes
+from srlm.rewards.judging import Judging
+from srlm.rewards.rubric import read_rubric
+from srlm.rewards.table import LABELLED, Teacher, checks, judged_by, judges, reward_function, votes
 from srlm.starting import beginning, refuse_another
 from srlm.types import Level, Objective, Reward
 
@@ -129,7 +131,28 @@ def reward_of(
             return row
         return {**row, "answer": () if prompts.answers is None else prompts.answers[number]}
 
-    return reward_function(config.reward, classes=classes, right=right, columns=columns, note=note, teacher=teacher)
+    return reward_function(
+        config.reward,
+        classes=classes,
+        right=right,
+        columns=columns,
+        note=note,
+        teacher=teacher,
+        judging=judging_of(config),
+    )
+
+
+def judging_of(config: SelfRewardConfig) -> Judging:
+    return Judging(config.rubric, config.judge_samples, config.judge_tokens, config.judge_opponents, config.seed)
+
+
+def rubric_texts(config: SelfRewardConfig) -> tuple[str, ...]:
+    """Of the files that a judge of this run was given.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    return tuple(read_rubric(name).text for name in config.rubric)
 
 
 def uses_labels(config: SelfRewardConfig) -> bool:
@@ -148,6 +171,12 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
             f"--prompts-per-round is {number}, but {prompts.source} has {len(prompts.prompts)} prompts to train on, "
             "expected at most as many: lower it or give more prompts"
         )
+    if config.written_prompts and (checks(config.reward) or uses_labels(config)):
+        raise UserError(
+            f"--written-prompts is {config.written_prompts}, but --reward {config.reward} looks at a prompt's own "
+            "columns or answers, which those that are written have not, expected another reward: choose one, or "
+            "leave it out"
+        )
     polled = votes(config.reward) or config.consistency_band is not None
     if config.votes is not None and not polled:
         raise UserError(
@@ -158,6 +187,30 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
         raise UserError(
             f"--teacher is {config.teacher}, but --reward {config.reward} neither judges nor votes, expected judge, "
             "majority or one of their kind: leave it out or choose one"
+        )
+    kinds = judged_by(config.reward)
+    for name in ("rubric", "judge_samples", "judge_tokens", "judge_opponents"):
+        if not kinds and getattr(config, name) != getattr(SelfRewardConfig, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} was given, but --reward {config.reward} does not judge, expected judge, "
+                "judge_pairwise or meta_judge: leave it out or choose one"
+            )
+    for name in config.rubric:
+        if read_rubric(name).pairs not in kinds:
+            kind, fitting = ("pairs", "judge_pairwise") if read_rubric(name).pairs else ("points", "judge")
+            raise UserError(
+                f"the rubric {name} is one of {kind}, which --reward {config.reward} does not ask for, expected "
+                f"{fitting} or meta_judge beside it: choose another rubric or reward"
+            )
+    if config.judge_tokens != SelfRewardConfig.judge_tokens and not config.judge_samples:
+        raise UserError(
+            f"--judge-tokens is {config.judge_tokens}, but no judgement is written, expected --judge-samples 1 or more "
+            "beside it: leave it out or give both"
+        )
+    if config.judge_opponents is not None and "judge_pairwise" not in config.reward:
+        raise UserError(
+            f"--judge-opponents is {config.judge_opponents}, but --reward {config.reward} compares no responses, "
+            "expected judge_pairwise: leave it out or choose it"
         )
     if config.labelled and not checks(config.reward):
         raise UserError(

@@ -51,13 +51,15 @@ class NothingToLearn(Diverged):
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """rewards: by table, since the control `oracle` looks at the answers of its prompts."""
+    """rewards: by table, since the control `oracle` looks at the answers of its prompts. writer: (policy, round) -> new
+    prompts and their numbers."""
 
     config: SelfRewardConfig
     ledger: Ledger
     rewards: Mapping[str, Reward]
     classes: Callable[[Any], Hashable | None]
     teacher: Teacher
+    writer: Callable[[TransformerPolicy, int], tuple[Prompts, tuple[int, ...]]] | None = None
 
     # What the loop is handed
 
@@ -66,6 +68,15 @@ class Stages:
         if config.prompts_per_round is not None:
             rows = tuple(fresh(len(prompts), config.prompts_per_round, config.seed, round))
             prompts = some_prompts(prompts, rows)
+        if self.writer is not None:
+            written, numbers = self.writer(policy, round)
+            rows = (*(range(len(prompts)) if rows is None else rows), *numbers)
+            prompts = Prompts.uniform([*prompts.items, *written.items])
+            if not rows:
+                raise NothingToLearn(
+                    f"round {round}: no prompt that the policy wrote passed the filters, expected some, since "
+                    "--prompts-per-round is 0: raise it, or give prompts that can be gone on with"
+                )
         by_token = level_of(config) == "token"
         drawn = self.scored(
             policy, prompts, round, "rollouts", config.num_samples, generator, by_token=by_token, rows=rows
@@ -380,7 +391,7 @@ def refuse() -> Tensor:
 
 def is_lendable(stage: str) -> bool:
     """Does a stage of round 0 depend on model, prompts and seed alone?"""
-    return stage.startswith(("sample ", "score ")) and not looks_back(stage)
+    return stage.startswith(("sample ", "score ", "write ")) and not looks_back(stage)
 
 
 def looks_back(stage: str) -> bool:

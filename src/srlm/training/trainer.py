@@ -37,10 +37,11 @@ from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.beforehand import foreseen
 from srlm.training.ending import TrainResult, become, leave
-from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, uses_labels
+from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, rubric_texts, uses_labels
 from srlm.training.probe import Probe
 from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
 from srlm.training.teacher import Teacher
+from srlm.training.writing import Writer
 from srlm.types import Prompts, Record, Step
 
 ENGINE = "engine"  # where weights lie on their way to who draws responses
@@ -96,7 +97,10 @@ class SelfRewardTrainer:
             )
         self.report_to = tracker_names(config.report_to)
         manifest = new_manifest(
-            model, config, train, held, held_out_given=held_out is not None, labels_used=uses_labels(config)
+            *(model, config, train, held),
+            held_out_given=held_out is not None,
+            labels_used=uses_labels(config),
+            rubrics=rubric_texts(config),
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self.ledger = Ledger(self.run, self.processes, self.display)
@@ -122,7 +126,8 @@ class SelfRewardTrainer:
         }
         # Not the sets themselves: nothing that hangs on a trainer leads to an answer.
         self._sets: Callable[[], dict[str, PromptSet]] = lambda: sets
-        self.stages = Stages(config, self.ledger, rewards, classes, self.teacher)
+        writer = Writer.of(config, self.ledger, train, held, self.display.say) if config.written_prompts else None
+        self.stages = Stages(config, self.ledger, rewards, classes, self.teacher, writer)
         self.probe = None if held is None else Probe(self.stages, held, match, classes)
         if held is not None:
             check_answers(held, match)
@@ -212,7 +217,7 @@ class SelfRewardTrainer:
         record |= self.stages.step(step.rollouts, step.reward) | self.stages.achieved(step.info)
         record |= self.stages.mismatch(step.rollouts)
         record["gain"] = policy.sharpness()
-        if not self.config.prompts_per_round:  # else no round has the prompts of round 0
+        if not self.config.fresh_prompts:  # else no round has the prompts of round 0
             lengths = log_lengths(responses)
             if self._lengths is None:
                 self._lengths = lengths
@@ -312,7 +317,8 @@ class SelfRewardTrainer:
         trained = sum(p.numel() for p in policy.trainable().values())
         whole = sum(p.numel() for p in model.parameters())
         held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
-        each = f", {config.prompts_per_round} a round," if config.prompts_per_round else ""
+        each = f", {config.prompts_per_round} a round," if config.prompts_per_round is not None else ""
+        each += f" and {config.written_prompts} written" if config.written_prompts else ""
         exploring = (
             ""
             if config.temperature == 1 and config.top_p == 1 and not config.top_k

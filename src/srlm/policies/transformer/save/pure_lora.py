@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.adapters import CONFIG, WEIGHTS, base_of
-from srlm.policies.transformer.load.hub import resolve_model
+from srlm.policies.transformer.load.hub import adapter_folder, resolve_model
 from srlm.policies.transformer.policy import TransformerPolicy
 
 MOST_APART = 0.02  # nats a token; logits that are rounded to bf16 give a tenth of it
@@ -57,7 +57,7 @@ def save_pure_lora(
             "model with --merged or --gguf"
         )
     name = policy.weights.name
-    if base_folder is None and not policy.weights.begun and base_of(Path(name), "merge") is not None:
+    if base_folder is None and not policy.weights.begun and base_of(adapter_folder(name), "merge") is not None:
         raise UserError(
             f"the run began with the LoRA adapter of {name} merged into its base, so that what its own lies on is no "
             "model on disk: write that beside it with --gain norm"
