@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srlm.diagnosis import Diagnosis, diagnose
     from srlm.errors import UserError
     from srlm.evaluation import evaluate
+    from srlm.handed import named
     from srlm.harvest import write_prompts
     from srlm.planning import plan
     from srlm.prompts.sources import load_prompts
@@ -28,6 +29,7 @@ __getattr__ = exports(
         "diagnose": "srlm.diagnosis",
         "evaluate": "srlm.evaluation",
         "load_prompts": "srlm.prompts.sources",
+        "named": "srlm.handed",
         "plan": "srlm.planning",
         "write_prompts": "srlm.harvest",
     },
@@ -40,6 +42,7 @@ __all__ = [
     "diagnose",
     "evaluate",
     "load_prompts",
+    "named",
     "plan",
     "write_prompts",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from srlm import notebook
 from srlm.plain import visible
 
 if TYPE_CHECKING:  # what imports torch is not needed to print
@@ -47,6 +48,7 @@ class Display:
         if not self.console.is_terminal:  # a file has no width
             self.console.width = max(self.console.width, PAPER)
         self.live = not quiet and not silent and self.console.is_terminal
+        self.notebook = not quiet and not silent and self.console.is_jupyter
         self._headed = False
 
     def anew(self) -> Display:
@@ -60,6 +62,10 @@ class Display:
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
         """A bar for one stage; yields the function that reports (done, total)."""
+        if self.notebook:
+            with notebook.bar(name) as report:
+                yield report
+            return
         if not self.live:
             yield lambda done, total: None
             return

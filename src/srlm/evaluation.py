@@ -20,8 +20,10 @@ from srlm.console import Display
 from srlm.errors import UserError
 from srlm.loop import round_generator
 from srlm.measure import accuracy_record, agreement_record, at_k_record, subset_sizes
+from srlm.policies.transformer.load.kept import Loaded, model_name
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
+from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
@@ -48,8 +50,8 @@ def right_or_wrong(
 
 
 def evaluate(
-    model: str,
-    prompts: str | Path | PromptSet,
+    model: str | Path | Loaded,
+    prompts: str | Path | PromptSet | Given,
     *,
     num_samples: int = 8,
     max_new_tokens: int = 64,
@@ -77,7 +79,8 @@ def evaluate(
     """Sampled and greedy accuracy, pass@k, maj@k and agreement of a model on labelled prompts; the same numbers a run
     records at round t = 0.
 
-    num_samples: K. answers: answer classes, see `srlm.answers.answer_classes`; maj@k is a vote among them.
+    model, prompts: as for `SelfRewardTrainer`. num_samples: K. answers: answer classes, see
+        `srlm.answers.answer_classes`; maj@k is a vote among them.
 
     Raises:
         UserError: prompts without answers; `output` exists or cannot be written.
@@ -118,7 +121,8 @@ def evaluate(
     config = settled(config, labelled.source, None)
     rule, classes = match_rule(config.match), answer_classes(config.answers)
     check_answers(labelled, rule)
-    name, run, round = beginning(model)
+    called = model_name(model)
+    name, run, round = beginning(called)
     policy = TransformerPolicy.load(
         name,
         dtype=dtype,
@@ -149,7 +153,7 @@ def evaluate(
     if said := given_up():
         display.say(said)
     if output is not None:
-        asked = {"model": model, "prompts": labelled.source, "seed": seed}
+        asked = {"model": called, "prompts": labelled.source, "seed": seed}
         asked |= {"match": config.match, "answers": config.answers}
         text = json.dumps(record | asked, indent=2)
         write_atomically(Path(output), lambda p: p.write_text(text + "\n", encoding="utf-8"))

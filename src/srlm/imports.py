@@ -9,14 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 from srlm.errors import UserError
+from srlm.handed import HANDED, handed_over
 
 
 def user_function(module: str, function: str, what: str, arguments: str) -> Callable[..., Any]:
-    """`module:function`, of a module in the working folder or an installed one.
+    """`module:function`, of a module in the working folder or an installed one, or one that was handed over
+    (`srlm.handed`).
 
     Raises:
         UserError: it cannot be imported, or is not a function.
     """
+    if module == HANDED:
+        return handed_over(function, what)
     name = f"{module}:{function}"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

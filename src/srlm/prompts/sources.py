@@ -18,6 +18,7 @@ from srlm.errors import UserError
 from srlm.prompts import columns, formats
 from srlm.prompts.columns import kind
 from srlm.prompts.files import MOST_BYTES, content, files_in, is_run, is_saved, is_whole, kind_of
+from srlm.prompts.given import Given, name_of, refuse_name, rows_of
 from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet, prompt_set
 from srlm.prompts.settings import PromptSettings
@@ -39,7 +40,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def load_prompts(
-    source: str | Path,
+    source: str | Path | Given,
     *,
     split: str | None = None,
     prompt_column: str = "prompt",
@@ -53,6 +54,7 @@ def load_prompts(
     """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets` or with the files of a
     dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
     (`reasoning-gym:NAME?PARAMETERS`, see srlm.tasks). Datasets may name configuration and split: `name:config[split]`.
+    Or what a program has already: a `datasets.Dataset`, or a list of strings, conversations or rows.
 
     Text files may be compressed (.gz), and a folder of files is all of them. A run folder stands for its prompts; files
     of TRL, Alpaca, ShareGPT and of OpenAI messages are known by their columns (srlm.prompts.formats), and `note` of the
@@ -65,7 +67,13 @@ def load_prompts(
     None leaves the one that a task or benchmark brings along. keep_columns: what else a row holds is kept as well.
     streaming: of a dataset, read the first so many rows as they come, and no more.
     """
-    asked = Source.of(str(source))
+    given = None if isinstance(source, str | Path) else source
+    if given is None:
+        refuse_name(str(source))
+        asked = Source.of(str(source))
+    else:
+        source = name_of(given)
+        asked = Source(source)
     if (asked.split or asked.config) and is_whole(shipped(Path(asked.name).expanduser())):
         raise UserError(
             f"{source} names a part of {asked.name}, which is one file, run or dataset without parts, expected its "
@@ -84,7 +92,9 @@ def load_prompts(
     known = formats.readable(prompt_column)
     wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
     part = (asked.split or split, asked.config or dataset_config)
-    if streaming is None:
+    if given is not None:
+        read = islice(rows_of(given, str(source)), streaming)
+    elif streaming is None:
         read = _rows(name, *part, None if keep_columns else wanted)
     else:
         read = _streamed(name, *part, streaming)
@@ -111,7 +121,9 @@ def load_prompts(
     return replace(made, note=note)
 
 
-def prompts_of(source: str | Path | PromptSet, settings: PromptSettings, *, keep_columns: bool = False) -> PromptSet:
+def prompts_of(
+    source: str | Path | PromptSet | Given, settings: PromptSettings, *, keep_columns: bool = False
+) -> PromptSet:
     """A set that is there, or what `load_prompts` makes of a source."""
     if isinstance(source, PromptSet):
         return source

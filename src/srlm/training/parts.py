@@ -20,6 +20,7 @@ from srlm.policies.transformer.engines import Engine
 from srlm.policies.transformer.engines.vllm import Backend, VllmEngine
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
+from srlm.prompts.given import Given
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.judging import Judging
@@ -94,7 +95,9 @@ def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], objec
 
 
 def prompt_sets(
-    prompts: str | Path | PromptSet, held_out: str | Path | PromptSet | None, config: SelfRewardConfig
+    prompts: str | Path | PromptSet | Given,
+    held_out: str | Path | PromptSet | Given | None,
+    config: SelfRewardConfig,
 ) -> tuple[PromptSet, PromptSet | None]:
     """Prompts to train on, and prompts to measure on: those given, or a part that is set aside."""
     keep_columns = checks(config.reward)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,14 @@ from srlm.estimate.view import brief
 from srlm.evaluation import check_answers
 from srlm.guard.advice import advice
 from srlm.guard.decision import decide
+from srlm.handed import named
 from srlm.loop import self_reward
 from srlm.measure import length_record, log_lengths, peak_memory_gb, train_record
+from srlm.policies.transformer.load.kept import Loaded, model_name
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
 from srlm.policies.transformer.update import Diverged
+from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.report import REPORT, report_or_reason
@@ -52,10 +56,14 @@ class SelfRewardTrainer:
 
         SelfRewardTrainer(model="smollm2", config=SelfRewardConfig(output="run"), prompts="prompts.jsonl").train()
 
-    model: Hub id, folder, .gguf file or alias.
-    prompts, held_out: a source for `srlm.prompts.load_prompts`, or a PromptSet. Answers of `held_out` are used to
-        measure accuracy, which the guard heeds, and nothing else; answers of `prompts` are dropped unread. The control
-        `oracle` alone is handed both, and the manifest says so.
+    model: Hub id, folder, .gguf file or alias; or a (model, tokenizer) that are loaded, of which a copy in the cache is
+        trained (`srlm.policies.transformer.load.kept`).
+    prompts, held_out: a source for `srlm.load_prompts`, a file, a `datasets.Dataset` or a list, or a PromptSet.
+        Answers of `held_out` are used to measure accuracy, which the guard heeds, and nothing else; those of `prompts`
+        are dropped unread. The control `oracle` alone is handed both, and the manifest says so.
+    reward: a function of (policy, rollouts) that returns [P, K], in place of `config.reward`. match: a function of
+        (response, answers) that returns True or False, in place of `config.match`. The run knows them by their code
+        (`srlm.named`), and goes on with the same alone.
     resume: continue the unfinished run in `config.output`. from_round: go back to that round first; what came after is
         set aside.
     start: runs of the same model, prompts and seed; the first that is through with round 0 spares this one to sample
@@ -66,18 +74,24 @@ class SelfRewardTrainer:
 
     def __init__(
         self,
-        model: str,
+        model: str | Path | Loaded,
         config: SelfRewardConfig,
-        prompts: str | Path | PromptSet,
-        held_out: str | Path | PromptSet | None = None,
+        prompts: str | Path | PromptSet | Given,
+        held_out: str | Path | PromptSet | Given | None = None,
         *,
+        reward: Callable[..., Any] | None = None,
+        match: Callable[..., Any] | None = None,
         resume: bool = False,
         from_round: int | None = None,
         display: Display | None = None,
         start: Sequence[Path] = (),
         on_round: Callable[[Record], object] | None = None,
     ) -> None:
-        self.model, self.resume, self.start = model, resume or from_round is not None, start
+        if reward is not None:
+            config = dataclasses.replace(config, reward=named(reward))
+        if match is not None:
+            config = dataclasses.replace(config, match=named(match))
+        self.model, self.resume, self.start = model_name(model), resume or from_round is not None, start
         self.from_round, self.on_round = from_round, on_round
         match_rule(config.match), answer_classes(config.answers)  # are there such?
         train, held = prompt_sets(prompts, held_out, config)
@@ -97,7 +111,7 @@ class SelfRewardTrainer:
             )
         self.report_to = tracker_names(config.report_to)
         manifest = new_manifest(
-            *(model, config, train, held),
+            *(self.model, config, train, held),
             held_out_given=held_out is not None,
             labels_used=uses_labels(config),
             rubrics=rubric_texts(config),

@@ -100,7 +100,7 @@ def dequantised(path: Path, target: Path) -> Path:
         )
     forget_quantisation(model)
     _end_turns(model.generation_config, tokenizer, said)
-    with _kept(path, target) as scratch:
+    with kept_in(path.name, target) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     return target
@@ -108,7 +108,7 @@ def dequantised(path: Path, target: Path) -> Path:
 
 def _spilled(path: Path, config: Any, tokenizer: Any, said: dict[str, Any], target: Path) -> bool:
     """Convert without ever holding the whole model, if that can be done."""
-    with _kept(path, target) as scratch:
+    with kept_in(path.name, target) as scratch:
         try:
             if not spill(path, said.get("architecture", ""), config, scratch):
                 return False
@@ -135,8 +135,8 @@ def _end_turns(generation: Any, tokenizer: Any, said: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _kept(path: Path, target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` if something is in it in the end.
+def kept_in(name: str, target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` if something is in it in the end. name: what it holds.
 
     Raises:
         UserError: it cannot be written.
@@ -150,7 +150,7 @@ def _kept(path: Path, target: Path) -> Iterator[Path]:
             os.replace(scratch, target)
     except Exception as error:  # on a full disk safetensors and tokenizers raise types of their own
         raise UserError(
-            f"cannot keep the converted {path.name} in {target.parent} ({first_line(error)}): free space there, or "
+            f"cannot keep the converted {name} in {target.parent} ({first_line(error)}): free space there, or "
             "name another folder in SRLM_CACHE"
         ) from error
     finally:
