@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from srlm.deprecated import Renaming
 from srlm.errors import UserError, expect
 from srlm.guard.settings import GuardSettings
 from srlm.objectives.settings import BETA, ObjectiveSettings, ShapingSettings
@@ -61,6 +62,7 @@ class SelfRewardConfig(
     OptimisationSettings,
     ModelSettings,
     GuardSettings,
+    metaclass=Renaming,
 ):
     """Every setting of a run. The defaults are the vetted setting of docs/evidence.md; log-probs and rewards are in
     nats, lengths in tokens."""

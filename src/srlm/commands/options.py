@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import sys
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
@@ -20,6 +22,7 @@ import jsonargparse
 
 from srlm.commands.config_file import read_config
 from srlm.commands.values import DASHES, METAVARS, Option
+from srlm.deprecated import old_option, sentence
 from srlm.errors import UserError
 
 
@@ -129,11 +132,16 @@ class Parser(jsonargparse.ArgumentParser):
     def _plain(self, words: Sequence[str]) -> list[str]:
         """Words as argparse does not misread them: --num_samples is --num-samples, --stop=a b is --stop a b."""
         read: list[str] = []
-        inside = ""
+        inside: str | None = ""
         for word in words:
             flag, equals, value = word.partition("=")
             if re.match(r"--[A-Za-z]", word):
-                flag = inside = flag.replace("_", "-")
+                inside = self._now(flag[2:].replace("-", "_"), words)
+                if inside is None:
+                    continue
+                flag = inside
+            elif inside is None:  # the value of what nothing heeds
+                continue
             else:
                 flag, equals, value = "", "", word
             if inside == "--stop":  # a shell hands \\n over as two characters
@@ -147,13 +155,37 @@ class Parser(jsonargparse.ArgumentParser):
                 read.append(flag + equals + value)
         return read
 
+    def _now(self, name: str, given: Sequence[str]) -> str | None:
+        """The flag of an option, by the name that it has now; None if nothing heeds it any more. Says so.
+
+        Raises:
+            UserError: it is given by both names.
+        """
+        old = old_option(name, self.options)
+        if old is None:
+            return _flag(name)
+        if old.new is not None and {word.partition("=")[0] for word in given} & set(_spellings(old.new)):
+            raise UserError(
+                f"{_flag(old.new)} is given twice, once by its old name {_flag(name)}, expected once: leave one out"
+            )
+        said = sentence(name, old, _flag)
+        warnings.warn(said, DeprecationWarning, stacklevel=2)
+        print(f"srlm: note: {said}", file=sys.stderr)
+        return None if old.new is None else _flag(old.new)
+
     def _several(self) -> set[str]:
         return {option.flag for option in self.options.values() if option.several}
 
     def _of_file(self, file: str) -> jsonargparse.Namespace:
         given: dict[str, Any] = {}
-        for key, value in read_config(Path(file)).items():
+        read = read_config(Path(file))
+        for key, value in read.items():
             name = str(key).replace("-", "_")
+            if old_option(name, self.options) is not None:
+                flag = self._now(name, [_flag(str(other)) for other in read])
+                if flag is None:
+                    continue
+                name = flag[2:].replace("-", "_")
             if name not in self.options or name in self._places:
                 raise UserError(f"config file {file} has an unknown option {key!r}: correct its name or remove it")
             if self.options[name].several and not isinstance(value, list | NoneType):
@@ -210,8 +242,12 @@ def taken(words: Sequence[str], *names: str, flags: Sequence[str] = ()) -> tuple
     return values | {name: values[name][0] if values[name] else None for name in names}, rest
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _spellings(name: str) -> list[str]:
-    return list(dict.fromkeys((f"--{name}", f"--{name.replace('-', '_')}")))
+    return list(dict.fromkeys((_flag(name), f"--{name.replace('-', '_')}")))
 
 
 _ESCAPE = re.compile(r"\\([nt\\])")

@@ -93,7 +93,7 @@ def load_prompts(
     wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
     part = (asked.split or split, asked.config or dataset_config)
     if given is not None:
-        read = islice(rows_of(given, str(source)), streaming)
+        read = itertools.islice(rows_of(given, str(source)), streaming)
     elif streaming is None:
         read = _rows(name, *part, None if keep_columns else wanted)
     else:

@@ -18,6 +18,7 @@ import torch
 
 from srlm import __version__
 from srlm.config import SelfRewardConfig
+from srlm.deprecated import RETIRED
 from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 from srlm.run.files import damaged
@@ -32,10 +33,6 @@ NEWER = (  # settings whose default is what runs without them did
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
     *("engine", "engine_weights", "engine_options", "engine_correction"),
     *("rubric", "judge_samples", "judge_tokens", "judge_opponents", "written_", "streaming"),
-)
-RETIRED = (  # thresholds that no guard asks any more
-    *("guard_mode_fidelity", "guard_displacement", "guard_leak", "guard_kappa", "guard_entropy", "guard_kendall"),
-    *("guard_log_ratio", "guard_distinct_2"),
 )
 TEXTS, OBJECTS = ("state", "model"), ("guard", "skipped")  # of a manifest; the objects where they are there
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
