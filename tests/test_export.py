@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from importlib.util import find_spec
 from itertools import pairwise
@@ -20,13 +21,16 @@ from gguf_models import FAMILIES, TEXT, byte_level, save_family
 from support import command, refused, table, train_words, write_held_out, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srlm.export import refuse_used
+from srlm import UserError
+from srlm.export import export, refuse_used
 from srlm.export.rollouts import write_rollouts
+from srlm.export.settings import KINDS
 from srlm.export.source import Source
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.save import gguf as saving
 from srlm.policies.transformer.save import gguf_vocabulary
 from srlm.policies.transformer.save.gguf import save_gguf
+from srlm.policies.transformer.save.gguf_adapter import save_gguf_adapter
 from srlm.run.rounds import run_and_round
 
 
@@ -123,6 +127,23 @@ def test_plain_text_stays_plain_text(base, tmp_path):
     said = refused("export", tmp_path / "run", "--output", tmp_path / "x", "--sft", "--messages", "--unfinished")
     assert "read its prompts as plain text, expected a chat template for --messages: leave it out" in said
     assert not (tmp_path / "x").exists()
+
+
+def test_what_the_template_was_told_goes_along(tmp_path):
+    """TRL then dresses a prompt as the run did."""
+    base = save_family(tmp_path / "base", "llama")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% if tone %}<{{ tone }}>{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(base)
+    run = trained(tmp_path, base, chat_template_kwargs=["tone=true"])
+    found = exported(run, tmp_path / "out", "--preferences", "--sft", "--unfinished")
+    ids = {row["prompt"]: row["tokens"] for row in parquet.read_table(run / "prompts" / "rollouts.parquet").to_pylist()}
+    for row in [*lines(found / "preferences.jsonl"), *lines(found / "sft.jsonl")]:
+        assert row["chat_template_kwargs"] == {"tone": True}
+        dressed = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=False, **row["chat_template_kwargs"]
+        )
+        assert dressed == ids[row["prompt"][0]["content"]]
 
 
 def test_one_table_of_all_rounds(run, tmp_path):
@@ -232,6 +253,16 @@ def test_the_adapter_for_llama_cpp_is_what_its_model_gains(run, base, tmp_path):
     for name in (name.removesuffix(".lora_a") for name in lora if name.endswith(".lora_a")):
         a, b = lora[f"{name}.lora_a"], lora[f"{name}.lora_b"]
         assert alpha / len(a) * (b @ a) == pytest.approx(new[name] - old[name], abs=1e-4), name
+
+
+def test_more_than_lora_is_no_adapter_for_llama_cpp(run, tmp_path):
+    folder = exported(run, tmp_path / "out", "--adapter") / "adapter"
+    state = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+    state["base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias"] = torch.ones(4)
+    safetensors.torch.save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"holds .*q_proj\.lora_B\.bias, a bias or an embedding perhaps"):
+        save_gguf_adapter(policy_of(run), folder, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
@@ -355,6 +386,14 @@ def test_words_that_make_no_export(run, base, tmp_path):
     )
     assert "leaves nothing for preferences.jsonl" in refused("export", run, *out, "--preferences", "--margin", 1e6)
     assert "has no adapter: choose a later round" in refused("export", f"{run}@0", *out, "--adapter")
+    for said, words in {
+        r"--pairs is 'some'": {"pairs": "some"},
+        r"--margin is nan": {"margin": math.nan},
+        r"--gain is 'none'": {"gain": "none"},
+        r"--merged-dtype is 'int8'": {"merged_dtype": "int8"},
+    }.items():
+        with pytest.raises(UserError, match=said):
+            export(run, tmp_path / "out", *KINDS, **words)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".partial*"))
 

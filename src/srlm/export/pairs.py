@@ -38,7 +38,8 @@ def preferences(
 
     Prompts and responses are turns of a conversation where the policy read a chat template, and plain text where it did
     not: TRL then trains on the tokens that were sampled. Two responses make a pair if their texts differ and
-    score_chosen - score_rejected > margin: of each prompt the best against the worst, or all of them.
+    score_chosen - score_rejected > margin: of each prompt the best against the worst, or all of them. What the run told
+    its chat template stands in `chat_template_kwargs`, which TRL tells it too.
     """
     for rows in _groups(source, count, unfinished):
         distinct = list({row["response"]: row for row in rows}.values())
@@ -59,6 +60,7 @@ def preferences(
                 "log_prob_rejected": rejected["log_prob"],
                 "prompt_index": chosen["prompt_index"],
                 "round": source.round,
+                **source.template,
             }
 
 
@@ -78,7 +80,7 @@ def best_responses(source: Source, count: Count, *, messages: bool = False, unfi
         count.rows += 1
         prompt, said = _prompt(source, best["prompt"]), _response(source, best)
         about = {"score": best["reward"], "log_prob": best["log_prob"]}
-        about |= {"prompt_index": best["prompt_index"], "round": source.round}
+        about |= {"prompt_index": best["prompt_index"], "round": source.round, **source.template}
         yield ({"messages": [*prompt, *said]} if messages else {"prompt": prompt, "completion": said}) | about
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
+from srlm.policies.transformer.settings import named_values
 from srlm.run.files import damaged, verify
 from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
@@ -85,6 +86,12 @@ class Source:
             return bool(json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template"))
         except (OSError, ValueError, AttributeError) as error:
             raise damaged(folder / "tokenizer_config.json", "it is not what a tokenizer leaves") from error
+
+    @property
+    def template(self) -> dict[str, Any]:
+        """What the run told its chat template, as a column that TRL reads; none where it told nothing."""
+        told = named_values(self.config.chat_template_kwargs)
+        return {"chat_template_kwargs": told} if told and self.chat else {}
 
     def prompts(self) -> list[str]:
         """Texts that were trained on, turns of conversations one by one."""

@@ -1,4 +1,4 @@
-"""`srlm export`: what a run made, in the formats of the tools that come next. Nothing is ever overwritten."""
+"""Kinds of exports -> one new folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from srlm.console import Display
 from srlm.errors import UserError
 from srlm.export.pairs import Count, Row, best_responses, preferences
 from srlm.export.rollouts import write_rollouts
+from srlm.export.settings import KINDS, Export
 from srlm.export.source import Source
 from srlm.run.files import dump, remove, write_atomically
 from srlm.run.folder import RunFolder
@@ -20,7 +21,6 @@ from srlm.run.folder import RunFolder
 if TYPE_CHECKING:
     from srlm.policies.transformer.policy import TransformerPolicy
 
-KINDS = ("preferences", "sft", "rollouts", "adapter", "merged", "gguf")
 PREFERENCES, SFT, ROLLOUTS = "preferences.jsonl", "sft.jsonl", "rollouts.parquet"
 ADAPTER, ADAPTER_GGUF, BASE, MERGED, GGUF = "adapter", "adapter.gguf", "base", "merged", "model.gguf"
 ABOUT = "export.json"
@@ -55,11 +55,16 @@ def export(
         UserError: nothing to write, a used folder, or a run that does not have what was asked for.
     """
     display = display or Display()
-    source, folder = Source.of(run), Path(output)
+    folder = Path(output)
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"{unknown[0]!r} is no kind of export, expected some of {', '.join(KINDS)}: choose one")
     if not kinds:
         raise UserError(f"nothing to export was named: choose some of {', '.join(f'--{kind}' for kind in KINDS)}")
+    how: dict[str, Any] = {"pairs": pairs, "margin": margin, "messages": messages, "unfinished": unfinished}
+    how |= {"gain": gain, "merged_dtype": merged_dtype}
+    asked: dict[str, Any] = how | dict.fromkeys(kinds, True)
+    Export(output=str(output), **asked)  # refuses what the command refuses
+    source = Source.of(run)
     refuse_used(folder)
     folder = folder.resolve()
     said: dict[str, str] = {}
@@ -84,8 +89,7 @@ def export(
             if "gguf" in kinds:
                 said[GGUF] = _gguf(policy, source, scratch, merged_dtype)
         about = {"srlm": srlm.__version__, "run": str(source.folder), "round": source.round, "files": said}
-        settings = {"pairs": pairs, "margin": margin, "messages": messages, "unfinished": unfinished, "gain": gain}
-        about |= {"settings": settings | {"merged_dtype": merged_dtype}, "model": source.manifest["model"]}
+        about |= {"settings": how, "model": source.manifest["model"]}
         (scratch / ABOUT).write_text(dump(about), encoding="utf-8")
 
     write_atomically(folder, write)

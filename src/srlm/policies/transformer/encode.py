@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from srlm.errors import UserError
 from srlm.patience import at_most
 from srlm.policies.transformer.context import Context
+from srlm.policies.transformer.settings import named_values
 from srlm.thinking import CLOSES, in_thought
 from srlm.types import PromptItem, Prompts
 
@@ -166,7 +167,7 @@ def variables(tokenizer: Any, name: str, given: Sequence[str]) -> dict[str, Any]
     """
     found: dict[str, Any] = {}
     for one in given:
-        key, _, value = one.partition("=")
+        key = one.partition("=")[0]
         declared = _declared(tokenizer)
         if key not in declared:
             there = f"it has {', '.join(sorted(declared - _OWN))}" if declared - _OWN else "it has none"
@@ -175,10 +176,7 @@ def variables(tokenizer: Any, name: str, given: Sequence[str]) -> dict[str, Any]
                 f"--chat-template-kwargs is {one!r}, but there {has} in the tokenizer of {name}, which would ignore it "
                 f"({there}): correct it or leave it out"
             )
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
+        found |= named_values([one])
     return found
 
 

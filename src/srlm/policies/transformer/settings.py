@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from srlm.errors import expect
@@ -36,6 +38,18 @@ class DecodingSettings:
         expect(self, "temperature", exploring, "a finite number above 0")
         expect(self, "top_k", self.top_k >= 0, "0 or more")
         expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
+
+
+def named_values(given: Sequence[str]) -> dict[str, Any]:
+    """name=value -> the value as JSON, or else as text."""
+    found: dict[str, Any] = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 @dataclass(frozen=True)
