@@ -5,10 +5,12 @@ BIN = $(VENV)/bin
 DEMO ?= srlm-demo
 INSTALLED = $(VENV)/.installed
 
+EXITS ?= .venv-exits
+EXITS_INSTALLED = $(EXITS)/.installed
 VLLM ?= .venv-vllm
 VLLM_INSTALLED = $(VLLM)/.installed
 
-.PHONY: demo test test-vllm lint wheel clean
+.PHONY: demo test test-vllm test-exits lint docs wheel clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,8 +44,23 @@ $(VLLM_INSTALLED): pyproject.toml
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_engines.py tests/test_vllm.py
 
+# TRL, lm-evaluation-harness, llama.cpp and a notebook's kernel. vLLM has its own environment, and opens the adapter there.
+$(EXITS_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EXITS)
+	$(EXITS)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(EXITS)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,exits]"
+	touch $(EXITS_INSTALLED)
+
+test-exits: $(EXITS_INSTALLED) $(VLLM_INSTALLED)
+	OMP_NUM_THREADS=1 $(EXITS)/bin/python -m pytest tests/test_exits.py tests/test_export.py tests/test_lm_eval.py tests/test_notebook.py
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_exits.py
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) $(VLLM)
+	rm -rf $(VENV) $(VLLM) $(EXITS) site
