@@ -16,8 +16,9 @@ from conftest import make_model, make_tokenizer
 from support import HELD_OUT, SETTINGS, WORDS, measured, records, refused, table, weights, write_held_out, write_prompts
 from transformers import AutoModelForCausalLM
 
-from srlm import SelfRewardConfig, SelfRewardTrainer, UserError, evaluate, load_prompts, named
+from srlm import SelfRewardConfig, SelfRewardTrainer, UserError, diagnose, evaluate, load_prompts, named
 from srlm.console import Display
+from srlm.rewards.table import checks, reward_function
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 QUIET = Display(silent=True)
@@ -100,9 +101,10 @@ def test_a_model_a_dataset_and_functions(tiny, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"began with prompts = 6 prompts .*, now it is 5 prompts"):
         trained("run", prompts=PROMPTS.select(range(5)), resume=True)
     assert len(list((tmp_path / "cache").iterdir())) == 2  # once for each model
-    assert (
-        evaluate((model, tokenizer), LABELLED, num_samples=2, max_new_tokens=4, display=QUIET)["accuracy_greedy"] >= 0
-    )
+    found = evaluate((model, tokenizer), LABELLED, num_samples=2, max_new_tokens=4, display=QUIET)
+    assert found["accuracy_greedy"] >= 0
+    asked = diagnose((model, tokenizer), LABELLED, num_samples=2, max_new_tokens=3, search_budget=8, display=QUIET)
+    assert asked.source == "python:list" and len(asked.prompts["prompt"]) == len(LABELLED)
 
     said = refused("train", "--resume", tmp_path / "run")
     assert "which runs code that the folder names" in said
@@ -165,6 +167,8 @@ def test_names_of_functions():
     assert named(functools.partial(even, answers=())).startswith("python:even_") and named(even) != named(
         functools.partial(even, answers=())
     )
+    spec = f"0.5*random + check:{named(even)}"
+    assert checks(spec) and callable(reward_function(spec, columns=lambda number: {}))
     with pytest.raises(UserError, match="expected one written in Python"):
         named(len)
 

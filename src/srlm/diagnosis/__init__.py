@@ -19,6 +19,8 @@ from srlm.diagnosis.view import show
 from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
 from srlm.evaluation import check_answers
+from srlm.policies.transformer.load.kept import Loaded, model_name
+from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.run.folder import RunFolder
@@ -27,8 +29,8 @@ __all__ = ["Diagnosis", "diagnose"]
 
 
 def diagnose(
-    model: str | None = None,
-    prompts: str | Path | PromptSet | None = None,
+    model: str | Path | Loaded | None = None,
+    prompts: str | Path | PromptSet | Given | None = None,
     *,
     run: str | Path | None = None,
     round: int | None = None,
@@ -107,7 +109,8 @@ def diagnose(
         "top_k": 0,
         "seed": seed,
     }
-    name, load, labelled, config, known = subject(model, prompts, run, round, changes)
+    called = None if model is None else model_name(model)
+    name, load, labelled, config, known = subject(called, prompts, run, round, changes)
     if labelled.note:
         display.say(labelled.note)
     labelled = labelled.take(max_prompts, seed)

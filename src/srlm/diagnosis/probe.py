@@ -20,6 +20,7 @@ from srlm.diagnosis.history import History, history
 from srlm.errors import UserError
 from srlm.evaluation import held_out_generator
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.prompts.given import Given
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import REWARDS
@@ -68,7 +69,7 @@ class Probe:
 
 def subject(
     model: str | None,
-    prompts: str | Path | PromptSet | None,
+    prompts: str | Path | PromptSet | Given | None,
     run: str | Path | None,
     round: int | None,
     changes: dict[str, Any],
