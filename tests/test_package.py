@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from srlm import __version__
 from srlm.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
@@ -27,25 +30,41 @@ def test_what_comes_along_is_found_from_any_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_wheel_brings_data_configs_types_and_a_command(tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
-    made = subprocess.run([*build, str(tmp_path), str(ROOT)], capture_output=True, text=True)
-    if made.returncode and "hatchling" in made.stderr:
+def test_sdist_and_wheel_bring_all_and_run(tiny, tmp_path):
+    """The wheel of the sdist, beside nothing of this repository: data, configs, types, a command that works."""
+    if importlib.util.find_spec("hatchling") is None:
         pytest.skip("pip install hatchling")
-    assert made.returncode == 0, made.stderr
+    packed = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path / "sdist")]
+    subprocess.run(packed, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = (tmp_path / "sdist").glob("srlm-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    root = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert all((root / name).exists() for name in ("tests/conftest.py", "docs/index.md", "mkdocs.yml", "LICENSE"))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir"]
+    subprocess.run([*build, str(tmp_path), str(root)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    archive = zipfile.ZipFile(wheel)
     inside = ("py.typed", "data/capitals-train.jsonl", "configs/capitals.yaml", "report/templates/page.html")
-    assert not [name for name in inside if f"srlm/{name}" not in names]
+    assert not [name for name in inside if f"srlm/{name}" not in archive.namelist()]
+    (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    said = archive.read(about).decode()
+    assert "Requires-Python: >=3.11" in said and f"Version: {__version__}" in said
     target = tmp_path / "there"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True)
-    where = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "srlm.cli", "verify", "greedy-trap", "--quick", "--quiet"]
-    ran = subprocess.run(words, cwd=tmp_path, env=where, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    config = [sys.executable, "-m", "srlm.cli", "train", "--config", "configs/capitals.yaml", "--print-config"]
-    assert (
-        "data/capitals-train.jsonl"
-        in subprocess.run(config, cwd=tmp_path, env=where, capture_output=True, text=True).stdout
+
+    def ran(*words: object) -> str:
+        where = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, "-m", "srlm.cli", *map(str, words)]
+        made = subprocess.run(line, cwd=tmp_path, env=where, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+        return made.stdout
+
+    ran("verify", "greedy-trap", "--quick", "--quiet")
+    assert "data/capitals-train.jsonl" in ran("train", "--config", "configs/capitals.yaml", "--print-config")
+    size = ("--max-prompts", 3, "--max-held-out", 2, "--rounds", 1, "--num-samples", 2, "--max-new-tokens", 4)
+    ran(
+        "train", "--config", "configs/capitals.yaml", "--model", tiny, *size, "--no-guard", "--output", "run", "--quiet"
     )
+    assert (tmp_path / "run" / "model" / "config.json").exists() and (tmp_path / "run" / "report.html").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def on_files(files: Files, config: Any) -> Files:
         made["notebook.md"] = cells(json.loads(notebook.read_text(encoding="utf-8")))
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
-    there = {file.src_uri for file in files}
-    config.nav = _there(config.nav, there)
+    there = {file.src_uri for file in files if file.src_uri.endswith(".md")}
+    nav = _there(config.nav, there, [page for page in made if page.startswith("options/")])
+    nav[-1][next(iter(nav[-1]))] += sorted(there - set(_named(nav)))
+    config.nav = nav
     return files
 
 
@@ -91,10 +94,20 @@ def cells(notebook: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _there(nav: Any, pages: set[str]) -> Any:
+def _there(nav: Any, pages: set[str], options: list[str]) -> Any:
+    """Of the navigation what is there."""
     if isinstance(nav, str):
         return nav if nav in pages else None
     if isinstance(nav, dict):
-        kept = {name: _there(part, pages) for name, part in nav.items()}
+        kept = {name: _there(part, pages, options) for name, part in nav.items()}
         return {name: part for name, part in kept.items() if part} or None
-    return [part for part in (_there(part, pages) for part in nav) if part]
+    written = [one for part in nav for one in (options if part == "options/*" else [part])]
+    return [part for part in (_there(part, pages, options) for part in written) if part]
+
+
+def _named(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for part in nav.values() if isinstance(nav, dict) else nav:
+            yield from _named(part)
