@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = {"changelog.md": "CHANGELOG.md", "results.md": "benchmarks/RESULTS.md"}
+_FORMULA = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.DOTALL)
 _LINK = re.compile(r"(?<!!)\[([^\]\[]*)\]\(([^)\s]+)\)")
 
 
@@ -46,6 +48,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         part if part.startswith("```") else _LINK.sub(lambda link: _mended(link, page.file, files), part)
         for part in blocks
     )
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Formulas as MathML, which browsers show by themselves."""
+    return _FORMULA.sub(lambda found: _formula(unescape(found[2]), found[1] == "div"), html)
+
+
+def _formula(text: str, display: bool) -> str:
+    from latex2mathml.converter import convert
+
+    return str(convert(text.strip()[2:-2], display="block" if display else "inline"))
 
 
 def _mended(link: re.Match[str], file: File, files: Files) -> str:
