@@ -44,7 +44,7 @@ $(VLLM_INSTALLED): pyproject.toml
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_engines.py tests/test_vllm.py
 
-# TRL, lm-evaluation-harness, llama.cpp and a notebook's kernel. vLLM has its own environment, and opens the adapter there.
+# TRL, lm-evaluation-harness, llama.cpp and a notebook's kernel; vLLM opens the adapter in its own environment.
 $(EXITS_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXITS)
 	$(EXITS)/bin/python -m pip install --quiet --constraint constraints.txt torch
@@ -52,7 +52,8 @@ $(EXITS_INSTALLED): pyproject.toml constraints.txt
 	touch $(EXITS_INSTALLED)
 
 test-exits: $(EXITS_INSTALLED) $(VLLM_INSTALLED)
-	OMP_NUM_THREADS=1 $(EXITS)/bin/python -m pytest tests/test_exits.py tests/test_export.py tests/test_lm_eval.py tests/test_notebook.py
+	OMP_NUM_THREADS=1 $(EXITS)/bin/python -m pytest tests/test_exits.py tests/test_export.py tests/test_lm_eval.py \
+		tests/test_notebook.py tests/test_package.py
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_exits.py
 
 docs: $(INSTALLED)

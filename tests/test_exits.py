@@ -37,7 +37,7 @@ def main():
               logprobs_mode="processed_logprobs")
     how = SamplingParams(temperature=temperature, top_p=1, top_k=0, max_tokens=10, logprobs=1, ignore_eos=True)
     asked = [{"prompt_token_ids": ids} for ids in prompts]
-    said = llm.generate(asked, how, lora_request=LoRARequest("run", 1, adapter))
+    said = llm.generate(asked, how, use_tqdm=False, lora_request=LoRARequest("run", 1, adapter))
     rows = [one.outputs[0] for one in said]
     told = [[list(row.token_ids), [at[i].logprob for i, at in zip(row.token_ids, row.logprobs)]] for row in rows]
     print("TOLD", json.dumps(told))
