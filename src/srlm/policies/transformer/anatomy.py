@@ -24,7 +24,7 @@ from srlm.policies.transformer.layout.cost import Cost
 from srlm.policies.transformer.load.adapters import base_of, with_lora
 from srlm.policies.transformer.load.checks import first_line, refuse_unlike_causal
 from srlm.policies.transformer.load.hub import DTYPES, resolve_dtype, resolve_model
-from srlm.policies.transformer.log_prob import UNFIT, decoder_of
+from srlm.policies.transformer.log_prob import CACHES, UNFIT, decoder_of
 from srlm.policies.transformer.shape import Shape
 from srlm.types import PromptItem
 
@@ -191,7 +191,8 @@ def _cached(model: PreTrainedModel, config: Any) -> tuple[float, float]:
     """Bytes of a token in a KV cache: of layers that keep every token, and of those that slide."""
     try:
         with torch.no_grad(), _pretending(model):
-            cache = _probe(model, use_cache=True).get("past_key_values")
+            output = _probe(model, use_cache=True)
+            cache = next((found for name in CACHES[:2] if (found := output.get(name)) is not None), None)
         if cache is None:
             return 0.0, 0.0  # a state of fixed size
         whole = sliding = 0.0

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from srlm.errors import UserError
-from srlm.policies.transformer.log_prob import UNFIT, Head, decoder_of
+from srlm.policies.transformer.log_prob import CACHES, UNFIT, Head, decoder_of
 
 
 class Continuation:
@@ -37,11 +37,10 @@ class Continuation:
             position_ids=(mask.cumsum(-1) - 1).clamp_(min=0),
             use_cache=True,
         )
-        # Some recurrent models call their cache otherwise, and read no padding mask once it is filled.
-        names = [name for name in ("past_key_values", "cache_params") if hasattr(output.get(name), "reorder_cache")]
-        if not names:
+        name = next((name for name in CACHES if hasattr(output.get(name), "reorder_cache")), None)
+        if name is None:
             raise _unbranched(model)
-        (self.name,) = names
+        self.name = name
         self.cache = output[self.name]
         self.cache.reorder_cache(torch.arange(len(prompts), device=model.device).repeat_interleave(num_samples))
         self.raw = self._head(output).repeat_interleave(num_samples, 0)
@@ -112,10 +111,11 @@ class Continuation:
     def feed(self, word: Tensor) -> None:
         """word: [N] what each row goes on with."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], -1)
+        # Models that call it cache_params read no padding mask once it is filled.
         try:
             output = self.decoder(
                 input_ids=word[:, None],
-                attention_mask=self.mask if self.padded and self.name == "past_key_values" else None,
+                attention_mask=self.mask if self.padded and self.name != "cache_params" else None,
                 position_ids=self.position[:, None],
                 use_cache=True,
                 **{self.name: self.cache},

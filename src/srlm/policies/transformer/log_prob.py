@@ -25,6 +25,10 @@ SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_ca
 # What models raise that are asked for what they cannot do.
 UNFIT = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
+# What models call what they keep of the past: transformers 5.24 has one name for all, earlier ones another for some
+# recurrent models.
+CACHES = ("cache", "past_key_values", "cache_params")
+
 Statistic: TypeAlias = Callable[[Tensor], Tensor]
 """log pi(.|history) [E, V] -> [E]"""
 

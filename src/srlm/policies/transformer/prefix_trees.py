@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from srlm.policies.transformer.limits import CHUNK_ELEMENTS
-from srlm.policies.transformer.log_prob import Head, attention_mask, decoder_of
+from srlm.policies.transformer.log_prob import CACHES, Head, attention_mask, decoder_of
 
 
 class CachedTrees:
@@ -81,12 +82,14 @@ class CachedTrees:
         mask = None
         if visible is not None:
             mask = attention_mask(self.model, visible.to(device), position, self.position.to(device))
-        output = decoder_of(self.model)(
+        decoder = decoder_of(self.model)
+        name = next((name for name in CACHES if name in inspect.signature(decoder.forward).parameters), CACHES[1])
+        output = decoder(
             input_ids=ids.to(device),
             attention_mask=mask,
             position_ids=position,
-            past_key_values=self.cache,
             use_cache=True,
+            **{name: self.cache},
         )
         return cast(Tensor, output.last_hidden_state)
 
