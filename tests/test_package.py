@@ -45,7 +45,10 @@ def test_sdist_and_wheel_bring_all_and_run(tiny, tmp_path):
     subprocess.run([*build, str(tmp_path), str(root)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     archive = zipfile.ZipFile(wheel)
-    inside = ("py.typed", "data/capitals-train.jsonl", "configs/capitals.yaml", "report/templates/page.html")
+    inside = (
+        *("py.typed", "data/capitals-train.jsonl", "configs/capitals.yaml", "report/templates/page.html"),
+        "rewards/rubrics/additive.yaml",
+    )
     assert not [name for name in inside if f"srlm/{name}" not in archive.namelist()]
     (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     said = archive.read(about).decode()

@@ -107,7 +107,7 @@ def write(
     kept: list[WrittenPrompt] = []
     drawn, most = 0, ATTEMPTS * number
     while len(kept) < number and drawn < most:
-        draws = range(drawn, min(most, drawn + min(AT_ONCE, max(8, 2 * (number - len(kept))))))
+        draws = range(drawn, min(most, drawn + min(AT_ONCE, max(8, number - len(kept)))))
         chosen = [pool.draw(settings.written_examples, seed, round, draw) for draw in draws]
         item, openings = _asking([[pool.texts[place] for place in places] for places in chosen])
         longest = max(openings, key=len)
