@@ -384,9 +384,9 @@ def test_columns_can_be_named(tmp_path):
 def test_a_dataset_is_streamed_no_further_than_it_is_asked_for(tmp_path):
     home = tmp_path / "data"
     home.mkdir()
-    (home / "train.jsonl").write_text(
-        "".join(json.dumps({"prompt": f"Say {n}"}) + "\n" for n in range(20)) + "broken\n"
-    )
+    rows = [json.dumps({"prompt": f"Say {n}"}) + "\n" for n in range(20)]
+    (home / "train-0.jsonl").write_text("".join(rows))
+    (home / "train-1.jsonl").write_text("not looked at\n")
     assert load_prompts(home, streaming=5).prompts.items == tuple(f"Say {n}" for n in range(5))
     with pytest.raises(UserError, match="no dataset that could be streamed"):
         load_prompts(home / "train-0.jsonl", streaming=5)
