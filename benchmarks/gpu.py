@@ -1,5 +1,5 @@
 """What a round of long responses costs on an accelerator: `python -m benchmarks.gpu`, in under 8 minutes; toy sizes on
-a CPU.
+a CPU. With --engines: who draws responses fastest.
 
 Random weights of real configs, bf16, LoRA of rank 16, K = 16: time of the chosen layout against trees and rows, tokens
 a second, peak memory, and the share of the device's peak (`--peak`, in TFLOP/s, dense bf16) that learning reaches.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.drawing import Drawing, compare
 from benchmarks.lengths import PROMPT, Point, Step, load
 from benchmarks.timing import interleave, machine, paragraph, ratios, say, spread, table
 from srlm.policies.transformer.load.hub import resolve_dtype
@@ -70,8 +71,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peak", type=float, default=0.0 if toy else 989.0)
     parser.add_argument("--seconds", type=float, default=420.0)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--engines", action="store_true", help="the built-in engine against those of transformers")
+    parser.add_argument("--prompts", type=int, default=4 if toy else 128, help="of --engines")
     given = parser.parse_args(arguments)
-    text = run(tuple(given.models), given.k, tuple(given.tokens), given.rounds, given.peak, given.seconds)
+    if given.engines:
+        sizes = Drawing(given.prompts, given.k, tuple(given.tokens), given.rounds)
+        text = compare(tuple(given.models), sizes, given.seconds)
+    else:
+        text = run(tuple(given.models), given.k, tuple(given.tokens), given.rounds, given.peak, given.seconds)
     print(text)
     if given.output:
         given.output.write_text(text)

@@ -59,8 +59,13 @@ class Point:
 
 def load(name: str, device: torch.device) -> PreTrainedModel:
     """With LoRA of rank 16; random weights but for smollm2."""
+    return with_lora(plain(name, device), rank=16, alpha=None, gain=True, seed=0)[0]
+
+
+def plain(name: str, device: torch.device) -> PreTrainedModel:
+    """Without."""
     if name not in SHAPES:
-        return with_lora(load_model(name)[0].to(device), rank=16, alpha=None, gain=True, seed=0)[0]
+        return load_model(name)[0].to(device)
     width, inner, layers, heads, kv, vocabulary, tied = SHAPES[name]
     config = Qwen2Config(
         vocab_size=vocabulary,
@@ -73,8 +78,7 @@ def load(name: str, device: torch.device) -> PreTrainedModel:
         max_position_embeddings=32768,
     )
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype("auto")).eval()
-    return with_lora(model, rank=16, alpha=None, gain=True, seed=0)[0]
+        return AutoModelForCausalLM.from_config(config, dtype=resolve_dtype("auto")).eval()
 
 
 def group_of(point: Point, vocabulary: int) -> Group:

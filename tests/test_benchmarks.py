@@ -25,6 +25,9 @@ def test_long_responses_at_toy_sizes(capsys):
 
     gpu.main(["--models", "toy", "--tokens", "8", "--k", "2", "--rounds", "1"])
     assert "| toy | 2048 | 8 |" in capsys.readouterr().out
+    gpu.main(["--engines", "--models", "toy", "--tokens", "8", "--k", "2", "--rounds", "1", "--prompts", "2"])
+    out = capsys.readouterr().out
+    assert all(f"| toy | 8 | {engine} |" in out for engine in ("built-in", "generate", "continuous batching"))
     lengths.main(["--models", "toy", "--tokens", "8", "300", "--k", "4", "--rounds", "1", "--no-memory"])
     out = capsys.readouterr().out
     assert "| toy | 8 | 1 trees |" in out and "| toy | 300 | " in out
