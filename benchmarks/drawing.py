@@ -1,4 +1,4 @@
-"""The built-in engine against `generate` and continuous batching of transformers: `python -m benchmarks.gpu --engines`."""
+"""The built-in engine against `generate` and continuous batching of transformers: `benchmarks.gpu --engines`."""
 
 from __future__ import annotations
 

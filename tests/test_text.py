@@ -91,10 +91,9 @@ def test_a_stop_string_is_seen_with_the_token_that_completes_it(
     texts, made = Texts(tokenizer, stop, frozenset()), len(tokenizer)
     usual = st.sampled_from(sorted({i for i in range(made) if "<" not in tokenizer.decode([i])}))
     ids = data.draw(st.lists(st.one_of(usual, st.integers(0, made - 1)), min_size=1, max_size=12))
-    there = (
-        n for n in range(1, len(ids) + 1) if any(one in tokenizer.decode(ids[:n][-texts.window :]) for one in stop)
-    )
-    seen = (n for n in range(1, len(ids) + 1) if texts.stopped(ids[:n]))
+    prefixes = [ids[:n] for n in range(1, len(ids) + 1)]
+    there = (p for p in prefixes if any(one in tokenizer.decode(p[-texts.window :]) for one in stop))
+    seen = (p for p in prefixes if texts.stopped(p))
     assert next(seen, None) == next(there, None)
 
 
