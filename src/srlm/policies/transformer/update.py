@@ -179,7 +179,7 @@ def fit(
     )
     parameters = list(policy.trainable().values())
     optimiser = MasterAdamW(parameters, policy.gain, optimisation)
-    start = [p.detach().clone() for p in parameters]
+    start = [p.detach().to("cpu", copy=True) for p in parameters]
     losses = torch.zeros(len(steps), dtype=torch.float64)
     first = 0
     if checkpoint is not None and (state := checkpoint.load()) is not None:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from srlm.errors import UserError
@@ -38,30 +38,36 @@ class Weights:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Fold LoRA into the weights while decoding, then put the original weights back bit for bit."""
+        """Fold LoRA into the weights while decoding, then put the original weights back bit for bit: a copy of them
+        waits on the host, so that an accelerator never holds both."""
         if self.peft_model is None:
             yield
             return
         layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-        # A layer holds one weight, or those of all the experts of a mixture.
-        kept = {p: p.data for layer in layers for name, p in layer.named_parameters() if "lora_" not in name}
+        kept: dict[nn.Parameter, Tensor] = {}
         try:
-            for parameter, original in kept.items():
-                parameter.data = original.clone()
             for layer in layers:
+                # A layer holds one weight, or those of all the experts of a mixture.
+                own = (p for name, p in layer.named_parameters() if "lora_" not in name and p not in kept)
+                kept |= {p: p.detach().to("cpu", copy=True) for p in own}
                 cast(Any, layer).merge()
             yield
         finally:
             for layer in layers:
                 layer.merged_adapters.clear()
-            for parameter, original in kept.items():
-                parameter.data = original
+            with torch.no_grad():
+                for parameter, original in kept.items():
+                    parameter.data.copy_(original)
 
     def keep_initial(self) -> None:
         """Before weights change for the first time: what is trained is kept on the host as it was, for J_0 and for
         `reset`."""
         if self._initial is None:
-            self._initial = {k: v.detach().to("cpu", copy=True) for k, v in self.trainable().items()}
+            self._initial = self._on_host()
+
+    def _on_host(self) -> dict[str, Tensor]:
+        """A copy of what is trained."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.trainable().items()}
 
     @contextmanager
     def initial(self) -> Iterator[None]:
@@ -73,7 +79,7 @@ class Weights:
         if self._initial is None:  # nothing has changed yet
             yield
             return
-        now = {name: value.detach().clone() for name, value in self.trainable().items()}
+        now = self._on_host()
         self.put(self._initial)
         try:
             yield
@@ -87,7 +93,7 @@ class Weights:
     @contextmanager
     def in_place(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values in place of what is trained, for a while; then the own ones bit for bit."""
-        now = {name: value.detach().clone() for name, value in self.trainable().items()}
+        now = self._on_host()
         self.put(values)
         try:
             yield
