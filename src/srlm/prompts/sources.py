@@ -92,6 +92,7 @@ def load_prompts(
     known = formats.readable(prompt_column)
     wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
     part = (asked.split or split, asked.config or dataset_config)
+    read: Iterator[tuple[str, Any]]
     if given is not None:
         read = itertools.islice(rows_of(given, str(source)), streaming)
     elif streaming is None:

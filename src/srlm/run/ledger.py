@@ -94,14 +94,15 @@ class Ledger:
         work: Callable[[StepCheckpoint, Progress], tuple[Columns, Tensor]],
         *,
         folder: str,
+        prepare: Callable[[], object],
         save: Callable[[Path], object],
         load: Callable[[Path], object],
         names: Sequence[str],
         tokens: int,
     ) -> tuple[pa.Table, Sequence[float]]:
-        """pi_{round+1}: taken up by `load` where it is kept, else made by `work` and kept by `save` in the next round's
-        `folder`. What `work` returns, columns `names` of a table and the loss of each step, comes from disk in either
-        case: an update just made and one made before a kill give the same numbers.
+        """pi_{round+1}: taken up by `load` where it is kept, else made by `work` and kept in the next round's `folder`:
+        all processes `prepare`, one does `save`. What `work` returns, columns `names` of a table and the loss of each
+        step, comes from disk in either case: an update just made and one made before a kill give the same numbers.
         """
         after, checkpoint = self.run.round(round + 1) / folder, self.run.checkpoint(round)
         kept = self.run.table(round, table)
@@ -118,6 +119,7 @@ class Ledger:
                 write_atomically(after, partial(with_checksums, after, save))
                 checkpoint.remove()
 
+            prepare()
             self.write(commit)
         loss = self.run.stages(round).get("loss")
         if loss is None:

@@ -79,6 +79,9 @@ def leave(
 
     for t in range(len(records)):
         ledger.close(t)
+    policy.weights.collect(model=True)
+    if config.lora_rank:
+        policy.weights.collect()
     ledger.write(commit)
     if policy.processes.is_main_process:
         display.say(report_or_reason(run.path))

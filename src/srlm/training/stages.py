@@ -151,6 +151,7 @@ class Stages:
             "rollouts",
             work,
             folder=config.weights_folder,
+            prepare=policy.weights.collect,
             save=policy.save_weights,
             load=policy.load_weights,
             names=("log_prob_next",),

@@ -35,13 +35,13 @@ class Teacher:
         if self._round < 0 or self._round > round:
             self._round = 0
             self._average = {name: value.float() for name, value in policy.weights.at_first().items()}
-        now = {name: value.detach().to("cpu", copy=True) for name, value in policy.trainable().items()}
+        now = {name: value.detach().to("cpu", copy=True) for name, value in policy.weights.held().items()}
         for t in range(self._round + 1, round + 1):
             if t < round:
                 kept = self._ledger.run.round(t) / self._config.weights_folder
                 verify(kept)
                 policy.load_weights(kept)
-            for name, value in policy.trainable().items():
+            for name, value in policy.weights.held().items():
                 self._average[name] = share * self._average[name] + (1 - share) * value.detach().float().cpu()
             if t < round:
                 policy.weights.put(now)

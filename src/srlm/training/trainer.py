@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from srlm.guard.decision import decide
 from srlm.handed import named
 from srlm.loop import self_reward
 from srlm.measure import length_record, log_lengths, peak_memory_gb, train_record
+from srlm.policies.transformer.devices.alike import refuse_unlike, refuse_unshared
+from srlm.policies.transformer.devices.watch import Watch, watching
 from srlm.policies.transformer.load.kept import Loaded, model_name
 from srlm.policies.transformer.policy import TransformerPolicy
-from srlm.policies.transformer.processes import processes
+from srlm.policies.transformer.processes import Progress, processes
 from srlm.policies.transformer.update import Diverged
 from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
@@ -117,7 +119,16 @@ class SelfRewardTrainer:
             rubrics=rubric_texts(config),
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
-        self.ledger = Ledger(self.run, self.processes, self.display)
+        self._facts = {name: manifest[name] for name in ("srlm", "model")} | {
+            **{
+                f"the fingerprint of the {name.replace(chr(95), chr(32))}": entry["fingerprint"][:12]
+                for name, entry in manifest["data"].items()
+            },
+            **{f"version of {name}": version for name, version in manifest["versions"].items()},
+            **{f"--{name.replace('_', '-')}": value for name, value in manifest["config"].items()},
+        }
+        self._watch: Watch | None = None
+        self.ledger = Ledger(self.run, self.processes, self)
         self._lengths: NDArray[np.float64] | None = None  # of round 0
         self.teacher = Teacher(config, self.ledger)
         self._assemble(train, held)
@@ -155,6 +166,18 @@ class SelfRewardTrainer:
         """
         if self.run.manifest["state"] == "finished" and self.from_round is None:
             return self._finished()
+        with watching(self.processes) as self._watch:
+            self._watch.at("loading the model")
+            refuse_unlike(self.processes, self._facts)
+            return self._trained()
+
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
+        """Shown to a person, and known to the other processes."""
+        if self._watch is not None:
+            self._watch.at(f"in {name}")
+        return self.display.stage(name)
+
+    def _trained(self) -> TrainResult:
         engine = engine_of(self.config, self.run.path / ENGINE, self.display.say)
         policy = load_policy(self.model, self.config)
         self._leave_out(policy)
@@ -259,6 +282,7 @@ class SelfRewardTrainer:
     @contextmanager
     def _held(self) -> Iterator[None]:
         """The run folder, begun or taken up, for this run alone."""
+        refuse_unshared(self.processes, self.run.path)
         try:
             if self.main:
                 if self.resume:

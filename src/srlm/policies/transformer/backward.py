@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from srlm.policies.transformer.layout.batches import Piece, Share
 from srlm.policies.transformer.layout.cost import SLACK
 from srlm.policies.transformer.layout.group import Group
-from srlm.policies.transformer.log_prob import by_response, response_log_prob
+from srlm.policies.transformer.log_prob import by_response
 from srlm.policies.transformer.recompute import recomputing
 from srlm.policies.transformer.score import Scorer
 from srlm.types import Level, Objective
@@ -33,31 +34,46 @@ class Learning:
     weight: Tensor
     length: Tensor
 
-    def backward(self, part: Share, size: int) -> Tensor:
-        """Add to the gradients those of what the groups of `part` lose, as part of a step of `size` prompts.
+    def backward(self, parts: Sequence[Share], size: int) -> Tensor:
+        """Add to the gradients those of what the groups of `parts` lose, as part of a step of `size` prompts.
 
         A group in several micro-batches: its objective L needs all of its log-ratios at once, the backward pass does
         not. With c_k = dL / d log pi(y_k|x), taken from a pass without gradients, the gradient of L is that of
         sum_k c_k log pi(y_k|x), which is added up micro-batch by micro-batch; so it is with one c for each token.
 
         Returns:
-            The loss [scalar], detached.
+            The loss [scalar], detached, on the CPU.
         """
-        if len(part.batches) == 1:
+        total = torch.zeros(())
+        whole: dict[int, Tensor] = {}
+
+        def look(number: int, batch: Sequence[Piece]) -> None:
+            with torch.no_grad():
+                found = self._log_prob(parts[number], batch)
+            whole[number] = whole[number] + found if number in whole else found
+
+        def learn(part: Share) -> None:
+            nonlocal total
             loss = self._loss(part, self._log_prob(part, part.batches[0]), size)
             torch.autograd.backward(loss)
-            return loss.detach()
-        with torch.no_grad():
-            whole = sum(self._log_prob(part, batch) for batch in part.batches)
-        assert isinstance(whole, Tensor)
-        whole.requires_grad_()
-        loss = self._loss(part, whole, size)
-        (coefficient,) = torch.autograd.grad(loss, whole)
-        for batch in part.batches:
-            own = self._place(part, batch).to(coefficient.device)
-            if bool((coefficient[own] != 0).any()):
-                torch.autograd.backward((coefficient * self._log_prob(part, batch)).sum())
-        return loss.detach()
+            total = total + loss.detach().cpu()
+
+        def pull(part: Share, batch: Sequence[Piece], coefficient: Tensor) -> None:
+            torch.autograd.backward((coefficient * self._log_prob(part, batch)).sum())
+
+        cut = {number: part for number, part in enumerate(parts) if len(part.batches) > 1}
+        self.scorer.even([partial(look, number, batch) for number, part in cut.items() for batch in part.batches])
+        passes = [partial(learn, part) for part in parts if len(part.batches) == 1]
+        for number, part in cut.items():
+            loss = self._loss(part, whole[number].requires_grad_(), size)
+            (coefficient,) = torch.autograd.grad(loss, whole[number])
+            total = total + loss.detach().cpu()
+            for batch in part.batches:
+                own = self._place(part, batch).to(coefficient.device)
+                if bool((coefficient[own] != 0).any()):
+                    passes.append(partial(pull, part, batch, coefficient))
+        self.scorer.even(passes, learning=True)
+        return total
 
     def _loss(self, part: Share, log_prob: Tensor, size: int) -> Tensor:
         reference, reward, weight, length = (
@@ -79,7 +95,7 @@ class Learning:
         large = packed.input_ids.numel() > SLACK * self.scorer.room.tokens
         with recomputing(self.scorer.model) if large else nullcontext():
             each: list[Tensor] | None = [] if self.level == "token" else None
-            values, _ = response_log_prob(self.scorer.model, packed, each=each)
+            values, _ = self.scorer.log_prob(packed, each=each)
         if each is not None:
             values = by_response(each[0], packed, self.reference.shape[-1])
         whole = values.new_zeros(len(part.groups) * self.reward.shape[-1], *values.shape[1:])

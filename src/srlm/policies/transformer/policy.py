@@ -15,6 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srlm.errors import UserError
 from srlm.policies.transformer import modes
 from srlm.policies.transformer.context import Context
+from srlm.policies.transformer.devices.asked import sharding
+from srlm.policies.transformer.devices.shards import Shards
+from srlm.policies.transformer.devices.weights import weights_of
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.engines import Engine
 from srlm.policies.transformer.engines.builtin import Builtin
@@ -31,7 +34,6 @@ from srlm.policies.transformer.room import Room, measured
 from srlm.policies.transformer.sample import Decoding, prompt_seeds
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
-from srlm.policies.transformer.weights import Weights
 from srlm.search import Found
 from srlm.types import PromptItem, Prompts
 
@@ -72,7 +74,11 @@ class TransformerPolicy:
         if not eos and not stop:
             raise UserError(f"the tokenizer of {name} has no EOS token: pass --stop with strings that end a response")
         self.processes = processes()
-        self.model = model.to(self.processes.device)
+        asked = sharding() if trained and self.processes.num_processes > 1 else None
+        if asked is not None and asked.recompute:
+            recompute_activations(model)
+        # What is to be cut into shards comes to its devices piece by piece.
+        self.model = model.to(self.processes.device) if asked is None else model
         self.tokenizer = cast(Any, tokenizer)
         self.name = name
         self.notes: list[str] = []  # what a person should know of how it was loaded
@@ -89,21 +95,35 @@ class TransformerPolicy:
         self.decoding = Decoding(
             *(max_new_tokens, eos, temperature, top_p, stopped, self._texts.window), top_k=top_k, stop=tuple(stop)
         )
-        self.room = Room(measured(self.model, trained=trained) if token_budget == "auto" else token_budget)
+        trees = reads_trees(self.model)
+        self._context = Context.of(self.model)
+        self.gain = Gain.of(self.model) if gain else None
+        self._initial_gain = self.gain.size() if self.gain is not None else 1.0
+        shards = None
+        if asked is not None:
+            shards = Shards(self.model, asked, self.gain.parameters if self.gain else (), self.processes)
+        self.weights = weights_of(self.model, peft_model, base or name, begun=base is not None, shards=shards)
+        if token_budget != "auto":
+            tokens = token_budget
+        elif shards is None:
+            tokens = measured(self.model, trained=trained)
+        else:
+            held = sum(value.numel() for value in self.weights.held().values())
+            with shards.working():
+                own = measured(self.model, trained=trained, held=held, forward=lambda _, packed: shards(packed))
+            tokens = shards.least(own)
+        self.room = Room(tokens, fixed=shards is not None)
         self.scorer = Scorer(
             self.model,
             self.processes,
-            trees=reads_trees(self.model),
+            trees=trees,
             prompts_per_step=prompts_per_step,
             room=self.room,
+            shards=shards,
         )
-        self._context = Context.of(self.model)
-        self.weights = Weights(self.model, peft_model, base or name, begun=base is not None)
         self.engine: Engine = Builtin(self.model, self.weights, self.room, self.processes)
         self._synced: tuple[Engine, int] | None = None
         self.drawn: dict[str, float] = {}  # what is to be known of how the last responses were drawn
-        self.gain = Gain.of(self.model) if gain else None
-        self._initial_gain = self.gain.size() if self.gain is not None else 1.0
 
     @classmethod
     def load(

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.layout.group import Group
-from srlm.policies.transformer.layout.pack import pack
+from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.limits import ON_CPU, OPTIMISER_BYTES, fitting
 from srlm.policies.transformer.log_prob import response_log_prob
 
 Result = TypeVar("Result")
+Forward: TypeAlias = Callable[[PreTrainedModel, Packed], tuple[Tensor, Tensor | None]]
 
 
 class Room:
-    """tokens: padded ones of a micro-batch. say: is told when they become fewer."""
+    """tokens: padded ones of a micro-batch. say: is told when they become fewer. fixed: they do not, since all
+    processes would have to begin anew."""
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: int, *, fixed: bool = False) -> None:
+        self.tokens, self.fixed = tokens, fixed
         self.say: Callable[[str], object] = lambda _: None
 
     def within(self, work: Callable[[], Result]) -> Result:
@@ -37,7 +40,7 @@ class Room:
             try:
                 result = work()
             except torch.OutOfMemoryError:
-                if self.tokens == 1:
+                if self.tokens == 1 or self.fixed:
                     raise
                 self.tokens //= 2
             else:
@@ -49,30 +52,35 @@ class Room:
         return result
 
 
-def measured(model: PreTrainedModel, *, trained: bool) -> int:
+def measured(
+    model: PreTrainedModel, *, trained: bool, held: int | None = None, forward: Forward = response_log_prob
+) -> int:
     """Padded tokens of a micro-batch that fits into what is free on an accelerator: its forward pass, and, if the model
-    is to be trained, the backward pass and what the optimiser keeps."""
+    is to be trained, the backward pass and what the optimiser keeps. held: trained parameters of this process, if the
+    model is in shards."""
     if model.device.type != "cuda":
         return ON_CPU
     row = int(min(512, Context.of(model).tokens))
     try:
         with nullcontext() if trained else torch.no_grad():
-            few, many = (_peak(model, rows, row) for rows in (1, 4))
+            few, many = (_peak(model, rows, row, forward) for rows in (1, 4))
     except torch.OutOfMemoryError:
         return row  # which recomputation, or half of it, may still fit
     free, _ = torch.cuda.mem_get_info(model.device)
-    kept = sum(p.numel() for p in model.parameters() if p.requires_grad) * OPTIMISER_BYTES if trained else 0
+    if held is None:
+        held = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept = held * OPTIMISER_BYTES if trained else 0
     return fitting(free - kept, few, many, row)
 
 
-def _peak(model: PreTrainedModel, rows: int, row: int) -> int:
+def _peak(model: PreTrainedModel, rows: int, row: int, forward: Forward) -> int:
     """Bytes that scoring some rows, and learning from them where gradients are on, took at most."""
     ids = [(7919 * i + 13) % model.get_input_embeddings().weight.shape[0] for i in range(row)]
     group = Group.of(ids[:1], [ids[1:]] * rows)
     packed = pack([build_tree(group, [i]) for i in range(rows)], masked=False).to(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    total = response_log_prob(model, packed)[0].sum()
+    total = forward(model, packed)[0].sum()
     if total.requires_grad:
         torch.autograd.backward(total)
     taken = torch.cuda.max_memory_allocated(model.device) - before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srlm.policies.transformer.devices.shards import Shards
 from srlm.policies.transformer.layout.batches import Piece, Plan, Share, shares
 from srlm.policies.transformer.layout.cost import Cost
 from srlm.policies.transformer.layout.group import Group
@@ -23,12 +26,20 @@ from srlm.policies.transformer.room import Room
 
 
 class Scorer:
-    """trees: the model reads them. prompts_per_step: of an optimiser step. room: for a micro-batch."""
+    """trees: the model reads them. prompts_per_step: of an optimiser step. room: for a micro-batch. shards: of the
+    model, if it is in shards."""
 
     def __init__(
-        self, model: PreTrainedModel, processes: PartialState, *, trees: bool, prompts_per_step: int, room: Room
+        self,
+        model: PreTrainedModel,
+        processes: PartialState,
+        *,
+        trees: bool,
+        prompts_per_step: int,
+        room: Room,
+        shards: Shards | None = None,
     ) -> None:
-        self.model, self.processes, self.trees = model, processes, trees
+        self.model, self.processes, self.trees, self.shards = model, processes, trees, shards
         self.prompts_per_step, self.room = prompts_per_step, room
         self._cost = Cost.of(model)
 
@@ -66,6 +77,24 @@ class Scorer:
     def pack(self, groups: Sequence[Group], batch: Sequence[Piece], *, masked: bool) -> Packed:
         return pack([build_tree(groups[i], members) for i, members in batch], masked=masked).to(self.model.device)
 
+    def log_prob(self, packed: Packed, **options: Any) -> tuple[Tensor, Tensor | None]:
+        """See `response_log_prob`."""
+        return (self.shards or partial(response_log_prob, self.model))(packed, **options)
+
+    def even(self, passes: Sequence[Callable[[], object]], *, learning: bool = False) -> None:
+        """Do the forward passes, or forward and backward ones, of a step: over a model in shards all processes do
+        equally many."""
+        if self.shards is None:
+            for run in passes:
+                run()
+        else:
+            idle = self.shards.idle
+            self.shards.even(passes, (lambda: torch.autograd.backward(idle())) if learning else idle)
+
+    def working(self) -> AbstractContextManager[None]:
+        """While forward and backward passes are done."""
+        return nullcontext() if self.shards is None else self.shards.working()
+
     def score(
         self,
         groups: Sequence[Group],
@@ -83,19 +112,21 @@ class Scorer:
 
         def fill(step: Sequence[int]) -> None:
             some = self.shares(groups, step)
-            for batch, masked in ((batch, share.masked) for share in some for batch in share.batches):
-                packed = self.pack(groups, batch, masked=masked)
-                place = torch.tensor([i * k + member for i, members in batch for member in members])
-                each: list[Tensor] = []
-                values, means = response_log_prob(self.model, packed, statistic=statistic, each=each)
-                log_prob[place] = values.cpu()
-                if means is not None:
-                    mean[place] = means.cpu()
-                if every is not None:
-                    every[place] = by_response(each[0], packed, every.shape[-1]).cpu()
+            self.even([partial(score, batch, share.masked) for share in some for batch in share.batches])
+
+        def score(batch: Sequence[Piece], masked: bool) -> None:
+            packed = self.pack(groups, batch, masked=masked)
+            place = torch.tensor([i * k + member for i, members in batch for member in members])
+            each: list[Tensor] = []
+            values, means = self.log_prob(packed, statistic=statistic, each=each)
+            log_prob[place] = values.cpu()
+            if means is not None:
+                mean[place] = means.cpu()
+            if every is not None:
+                every[place] = by_response(each[0], packed, every.shape[-1]).cpu()
 
         done = 0
-        with torch.no_grad():
+        with torch.no_grad(), self.working():
             for step in self.steps(range(len(groups))):
                 self.room.within(partial(fill, step))
                 done += len(step)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from srlm.errors import UserError
 from srlm.policies.transformer.backward import Learning
+from srlm.policies.transformer.devices.parts import Parts
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress, gather, silent
@@ -53,14 +54,17 @@ class Optimisation:
 class MasterAdamW:
     """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step.
 
-    The final norm is trained through one scalar, the logarithm of its gain; it is the last of the masters.
+    The final norm is trained through one scalar, the logarithm of its gain; it is the last of the masters. parts: of
+    each parameter this process has one, and masters and moments are of that shape.
     """
 
-    def __init__(self, parameters: list[Tensor], gain: Gain | None, how: Optimisation) -> None:
-        self.gain = gain
+    def __init__(
+        self, parameters: Sequence[Tensor], gain: Gain | None, how: Optimisation, parts: Parts | None = None
+    ) -> None:
+        self.gain, self.parts = gain, parts or Parts()
         scaled = {id(p) for p in self._scaled()}
         self.parameters = [p for p in parameters if id(p) not in scaled]
-        self.masters = [p.detach().float().clone() for p in self.parameters]
+        self.masters = [self.parts.local(p).detach().float().clone() for p in self.parameters]
         groups = [{"params": list(self.masters), "peak": how.learning_rate}]
         if gain is not None:
             self.gain_start = [p.detach().float().clone() for p in gain.parameters]
@@ -79,7 +83,7 @@ class MasterAdamW:
 
         def add(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            gradient, parameter.grad = parameter.grad.float(), None
+            gradient, parameter.grad = self.parts.local(parameter.grad).float(), None
             self.sums[parameter] = self.sums[parameter].add_(gradient) if parameter in self.sums else gradient
 
         hooks = [cast(Any, p).register_post_accumulate_grad_hook(add) for p in (*self.parameters, *self._scaled())]
@@ -91,11 +95,14 @@ class MasterAdamW:
 
     def gradients(self) -> list[Tensor]:
         """One fp32 gradient per master; the next step begins without any."""
-        found = [self.sums.get(p, torch.zeros_like(p, dtype=torch.float32)) for p in self.parameters]
+        found = [self.sums[p] if p in self.sums else torch.zeros_like(m) for p, m in self._pairs()]
         if self.gain is not None:
             found.append(self.gain.gradient(self.sums))
         self.sums = {}
         return found
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.parameters, self.masters, strict=False)  # that of the gain comes last
 
     def _scaled(self) -> tuple[Tensor, ...]:
         return () if self.gain is None else self.gain.parameters
@@ -111,25 +118,37 @@ class MasterAdamW:
 
     def _publish(self) -> None:
         with torch.no_grad():
-            for parameter, master in zip(self.parameters, self.masters, strict=False):
-                parameter.copy_(master)
+            for parameter, master in self._pairs():
+                self.parts.local(parameter).copy_(master)
         if self.gain is not None:
             self.gain.put(self.gain_start, self.masters[-1])
 
     def state(self) -> dict[str, Tensor]:
-        state = {f"master.{i}": m for i, m in enumerate(self.masters)}
+        """In wholes, for the main process to write; all ask for it at once."""
+        state = {f"master.{i}": self._whole(i, m) for i, m in enumerate(self.masters)}
         for i, values in self.optimiser.state_dict()["state"].items():
-            state |= {f"{name}.{i}": value for name, value in values.items()}
+            state |= {
+                f"{name}.{i}": value if name == "step" else self._whole(i, value) for name, value in values.items()
+            }
         return state
+
+    def _whole(self, number: int, value: Tensor) -> Tensor:
+        return self.parts.whole(value, self.parameters[number]) if number < len(self.parameters) else value
+
+    def _part(self, number: int, value: Tensor) -> Tensor:
+        return self.parts.part(value, self.parameters[number]) if number < len(self.parameters) else value
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         whole = self.optimiser.state_dict()
-        names = ("step", "exp_avg", "exp_avg_sq")
-        whole["state"] = {i: {n: state[f"{n}.{i}"] for n in names} for i in range(len(self.masters))}
+        whole["state"] = {
+            i: {"step": state[f"step.{i}"]}
+            | {name: self._part(i, state[f"{name}.{i}"]) for name in ("exp_avg", "exp_avg_sq")}
+            for i in range(len(self.masters))
+        }
         self.optimiser.load_state_dict(whole)
         with torch.no_grad():
             for i, master in enumerate(self.masters):
-                master.copy_(state[f"master.{i}"])
+                master.copy_(self._part(i, state[f"master.{i}"]))
         self._publish()
 
 
@@ -149,7 +168,8 @@ def fit(
     """pi_t -> pi_{t+1}, in place: consumes `policy`.
 
     Epoch 0 visits prompts in the order, and the micro-batches, in which they were scored, so its first log-ratio is 0;
-    later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step.
+    later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step; of a model in
+    shards with every micro-batch, where they arise, and what a process steps on are its parts.
 
     level: of the log-ratios that `objective` takes; for single tokens `rollouts` holds their log-probs.
 
@@ -177,53 +197,40 @@ def fit(
         weight=rollouts.weight,
         length=rollouts.responses.length,
     )
-    parameters = list(policy.trainable().values())
-    optimiser = MasterAdamW(parameters, policy.gain, optimisation)
-    start = [p.detach().to("cpu", copy=True) for p in parameters]
+    optimiser = MasterAdamW(list(policy.trainable().values()), policy.gain, optimisation, policy.weights.parts)
+    start = {name: value.detach().to("cpu", copy=True) for name, value in policy.weights.held().items()}
     losses = torch.zeros(len(steps), dtype=torch.float64)
     first = 0
     if checkpoint is not None and (state := checkpoint.load()) is not None:
         optimiser.load(state)
         first, losses = int(state["done"]), state["losses"]
-    device = policy.model.device
 
     def diverged(what: str) -> Diverged:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, start, strict=True):
-                parameter.copy_(value)
+        policy.weights.put(start)
         advice = "expected finite numbers: lower --learning-rate or use --dtype fp32"
         return Diverged(f"round {rollouts.round}, {what}, {advice}")
 
     def learn(step: Sequence[int]) -> Tensor:
         """The loss of a step; its gradients are in the optimiser."""
-        loss = torch.zeros(())
-        with optimiser.listening():
-            for part in scorer.shares(groups, step):
-                loss = loss + learning.backward(part, len(step)).cpu()
-        return loss
+        with optimiser.listening(), scorer.working():
+            return learning.backward(scorer.shares(groups, step), len(step))
 
     for number in range(first, len(steps)):
         loss = scorer.room.within(partial(learn, steps[number]))
         gradients = optimiser.gradients()
-        whole = gather(policy.processes, torch.cat([loss.view(1).to(device), *(g.flatten() for g in gradients)]))
-        losses[number] = whole[0].item()
-        norm = whole[1:].norm()
+        norm = optimiser.parts.sum_gradients(gradients, optimiser.parameters, policy.processes)
+        losses[number] = gather(policy.processes, loss).item()
         if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):
             raise diverged(
                 f"step {number + 1} of {len(steps)}: the loss is {losses[number]:g} and the gradient norm {norm:g}"
             )
         scale = torch.clamp(optimisation.max_grad_norm / (norm + 1e-12), max=1.0)
-        pieces = torch.split(whole[1:] * scale, [g.numel() for g in gradients])
-        optimiser.step(
-            [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)],
-            optimisation.schedule(number, len(steps)),
-        )
-        if (
-            checkpoint is not None
-            and main
-            and ((number + 1) % optimisation.checkpoint_steps == 0 or number + 1 == len(steps))
-        ):
-            checkpoint.save(optimiser.state() | {"done": torch.tensor(number + 1), "losses": losses})
+        optimiser.step([g.mul_(scale) for g in gradients], optimisation.schedule(number, len(steps)))
+        if checkpoint is not None and ((number + 1) % optimisation.checkpoint_steps == 0 or number + 1 == len(steps)):
+            state = optimiser.state()
+            if main:
+                checkpoint.save(state | {"done": torch.tensor(number + 1), "losses": losses})
+            del state
         progress(number + 1, len(steps))
     after = policy.log_prob(rollouts.prompts, rollouts.responses)
     if not torch.isfinite(after).all():  # the last step has no loss after it

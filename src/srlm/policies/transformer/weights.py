@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer.devices.parts import Parts
 from srlm.policies.transformer.load.checks import refuse_misfit
 
 
@@ -27,14 +28,22 @@ class Weights:
 
     def __init__(self, model: PreTrainedModel, peft_model: PeftModel | None, name: str, *, begun: bool = False) -> None:
         self.model, self.peft_model, self.name, self.begun = model, peft_model, name, begun
+        self.parts = Parts()
         self._initial: dict[str, Tensor] | None = None
 
     def trainable(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
+    def held(self) -> dict[str, Tensor]:
+        """What this process has of it: all, unless the model is in shards."""
+        return {name: self.parts.local(value) for name, value in self.trainable().items()}
+
+    def collect(self, *, model: bool = False) -> None:
+        """Before the main process saves: all take part. model: in one whole, the adapter merged."""
+
     def version(self) -> int:
         """Another number whenever what is trained was written to: torch counts that, whoever writes."""
-        return sum(value._version for value in self.trainable().values())
+        return sum(value._version for value in self.held().values())
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -43,21 +52,8 @@ class Weights:
         if self.peft_model is None:
             yield
             return
-        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
-        kept: dict[nn.Parameter, Tensor] = {}
-        try:
-            for layer in layers:
-                # A layer holds one weight, or those of all the experts of a mixture.
-                own = (p for name, p in layer.named_parameters() if "lora_" not in name and p not in kept)
-                kept |= {p: p.detach().to("cpu", copy=True) for p in own}
-                cast(Any, layer).merge()
+        with folded([m for m in self.model.modules() if isinstance(m, LoraLayer)]):
             yield
-        finally:
-            for layer in layers:
-                layer.merged_adapters.clear()
-            with torch.no_grad():
-                for parameter, original in kept.items():
-                    parameter.data.copy_(original)
 
     def keep_initial(self) -> None:
         """Before weights change for the first time: what is trained is kept on the host as it was, for J_0 and for
@@ -67,7 +63,7 @@ class Weights:
 
     def _on_host(self) -> dict[str, Tensor]:
         """A copy of what is trained."""
-        return {name: value.detach().to("cpu", copy=True) for name, value in self.trainable().items()}
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.held().items()}
 
     @contextmanager
     def initial(self) -> Iterator[None]:
@@ -88,7 +84,7 @@ class Weights:
 
     def at_first(self) -> Mapping[str, Tensor]:
         """What is trained, as it was in pi_0."""
-        return self._initial if self._initial is not None else self.trainable()
+        return self._initial if self._initial is not None else self.held()
 
     @contextmanager
     def in_place(self, values: Mapping[str, Tensor]) -> Iterator[None]:
@@ -108,18 +104,22 @@ class Weights:
     def put(self, values: Mapping[str, Tensor]) -> None:
         """For good."""
         with torch.no_grad():
-            for name, parameter in self.trainable().items():
+            for name, parameter in self.held().items():
                 parameter.copy_(values[name])
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """The trained weights alone: a peft adapter folder, or a whole model folder."""
         if self.peft_model is not None:
-            self.peft_model.peft_config["default"].base_model_name_or_path = self.name
-            # False: or peft asks the Hub whether the vocabulary has grown.
-            self.peft_model.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            self._save_adapter(folder, None)
         else:
             self.save_model(folder, tokenizer)
+
+    def _save_adapter(self, folder: Path, state: dict[str, Tensor] | None) -> None:
+        assert self.peft_model is not None
+        self.peft_model.peft_config["default"].base_model_name_or_path = self.name
+        # False: or peft asks the Hub whether the vocabulary has grown.
+        self.peft_model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
     def load(self, folder: Path) -> None:
         """Become the policy that `save` left in `folder`."""
@@ -130,10 +130,11 @@ class Weights:
             mine = get_peft_model_state_dict(self.peft_model, save_embedding_layers=False)
             with torch.no_grad():
                 for key, value in mine.items():
-                    value.copy_(saved[key])
+                    self.parts.local(value).copy_(self.parts.part(saved[key], value))
             return
         model = type(self.model).from_pretrained(folder, dtype=self.model.dtype, use_safetensors=True)
-        self.put(dict(model.named_parameters()))
+        saved, mine = dict(model.named_parameters()), self.trainable()
+        self.put({name: self.parts.part(saved[name], parameter) for name, parameter in mine.items()})
 
     @torch.no_grad()
     def check_saved(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
@@ -165,11 +166,7 @@ class Weights:
 
     def plain_state(self) -> dict[str, Tensor]:
         """Weights by the names of a model without adapter, as they are now: merged or not."""
-        return {
-            key.replace("base_layer.", "").replace("modules_to_save.default.", ""): value
-            for key, value in self.model.state_dict().items()
-            if ".lora_" not in key and ".original_module." not in key
-        }
+        return plain_names(self.model.state_dict())
 
     def save_model(self, folder: Path, tokenizer: Any, *, dtype: torch.dtype | None = None, base: bool = False) -> None:
         """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights (bit for bit those that sample here),
@@ -178,12 +175,15 @@ class Weights:
         Raises:
             UserError: a weight is too large for the dtype.
         """
+        with nullcontext() if base else self.merged():
+            state = self.plain_state()
+            self._write(folder, tokenizer, state if dtype is None else _cast(state, dtype), dtype)
+
+    def _write(self, folder: Path, tokenizer: Any, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         model, generation = cast(Any, self.model), self.model.generation_config
         model.generation_config = GenerationConfig()  # transformers refuses to save some flags that it has loaded
         try:
-            with nullcontext() if base else self.merged():
-                state = self.plain_state()
-                model.save_pretrained(folder, state_dict=state if dtype is None else _cast(state, dtype))
+            model.save_pretrained(folder, state_dict=state)
         finally:
             model.generation_config = generation
         if dtype is not None:
@@ -191,6 +191,34 @@ class Weights:
         if generation is not None:
             generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def folded(layers: Sequence[LoraLayer]) -> Iterator[None]:
+    """Of some layers LoRA is meanwhile in the weights."""
+    kept: dict[nn.Parameter, Tensor] = {}
+    try:
+        for layer in layers:
+            # A layer holds one weight, or those of all the experts of a mixture.
+            own = (p for name, p in layer.named_parameters() if "lora_" not in name and p not in kept)
+            kept |= {p: p.detach().to("cpu", copy=True) for p in own}
+            cast(Any, layer).merge()
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        with torch.no_grad():
+            for parameter, original in kept.items():
+                parameter.data.copy_(original)
+
+
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names of a model without adapter."""
+    return {
+        key.replace("base_layer.", "").replace("modules_to_save.default.", ""): value
+        for key, value in state.items()
+        if ".lora_" not in key and ".original_module." not in key
+    }
 
 
 def _cast(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ class VllmEngine:
             what = "all weights are trained" if policy.weights.peft_model is None else "the adapter was there before"
             raise UserError(f"--engine-weights is adapter, but {what}: choose folder, and start the engine for it")
         version = f"srlm-{uuid.uuid4().hex[:12]}"  # names and caches of other weights are not to be mistaken for these
+        policy.weights.collect(model=not adapter)
         if self._together.is_main_process:
             last = list(self._folder.iterdir()) if self._folder.is_dir() else []
             self._folder.mkdir(parents=True, exist_ok=True)

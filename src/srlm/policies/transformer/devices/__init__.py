@@ -1,0 +1,1 @@
+"""More than one device: a model in shards, and processes that know of each other."""

@@ -1,0 +1,207 @@
+"""Processes that know of each other: who is gone, and what it was doing.
+
+A collective waits for ever for a process that was killed, and may be deaf to signals meanwhile. So a thread of each
+process looks every second whether those of its machine are there; of other machines the main process alone is asked for
+a sign of life, and asks the others. What they say to each other goes through the store of `torchrun`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+from typing import Any, cast
+
+import torch
+from accelerate import PartialState
+
+from srlm.errors import UserError
+from srlm.plain import one_line
+
+EVERY = 1.0  # seconds between two looks
+GRACE = 5.0  # that the main thread has to say it itself, and that it waits to hear who is gone
+SILENCE = 120.0  # without a sign of life from another machine: longer than anything that holds the interpreter
+_begun = 0
+
+
+class Told(Exception):
+    """To end, by whoever started the processes: mostly because one of them is gone."""
+
+
+class Watch:
+    """Of one process over the others. at: what this one does from now on."""
+
+    def __init__(self, together: PartialState) -> None:
+        global _begun
+        _begun += 1  # as often in every process
+        self._rank, self._world, self._run = together.process_index, together.num_processes, _begun
+        self._stage = "beginning"
+        self._lost: int | None = None
+        self._found, self._over = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._signs: dict[int, tuple[str, float]] = {}
+        if self._world > 1:
+            self._store: Any = cast(Any, torch.distributed).TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, timedelta(seconds=30)
+            )
+            self._say("who", json.dumps({"machine": _machine(), "pid": os.getpid(), "host": socket.gethostname()}))
+            self._say("stage", self._stage)
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+
+    def at(self, stage: str) -> None:
+        self._stage = stage
+        if self._thread is not None and not self._over.is_set():
+            self._say("stage", stage)
+
+    def leave(self, why: str) -> None:
+        """Say why this one ends before its work is done."""
+        self._over.set()
+        if self._thread is not None:
+            self._say("end", why)
+
+    def close(self) -> None:
+        self._over.set()
+
+    def lost(self) -> str | None:
+        """Who is gone, in a sentence; waits a little to hear of it."""
+        if self._thread is None:
+            return None
+        self._found.wait(GRACE)
+        return self.sentence()
+
+    def sentence(self) -> str | None:
+        if self._lost is None:
+            return None
+        who = json.loads(self._ask("who", self._lost) or "{}")
+        stage = self._ask("stage", self._lost) or "beginning"
+        why = self._ask("end", self._lost)
+        name = f"process {self._lost} of {self._world} (pid {who.get('pid', '?')} on {who.get('host', '?')})"
+        ended = f"ended while {stage}: {why}" if why else f"is gone, killed or crashed while {stage}"
+        return f"{name} {ended}; everything finished so far is kept: go on with srlm train --resume DIR"
+
+    def _key(self, name: str, rank: int) -> str:
+        return f"srlm/{self._run}/{name}/{rank}"
+
+    def _say(self, name: str, what: str, rank: int | None = None) -> None:
+        try:
+            self._store.set(self._key(name, self._rank if rank is None else rank), what)
+        except (RuntimeError, OSError):  # whoever kept it is gone
+            self._over.set()
+
+    def _ask(self, name: str, rank: int) -> str | None:
+        try:
+            key = self._key(name, rank)
+            return str(self._store.get(key).decode()) if self._store.check([key]) else None
+        except (RuntimeError, OSError):
+            return None
+
+    def _look(self) -> None:
+        count = 0
+        while not self._over.wait(EVERY):
+            count += 1
+            self._say("sign", str(count))
+            said = self._ask("lost", 0)
+            gone = int(said) if said is not None else next(filter(self._gone, range(self._world)), None)
+            if gone is None or gone == self._rank:
+                continue
+            self._say("lost", str(gone), 0)
+            self._lost = gone
+            self._found.set()
+            if not self._over.wait(GRACE):  # the main thread hears nothing
+                print(f"srlm: {one_line(self.sentence() or '')}", file=sys.stderr, flush=True)
+                sys.stdout.flush()
+                os._exit(2)
+
+    def _gone(self, other: int) -> bool:
+        said = None if other == self._rank else self._ask("who", other)
+        if said is None:
+            return False
+        who = json.loads(said)
+        if who["machine"] == _machine():
+            return not _runs(who["pid"])
+        if 0 not in (other, self._rank):
+            return False
+        sign, now = self._ask("sign", other) or "", time.monotonic()
+        before, since = self._signs.get(other, ("", now))
+        if sign != before:
+            since = now
+        self._signs[other] = (sign, since)
+        return now - since > SILENCE
+
+
+def _machine() -> str:
+    """The same for those who see each other's numbers."""
+    try:
+        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")  # dead, and not yet looked after
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextmanager
+def watching(together: PartialState, hear: Callable[[Watch], Any] = lambda _: None) -> Iterator[Watch]:
+    """Work that processes share.
+
+    Raises:
+        UserError: another one is gone; which, and what it was doing.
+    """
+    watch = Watch(together)
+    hear(watch)
+    if together.num_processes == 1:
+        yield watch
+        return
+
+    def told(number: int, frame: FrameType | None) -> None:
+        raise Told
+
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, told) if mine else None
+    try:
+        yield watch
+        together.wait_for_everyone()
+    except UserError as error:
+        watch.leave(str(error))
+        raise
+    except (Told, RuntimeError) as error:
+        sentence = watch.lost()
+        if sentence is None:
+            watch.leave("it was told to end" if isinstance(error, Told) else one_line(str(error))[:300])
+            if not isinstance(error, Told):
+                raise
+            sentence = (
+                f"process {together.process_index} of {together.num_processes} was told to end (SIGTERM): go on with "
+                "srlm train --resume DIR; everything finished so far is kept"
+            )
+        raise UserError(sentence) from error
+    except BaseException as error:
+        watch.leave(one_line(f"{type(error).__name__} {error}")[:300])
+        raise
+    finally:
+        watch.close()
+        if mine:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,92 @@
+"""Several processes as `torchrun` starts them, but from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from support import _SERVER, damage
+
+from srlm.cli import main
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",  # what `accelerate config` proposes
+}
+
+
+@dataclass(frozen=True)
+class Rank:
+    code: int  # negative for a signal
+    out: str
+    err: str
+
+
+def together(
+    folder: Path,
+    world: int,
+    words: list[str] | list[list[str]],
+    env: dict[str, str] | None = None,
+    killed: tuple[int, int] | None = None,
+    timeout: float = 90,
+) -> list[Rank]:
+    """`srlm WORDS` in `world` processes. words: of all, or of each. killed: (rank, files): kill -9 in the middle of the
+    write behind that many files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun
+    shared = {
+        **(env or {}),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    started = []
+    for rank in range(world):
+        own = words[rank] if isinstance(words[0], list) else words
+        files = killed[1] if killed is not None and killed[0] == rank else None
+        one = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _SERVER.Process(target=_rank, args=([str(w) for w in own], one, str(folder / str(rank)), files))
+        process.start()
+        started.append(process)
+    for process in started:
+        process.join(timeout)
+    hanging = [rank for rank, process in enumerate(started) if process.is_alive()]
+    for process in started:
+        process.kill()
+    said = [[(folder / f"{rank}.{end}").read_text() for end in ("out", "err")] for rank in range(world)]
+    assert not hanging, f"processes {hanging} hang:\n{said}"
+    return [Rank(process.exitcode or 0, *texts) for process, texts in zip(started, said, strict=True)]
+
+
+def _rank(words: list[str], env: dict[str, str], said: str, files: int | None) -> None:
+    for number, end in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{said}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    if files is not None:
+        left, replace = files, os.replace
+
+        def counted(source: Any, target: Any, **options: Any) -> None:
+            nonlocal left
+            if left == 0:
+                damage(Path(source))
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            replace(source, target, **options)
+
+        os.replace = counted
+    try:
+        main(words)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()

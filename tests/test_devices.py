@@ -1,0 +1,261 @@
+"""What several processes learn, each with the whole model or with a part of it, is what one learns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from ranks import FSDP2, together
+from support import (
+    SETTINGS,
+    WORDS,
+    alive,
+    command,
+    measured,
+    records,
+    run_and_die,
+    table,
+    train_words,
+    tree,
+    write_held_out,
+    write_prompts,
+    write_rows,
+)
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+
+# Groups of 4 responses in several micro-batches, of which some processes have more than others; in every second step
+# one has nothing to do.
+OPTIONS: dict[str, Any] = {"prompts_per_step": 5, "token_budget": 48}
+FULL = OPTIONS | {"lora_rank": 0, "learning_rate": 2e-3}
+COLUMNS = ("log_prob", "entropy", "reward", "log_prob_next", "log_prob_initial")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("devices")
+    write_prompts(folder)
+    write_held_out(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def asked(place, tiny):
+    """Words of a run by its name."""
+
+    def words(name: str, **options: Any) -> list[str]:
+        data = {"model": tiny, "prompts": place / "prompts.jsonl", "held_out": place / "held-out.jsonl"}
+        return train_words(**(data | options), output=place / name)
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def alone(place, asked):
+    """Runs of one process."""
+    made: dict[str, Path] = {}
+
+    def run(name: str, **options: Any) -> Path:
+        if name not in made:
+            assert command(*asked(name, **options)).code == 0
+            made[name] = place / name
+        return made[name]
+
+    return run
+
+
+def assert_same(mine: Path, theirs: Path) -> None:
+    """Up to rounding in fp32: of log-probs of up to 40 nats, of numbers that are made of them, of weights."""
+    assert sorted(tree(mine)) == sorted(tree(theirs))
+    for t in range(SETTINGS["rounds"] + 1):
+        for name in ("rollouts", "held_out", "greedy"):
+            one, other = table(mine, t, name), table(theirs, t, name)
+            assert one["tokens"] == other["tokens"]
+            for column in {*COLUMNS} & one.keys():
+                assert one[column] == pytest.approx(other[column], rel=1e-5, abs=5e-5), (t, name, column)
+    for one, other in zip(records(mine), records(theirs), strict=True):
+        assert one.keys() == other.keys()
+        numbers = {key: value for key, value in measured(other).items() if value is not None}
+        assert {key: one[key] for key in numbers} == pytest.approx(numbers, rel=5e-5, abs=5e-5)
+    for file in theirs.glob("**/*.safetensors"):
+        one, other = (safetensors.torch.load_file(run / file.relative_to(theirs)) for run in (mine, theirs))
+        assert one.keys() == other.keys()
+        far = torch.cat([(one[key] - other[key]).abs().flatten() for key in other])
+        # Where a gradient is next to nothing, Adam makes a step of its rounding: one weight of some 30,000.
+        assert float(far.mean()) <= 1e-6 and float((far > 1e-5).double().mean()) <= 1e-3, (file, float(far.max()))
+
+
+def test_two_plain_processes(place, asked, alone):
+    said = together(place / "said-plain", 2, asked("plain", **OPTIONS))
+    assert [one.code for one in said] == [0, 0], said
+    assert_same(place / "plain", alone("one", **OPTIONS))
+
+
+def test_shards_of_a_model_with_lora(place, asked, alone):
+    said = together(place / "said-lora", 2, asked("lora", **OPTIONS), FSDP2)
+    assert [one.code for one in said] == [0, 0], said
+    assert_same(place / "lora", alone("one", **OPTIONS))
+    assert said[1].out == ""
+
+
+def test_shards_of_a_whole_model_in_more_processes_than_prompts(place, asked, alone):
+    """Three processes, steps of two prompts; the vocabulary of 259 and the layers are cut unevenly."""
+    options = FULL | {"prompts_per_step": 2}
+    said = together(place / "said-full", 3, asked("full", **options), FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "false"})
+    assert [one.code for one in said] == [0, 0, 0], said
+    assert_same(place / "full", alone("one-full", **options))
+
+
+@pytest.mark.parametrize("env", [{}, FSDP2], ids=["plain", "shards"])
+def test_a_process_is_killed_and_one_goes_on(place, asked, alone, env):
+    """The main one, while it writes a checkpoint of an update; the other says so, and one process goes on."""
+    name = f"killed-{len(env)}"
+    # lock and manifest, prompts, stages and columns of round 0, ...: the step checkpoints come late in that
+    said = together(place / f"said-{name}", 2, asked(name, **OPTIONS), env, killed=(0, 24))
+    assert said[0].code == -9
+    assert said[1].code == 2
+    (line,) = [line for line in said[1].err.splitlines() if line.startswith("srlm: ")]
+    assert re.search(r"process 0 of 2 \(pid \d+ on .*\) is gone, killed or crashed while in round \d · ", line), line
+    assert "--resume" in line
+    assert command("train", "--resume", place / name).code == 0
+    assert_same(place / name, alone("one", **OPTIONS))
+
+
+def test_shards_go_on_where_one_process_stopped(place, asked, alone):
+    words = [word for word in asked("was-one", **FULL) if word != str(place / "was-one")][:-1]
+    assert alive(run_and_die, place / "was-one", words, 24) == -9
+    assert list((place / "was-one").glob("round-*/update.safetensors")), "it was killed in an update"
+    said = together(place / "said-was-one", 2, ["train", "--resume", str(place / "was-one")], FSDP2)
+    assert [one.code for one in said] == [0, 0], said
+    assert_same(place / "was-one", alone("one-all", **FULL))
+
+
+def refused_by_all(said: list[Any]) -> str:
+    lines = [[line for line in one.err.splitlines() if line.startswith("srlm: ")] for one in said]
+    assert all(one.code == 2 for one in said), said
+    assert all(len(some) == 1 for some in lines), said
+    return lines[0][0]
+
+
+def test_processes_with_different_prompts_or_settings(place, asked):
+    other = write_rows(place / "other.jsonl", [{"prompt": f"Say {word}"} for word in [*WORDS[1:], "else"]])
+    words = [asked("unlike"), asked("unlike", prompts=other)]
+    line = refused_by_all(together(place / "said-unlike", 2, words))
+    assert "process 1 of 2 has the fingerprint of the prompts" in line
+    line = refused_by_all(together(place / "said-unlike", 2, [asked("unlike"), asked("unlike", epochs=3)]))
+    assert "process 1 of 2 has --epochs = 3, and process 0 has 2" in line
+    assert not (place / "unlike").exists()
+
+
+def test_a_folder_that_is_not_shared(tmp_path, tiny):
+    """Relative to folders of their own, as on two machines."""
+    from srlm.policies.transformer.devices import alike
+
+    class Three:
+        num_processes, process_index, is_main_process = 3, 0, True
+
+        def wait_for_everyone(self) -> None:
+            pass
+
+    def others_see(seen: list[bool]):
+        def gathered(every: list[Any], mine: Any) -> None:
+            assert mine == [True, True]
+            assert len(list(tmp_path.iterdir())) == 1
+            every[:] = [mine, *([one, True] for one in seen)]
+
+        return gathered
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "broadcast_object_list", lambda some, source: None)
+        patch.setattr(torch.distributed, "all_gather_object", others_see([True, True]))
+        alike.refuse_unshared(Three(), tmp_path / "run")
+        patch.setattr(torch.distributed, "all_gather_object", others_see([True, False]))
+        with pytest.raises(ValueError, match="process 2 of 3 does not see what process 0 writes"):
+            alike.refuse_unshared(Three(), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({"FSDP_VERSION": "1"}, "FSDP of version 1, expected 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_AUTO_WRAP_POLICY": "BY_MOOD"}, "BY_MOOD"),
+        ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "NoLayer"}, "NoLayer"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision: fp8, expected no or bf16"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed_precision: bf16, and the model is float32"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "--prompts-per-step"),
+        ({"PARALLELISM_CONFIG_TP_SIZE": "2"}, "tp_size: 2"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"},
+            "DeepSpeed ZeRO-3, expected FSDP2",
+        ),
+    ],
+)
+def test_configs_that_ask_for_what_is_not_there(env, expected, monkeypatch, tiny):
+    from srlm.errors import UserError
+    from srlm.policies.transformer.devices.asked import sharding
+    from srlm.policies.transformer.devices.shards import Shards
+    from srlm.policies.transformer.load import load_model
+    from srlm.policies.transformer.processes import processes
+
+    for name, value in (FSDP2 | env).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=re.escape(expected)) as caught:
+        found = sharding()
+        assert found is not None
+        Shards(load_model(str(tiny), dtype="fp32")[0], found, (), processes())
+    assert "\n" not in str(caught.value)
+
+
+def test_more_processes_than_accelerators():
+    from srlm.errors import UserError
+    from srlm.policies.transformer.devices.asked import refuse_too_many
+
+    refuse_too_many(7, 8, 0)  # processors
+    refuse_too_many(1, 2, 2)
+    with pytest.raises(UserError, match="8 processes were started on this machine, which has 2 accelerators"):
+        refuse_too_many(2, 8, 2)
+
+
+def test_gradients_are_summed_in_buckets(monkeypatch):
+    from srlm.policies.transformer import processes
+
+    class Two:
+        num_processes = 2
+
+    class Done:
+        def wait(self) -> None:
+            pass
+
+    sizes: list[int] = []
+
+    def doubled(flat, async_op):
+        sizes.append(flat.numel())
+        flat.mul_(2)
+        return Done()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", doubled)
+    monkeypatch.setattr(processes, "BUCKET", 10)
+    values = [torch.arange(6.0), torch.ones(2, 3), torch.tensor(5.0), torch.ones(30), torch.ones(3)]
+    expected = [2 * value for value in values]
+    processes.add_up(Two(), values)
+    assert all(torch.equal(one, other) for one, other in zip(values, expected, strict=True))
+    assert sizes == [12, 31, 3]
+
+
+def test_sample_configs_are_followed():
+    """Each is one that accelerate reads, and asks for nothing that is refused."""
+    import yaml
+
+    for file in (Path(__file__).parents[1] / "configs" / "accelerate").glob("*.yaml"):
+        config = yaml.safe_load(file.read_text())
+        assert config["mixed_precision"] == "no"
+        if config["distributed_type"] == "FSDP":
+            assert config["fsdp_config"]["fsdp_version"] == 2, file
