@@ -14,7 +14,13 @@ from support import SETTINGS, command, records, refused, sentence, tree, words, 
 from srlm import SelfRewardConfig
 from srlm.cli import main
 
-LISTS = {"stop": [], "report_to": [], "chat_template_kwargs": [], "engine_options": []}  # how files hold tuples
+LISTS = {
+    "stop": [],
+    "report_to": [],
+    "chat_template_kwargs": [],
+    "engine_options": [],
+    "rubric": [],
+}  # how files hold tuples
 
 
 @pytest.fixture
@@ -82,7 +88,7 @@ def test_train_from_yaml(here, tiny, prompts_file, held_out_file):
     assert len(records(here / "run")) == 2
     manifest = json.loads((here / "run" / "manifest.json").read_text())
     asked = vars(SelfRewardConfig(**(SETTINGS | {"rounds": 1, "output": "run"}))) | LISTS
-    assert manifest["config"] == asked | {"answers": "normalised"}  # what auto came to
+    assert manifest["config"] == asked | {"answers": "normalised", "beta": 1.0}  # what they came to
     assert not (here / "other").exists()
 
 
@@ -117,7 +123,7 @@ def test_usage(here):
     assert command("--help").code == command("-h").code == 0
     nothing = command()
     assert nothing.code == 2 and "train" in nothing.out and "evaluate" in nothing.out
-    assert "there is no command 'trian': use train, estimate, evaluate, diagnose, plan, verify" in refused("trian")
+    assert "there is no command 'trian': use train, prompts, estimate, evaluate, diagnose, plan" in refused("trian")
 
 
 # Bad options: (words after `srlm train`, what the sentence must say)
