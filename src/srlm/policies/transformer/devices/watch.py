@@ -32,7 +32,7 @@ SILENCE = 120.0  # without a sign of life from another machine: longer than anyt
 _begun = 0
 
 
-class Told(Exception):
+class Told(BaseException):
     """To end, by whoever started the processes: mostly because one of them is gone."""
 
 
@@ -48,7 +48,7 @@ class Watch:
         self._found, self._over = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._signs: dict[int, tuple[str, float]] = {}
-        if self._world > 1:
+        if self._world > 1 and "MASTER_ADDR" in os.environ:  # else MPI started them, and looks after them
             self._store: Any = cast(Any, torch.distributed).TCPStore(
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, timedelta(seconds=30)
             )
