@@ -165,7 +165,7 @@ def test_many_prompts_are_as_much_work_as_each_of_them_alone(prompts: int, step:
     one = laid_out([20] * prompts, 4, made, shape_once())
     edges = sum(b.edges for b in one.batches) * one.times
     least = prompts * 4 * 12 / devices
-    assert least * 0.9 <= edges <= least * devices
+    assert least * 0.9 <= edges <= least * devices * (1 + 1e-9)
     assert one.steps * one.times == pytest.approx(math.ceil(prompts / step), rel=1e-6)
 
 
