@@ -11,7 +11,7 @@ from support import command, refused, train_words, write_prompts
 from test_update import load, rollouts_of, run
 
 from srlm.objectives.regression import regression
-from srlm.policies.transformer import backward, respond, score
+from srlm.policies.transformer import respond, score
 from srlm.policies.transformer.limits import LARGEST, fitting
 from srlm.policies.transformer.room import Room
 
@@ -34,7 +34,6 @@ def small(monkeypatch):
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(score, "response_log_prob", limited)
-        monkeypatch.setattr(backward, "response_log_prob", limited)
         monkeypatch.setattr(respond.Batch, "admit", limited_admit)
 
     return limit

@@ -14,7 +14,7 @@ from srlm.run.files import SCRATCH, write_atomically
 from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest
 
-MANIFEST = {"state": "running", "config": {}}
+MANIFEST = {"state": "running", "model": "m", "config": {}}
 
 
 def begun(folder):
