@@ -99,6 +99,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
 
 ELSEWHERE = {"engine", "engine_weights", "engine_options", "engine_correction"}  # test_engines.py, which has engines
 ELSEWHERE |= {"rubric", "judge_samples", "judge_tokens", "judge_opponents"}  # test_rubrics.py, which has judges
+ELSEWHERE |= {"quantize"}  # test_packed.py, which has bitsandbytes or goes without
 ELSEWHERE |= {f"written_{name}" for name in ("prompts", "examples", "near", "length", "tokens", "temperature", "top_p")}
 
 

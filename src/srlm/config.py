@@ -111,6 +111,11 @@ class SelfRewardConfig(
                 "--prompts-per-round is 0, expected at least 1, or --written-prompts beside it, since a round needs "
                 "prompts to train on: raise one of them"
             )
+        if self.quantize != "none" and self.engine != "builtin":
+            raise UserError(
+                f"--quantize is {self.quantize!r} beside --engine {self.engine}, expected the builtin engine, which "
+                "draws from the packed model that is trained: leave one out"
+            )
         if self.system_prompt is not None and self.raw_prompts:
             raise UserError(
                 f"--system-prompt {self.system_prompt!r} stands beside --raw-prompts, expected one of them, since a "

@@ -29,7 +29,7 @@ from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
-from srlm.starting import beginning, refuse_another
+from srlm.starting import as_trained, beginning, refuse_another
 from srlm.types import Record
 
 
@@ -127,8 +127,7 @@ def evaluate(
         name,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
-        adapter=adapter,
-        lora_rank=0,
+        **as_trained(name, run, adapter),
         max_new_tokens=max_new_tokens,
         stop=stop,
         raw_prompts=raw_prompts,

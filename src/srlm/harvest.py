@@ -17,7 +17,7 @@ from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.run.files import check_new_file, write_atomically
-from srlm.starting import beginning, refuse_another
+from srlm.starting import as_trained, beginning, refuse_another
 from srlm.types import Prompts
 from srlm.writing.filters import Filters
 from srlm.writing.write import Harvest, Pool, asked, write
@@ -86,8 +86,7 @@ def write_prompts(
         name,
         dtype=dtype,
         trust_remote_code=trust_remote_code,
-        adapter=adapter,
-        lora_rank=0,
+        **as_trained(name, run, adapter),
         max_new_tokens=written_tokens,
         raw_prompts=raw_prompts,
         chat_template_kwargs=chat_template_kwargs,

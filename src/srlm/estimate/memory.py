@@ -73,7 +73,7 @@ def _resident(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
     divided = work.devices if work.shard in ("zero3", "fsdp") else 1
     found = {
         "program": PROGRAM["cpu" if cpu else "gpu"],
-        "weights": shape.parameters * shape.size / divided,
+        "weights": shape.weights / divided,
     }
     if shape.adapter:
         found["adapter"] = shape.adapter * shape.size / divided

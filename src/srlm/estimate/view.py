@@ -36,9 +36,10 @@ def _head(made: Estimate) -> list[str]:
     shape, work = made.shape, made.work
     trained = "all trained" if shape.whole else f"{shape.trained / 1e6:.1f}M trained"
     devices = made.device if work.devices == 1 else f"{work.devices} × {made.device}, {_shard(work.shard)}"
+    packed = "" if shape.quantize == "none" else f" ({shape.packed / 1e6:.0f}M packed into {shape.quantize})"
     held = f", {len(work.held_out)} × {work.held_samples} held out" if work.held_out else ""
     return [
-        f"{shape.name} · {shape.parameters / 1e6:.0f}M parameters, {trained}, {shape.dtype} · {devices}",
+        f"{shape.name} · {shape.parameters / 1e6:.0f}M parameters, {trained}, {shape.dtype}{packed} · {devices}",
         f"a round: {len(work.prompts)} prompts × {work.samples} responses of {work.mean:g} tokens{held}, "
         f"{work.epochs} epochs, {work.rounds} rounds",
     ]

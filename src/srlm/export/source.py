@@ -100,7 +100,8 @@ class Source:
         return [text for item in items for text in ([item] if isinstance(item, str) else [t["content"] for t in item])]
 
     def policy(self, given: dict[str, Any], dtype: str = "fp32") -> TransformerPolicy:
-        """The policy of the round, held against what the run wrote down of it.
+        """The policy of the round, held against what the run wrote down of it; on the base as it was, if the run packed
+        that.
 
         given: what the user asked for now, of settings that run code.
 
@@ -112,7 +113,8 @@ class Source:
         from srlm.training.parts import load_policy
 
         refuse_code(self.folder, self.needs_code, given)
-        policy = load_policy(self.manifest["model"], dataclasses.replace(self.config, dtype=dtype), trained=False)
+        config = dataclasses.replace(self.config, dtype=dtype, quantize="none")
+        policy = load_policy(self.manifest["model"], config, trained=False)
         if self.round:
             kept = self.folder / f"round-{self.round:03d}" / self.config.weights_folder
             verify(kept)

@@ -33,7 +33,7 @@ COLUMNS: tuple[Column, ...] = (
 SOLVED = ("β", "beta", ".3g")  # where every round has its own
 SETTINGS = (
     *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "step", "clip", "anchor", "learning_rate", "epochs"),
-    *("lora_rank", "temperature", "top_p", "top_k", "raw_prompts", "stop", "seed"),
+    *("lora_rank", "quantize", "temperature", "top_p", "top_k", "raw_prompts", "stop", "seed"),
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -52,12 +52,13 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
     model = str(manifest.get("model", "unknown"))
     hub = _HUB_ID.fullmatch(model) and not Path(model).exists()
     base, license = BASES.get(model, (model if hub else None, None))
-    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    config, data = ((one if isinstance(one := manifest.get(key), dict) else {}) for key in ("config", "data"))
+    packed = config.get("quantize", "none") != "none"  # then the folder holds an adapter
+    about: dict[str, Any] = {"library_name": "peft" if packed else "transformers", "pipeline_tag": "text-generation"}
     about |= {"base_model": base} if base else {}
     about |= {"license": license} if license else {}
     about["tags"] = ["self-rewarding", "self-improvement", "srlm", "arxiv:2601.22513"]
     found = verdict(Folder(Path(), "", "run", dict(manifest), list(records)))
-    config, data = ((one if isinstance(one := manifest.get(key), dict) else {}) for key in ("config", "data"))
     solved = config.get("step") is not None
     unused = "beta" if solved else "step"
     control = "Its reward saw the answers: a control, not self-rewarding."
@@ -79,7 +80,7 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         *(
             f"- {name.replace('_', ' ')}: {_code(config[name])}"
             for name in SETTINGS
-            if name in config and name != unused
+            if name in config and name != unused and (name != "quantize" or packed)
         ),
         "",
         "## Data",

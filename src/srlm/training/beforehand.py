@@ -134,7 +134,7 @@ def foreseen(
     """Of a policy that is loaded, in a fraction of a second; None if it cannot be told."""
     model, together = policy.model, policy.processes
     try:
-        shape = anatomy.shape_of(name, model, trees=policy.shared)
+        shape = anatomy.shape_of(name, model, trees=policy.shared, quantize=policy.quantised)
         settled = dataclasses.replace(config, token_budget=policy.room.tokens)
         work = workload(
             settled,
@@ -216,7 +216,9 @@ def _shape(name: str, config: SelfRewardConfig, rank: int) -> Shape:
         alpha=config.lora_alpha,
         trust_remote_code=config.trust_remote_code,
     )
-    return anatomy.shape_of(name, model, gain=config.gain_learning_rate > 0)
+    return anatomy.shape_of(
+        name, model, gain=config.gain_learning_rate > 0, quantize=config.quantize if rank else "none"
+    )
 
 
 def _votes(config: SelfRewardConfig) -> int:

@@ -89,6 +89,16 @@ def leave(
             display.say(pushed_or_reason(run.path / "model", config.push_to_hub))
 
 
+def saved(policy: TransformerPolicy, folder: Path) -> str:
+    """What to say of the model of the run in `folder`."""
+    if policy.quantised == "none":
+        return f"model saved in {folder / 'model'}"
+    return (
+        f"adapter saved in {folder / 'model'}, on {policy.weights.name} ({policy.quantised} here); a whole model: "
+        f"srlm export {folder} --merged --output DIR"
+    )
+
+
 def pushed_or_reason(model: Path, repository: str) -> str:
     """Upload a model; what to say of it. Never fails the run."""
     from huggingface_hub import HfApi

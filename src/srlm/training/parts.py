@@ -43,6 +43,7 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
         adapter=config.adapter,
+        quantize=config.quantize,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
         gain=config.gain_learning_rate > 0,

@@ -25,6 +25,7 @@ from srlm.guard.decision import decide
 from srlm.handed import named
 from srlm.loop import self_reward
 from srlm.measure import length_record, log_lengths, peak_memory_gb, train_record
+from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.devices.alike import refuse_unlike, refuse_unshared
 from srlm.policies.transformer.devices.watch import Watch, watching
 from srlm.policies.transformer.load.kept import Loaded, model_name
@@ -42,7 +43,7 @@ from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.beforehand import foreseen
-from srlm.training.ending import TrainResult, become, leave
+from srlm.training.ending import TrainResult, become, leave, saved
 from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, rubric_texts, uses_labels
 from srlm.training.probe import Probe
 from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
@@ -244,7 +245,7 @@ class SelfRewardTrainer:
             self.display.say(unread)
         become(policy, self.run, config, chosen)
         leave(policy, self.ledger, config, self.display, "finished", chosen)
-        self.display.say(f"model saved in {self.run.path / 'model'}")
+        self.display.say(saved(policy, self.run.path))
         return TrainResult.of(self.run)
 
     def _measure(self, step: Step) -> Record:
@@ -353,7 +354,8 @@ class SelfRewardTrainer:
     def _headline(self, policy: TransformerPolicy) -> str:
         model, config = policy.model, self.config
         trained = sum(p.numel() for p in policy.trainable().values())
-        whole = sum(p.numel() for p in model.parameters())
+        whole = sum(elements(p) for p in model.parameters())
+        packed = "" if policy.quantised == "none" else f" on layers of {policy.quantised}"
         held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
         each = f", {config.prompts_per_round} a round," if config.prompts_per_round is not None else ""
         each += f" and {config.written_prompts} written" if config.written_prompts else ""
@@ -369,8 +371,8 @@ class SelfRewardTrainer:
             drawn += f" (the run began with {begun})"
         stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
         return (
-            f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}, "
-            f"{model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, "
+            f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}"
+            f"{packed}, {model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, "
             f"{held}{exploring}{stops}{drawn}\n"
             "reference, reward model and sampler of round t: π_t itself"
         )

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from srlm.errors import UserError
+from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.layout.cost import Cost
 from srlm.policies.transformer.load.adapters import base_of, with_lora
@@ -92,15 +93,20 @@ def of_config(
     return model.to(dtype)
 
 
-def shape_of(name: str, model: PreTrainedModel, *, gain: bool = True, trees: bool | None = None) -> Shape:
-    """gain: is the final norm trained beside an adapter? trees: are they read, if that is known."""
+def shape_of(
+    name: str, model: PreTrainedModel, *, gain: bool = True, trees: bool | None = None, quantize: str = "none"
+) -> Shape:
+    """gain: is the final norm trained beside an adapter? trees: are they read, if that is known. quantize: into what
+    the layers under the adapter are, or would be, packed."""
     config = cast(Any, model.config).get_text_config()
     parameters = dict(model.named_parameters())
     added = {id(p): p.numel() for key, p in parameters.items() if "lora_" in key}
     copies = sum(p.numel() for key, p in parameters.items() if ".modules_to_save." in key)
-    count = sum(p.numel() for p in parameters.values()) - sum(added.values()) - copies
+    count = sum(elements(p) for p in parameters.values()) - sum(added.values()) - copies
     words, head = model.get_input_embeddings().weight, cast(Any, model.get_output_embeddings()).weight
-    folded = sum(p.numel() for key, p in parameters.items() if key.endswith("base_layer.weight") and "lora_" not in key)
+    folded = sum(
+        elements(p) for key, p in parameters.items() if key.endswith("base_layer.weight") and "lora_" not in key
+    )
     cost = Cost.of(model)
     adapter = sum(added.values())
     trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
@@ -110,10 +116,11 @@ def shape_of(name: str, model: PreTrainedModel, *, gain: bool = True, trees: boo
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
     layers = max(1, sum(isinstance(m, GradientCheckpointingLayer) for m in model.modules()))
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    packed = 0 if quantize == "none" else folded
     saved, (cache, sliding) = _saved(model, hidden, layers), _cached(model, config)
     size = head.element_size()
     return Shape(
-        *(name, _NAMES.get(model.dtype, "bf16"), count, adapter, trained, folded),
+        *(name, _NAMES.get(model.dtype, "bf16"), count, adapter, trained, folded - packed),
         rank=max((p.shape[0] for key, p in parameters.items() if "lora_A" in key), default=0),
         table=0 if words is head else words.numel(),
         cost=cost,
@@ -121,13 +128,15 @@ def shape_of(name: str, model: PreTrainedModel, *, gain: bool = True, trees: boo
         vocabulary=int(head.shape[0]),
         hidden=hidden,
         layers=layers,
-        widest=max((max(m.weight.shape) for m in linear), default=hidden),
+        widest=max((max(m.in_features, m.out_features) for m in linear), default=hidden),
         saved=saved,
         kept=min(saved, layers * hidden * size + saved / layers),
         cache=cache,
         sliding=sliding,
         window=int(getattr(config, "sliding_window", None) or 0) if sliding else 0,
         trees=kinds <= _READ if trees is None else trees,
+        packed=packed,
+        quantize=quantize,
     )
 
 

@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from srlm.errors import UserError
+from srlm.policies.transformer.bits import exact
 from srlm.policies.transformer.log_prob import CACHES, UNFIT, Head, decoder_of
 
 
@@ -176,6 +177,6 @@ def _continues(model: Any, prompts: Sequence[Sequence[int]], num_words: int = 4)
         return False
     own = torch.stack(expected).sum(-1)
     # In bf16 log-probs err in proportion to their size: by up to 1.5 % (2.0 of 133 nats) after training has sharpened.
-    relative, least = (0.0, 1e-3) if model.dtype == torch.float32 else (0.03, 0.15)
+    relative, least = (0.0, 1e-3) if exact(model) else (0.03, 0.15)
     tolerance = (relative * own.abs()).clamp(min=num_words * least)
     return bool(((torch.stack(found, -1).sum(-1) - own).abs() <= tolerance).all())

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer.bits import exact
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
@@ -265,7 +266,7 @@ def _reproduces(model: PreTrainedModel, *, masked: bool) -> bool:
         row = torch.tensor([[*prompt, *response]], device=model.device)
         logits = cast(Any, model)(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
         own.append(_pick(torch.log_softmax(logits, -1), row[0, len(prompt) :]).sum())
-    tolerance = torch.tensor([len(y) * (1e-3 if model.dtype == torch.float32 else 0.15) for y in responses])
+    tolerance = torch.tensor([len(y) * (1e-3 if exact(model) else 0.15) for y in responses])
     try:
         group = Group.of(prompt, responses)
         trees = [build_tree(group, members) for members in ([range(4)] if masked else [[i] for i in range(4)])]

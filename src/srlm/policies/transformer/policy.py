@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
 from srlm.policies.transformer import modes
+from srlm.policies.transformer.bits import quantised
 from srlm.policies.transformer.context import Context
 from srlm.policies.transformer.devices.asked import sharding
 from srlm.policies.transformer.devices.shards import Shards
@@ -26,6 +27,7 @@ from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.limits import DECODE_BUDGET
 from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
 from srlm.policies.transformer.load.hub import adapter_folder, load_model
+from srlm.policies.transformer.load.packed import refuse_unready
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
@@ -133,6 +135,7 @@ class TransformerPolicy:
         dtype: str = "auto",
         trust_remote_code: bool = False,
         adapter: str = "auto",
+        quantize: str = "none",
         lora_rank: int = 16,
         lora_alpha: float | None = None,
         gain: bool = True,
@@ -141,12 +144,15 @@ class TransformerPolicy:
         **options: Any,
     ) -> TransformerPolicy:
         """Load any causal LM; `lora_rank` 0 trains all weights, or none that an adapter would not be merged into."""
+        refuse_unready(quantize, trained=options.get("trained", True))
         folder = adapter_folder(name)
         base = base_of(folder, adapter)
         on = adapter == "continue" and base is not None and lora_rank > 0
         if adapter == "continue" and not on:
             adapter = "merge"
-        model, tokenizer = load_model(name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter)
+        model, tokenizer = load_model(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter, quantize=quantize
+        )
         peft_model = None
         if on:
             model, peft_model = continued(model, folder, gain=gain)
@@ -356,6 +362,11 @@ class TransformerPolicy:
 
     # Weights
 
+    @property
+    def quantised(self) -> str:
+        """none, 4bit or 8bit: into what linear layers of the base are packed."""
+        return quantised(self.model)
+
     def trainable(self) -> dict[str, Tensor]:
         return self.weights.trainable()
 
@@ -400,11 +411,14 @@ class TransformerPolicy:
 
     def save_model(self, folder: Path) -> None:
         """A folder for `AutoModelForCausalLM.from_pretrained`: merged weights, tokenizer, chat template; read again to
-        see that they are those.
+        see that they are those. Over a packed base, the adapter and the base's name instead.
 
         Raises:
             UserError: they are not.
         """
+        if self.weights.packed:
+            self.weights.save_on_base(folder, self.tokenizer)
+            return
         self.weights.save_model(folder, self.tokenizer)
         self.weights.check_saved(folder, self.encode.some(2) or [[0, 1, 2, 3]])
 

@@ -141,6 +141,9 @@ class ModelSettings:
     model lies beside it."""
     dtype: str = "auto"
     """bf16, fp32, or auto (bf16 where the hardware multiplies it natively)."""
+    quantize: str = "none"
+    """Pack the linear layers of the base into 4bit (NF4) or 8bit by bitsandbytes, LoRA on top of them (QLoRA): less
+    memory. What is left is the adapter; `srlm export --merged` makes a whole model of it and the base as it was."""
     trust_remote_code: bool = False
     """Run code that a model repository brings along."""
 
@@ -153,3 +156,6 @@ class ModelSettings:
         whole = self.adapter == "continue" and self.lora_rank == 0
         expect(self, "adapter", not whole, "merge, since all weights are trained (--lora-rank 0)")
         expect(self, "dtype", self.dtype in ("auto", "bf16", "fp32"), "auto, bf16 or fp32")
+        expect(self, "quantize", self.quantize in ("none", "4bit", "8bit"), "none, 4bit or 8bit")
+        packed = self.quantize != "none" and self.lora_rank == 0
+        expect(self, "quantize", not packed, "none, since packed weights are not trained (--lora-rank 0)")

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from srlm.policies.transformer.layout.cost import Cost
 
+PACKED = {"none": 0.0, "4bit": (4 + 8 / 64 + 32 / (64 * 256)) / 8, "8bit": 1.0}
+"""Bytes of an element: in 4 bits each block of 64 has an 8-bit scale, and 256 of those one of fp32."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -20,6 +23,7 @@ class Shape:
     recomputation.
     cache: bytes of a token in the KV cache of all layers that keep every token; sliding: of those that keep the last
     `window` alone.
+    packed: of the parameters, those in layers of few bits (quantize: 4bit or 8bit), which nothing is folded into.
     """
 
     name: str
@@ -42,11 +46,18 @@ class Shape:
     sliding: float
     window: int
     trees: bool
+    packed: int = 0
+    quantize: str = "none"
 
     @property
     def size(self) -> int:
         """Bytes of an element."""
         return 4 if self.dtype == "fp32" else 2
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the model without adapter."""
+        return (self.parameters - self.packed) * self.size + self.packed * PACKED[self.quantize]
 
     @property
     def whole(self) -> bool:

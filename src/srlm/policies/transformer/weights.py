@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from srlm.errors import UserError
+from srlm.policies.transformer.bits import quantised
 from srlm.policies.transformer.devices.parts import Parts
 from srlm.policies.transformer.load.checks import refuse_misfit
+from srlm.policies.transformer.load.hub import portable
 
 
 class Weights:
@@ -30,6 +32,11 @@ class Weights:
         self.model, self.peft_model, self.name, self.begun = model, peft_model, name, begun
         self.parts = Parts()
         self._initial: dict[str, Tensor] | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Does LoRA lie on weights of few bits? Merged into them it would be rounded away."""
+        return quantised(self.model) != "none"
 
     def trainable(self) -> dict[str, Tensor]:
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -48,8 +55,8 @@ class Weights:
     @contextmanager
     def merged(self) -> Iterator[None]:
         """Fold LoRA into the weights while decoding, then put the original weights back bit for bit: a copy of them
-        waits on the host, so that an accelerator never holds both."""
-        if self.peft_model is None:
+        waits on the host, so that an accelerator never holds both. Over packed weights LoRA stays beside them."""
+        if self.peft_model is None or self.packed:
             yield
             return
         with folded([m for m in self.model.modules() if isinstance(m, LoraLayer)]):
@@ -121,6 +128,25 @@ class Weights:
         self.peft_model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
+    def save_on_base(self, folder: Path, tokenizer: Any) -> None:
+        """An adapter folder that names its base as others can load it, with the tokenizer; read again.
+
+        Raises:
+            UserError: what was written is not what was meant.
+        """
+        self.save(folder, tokenizer)
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config |= {"base_model_name_or_path": portable(self.name), "task_type": "CAUSAL_LM"}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        tokenizer.save_pretrained(folder)
+        saved = safetensors.torch.load_file(folder / "adapter_model.safetensors")
+        for name, value in get_peft_model_state_dict(self.peft_model, save_embedding_layers=False).items():
+            if name not in saved or not torch.equal(saved[name], value.detach().cpu()):
+                raise UserError(
+                    f"the weight {name} in {folder} is not what was written there: look after the disk, and go on with "
+                    "--resume; what the rounds made is kept in their folders"
+                )
+
     def load(self, folder: Path) -> None:
         """Become the policy that `save` left in `folder`."""
         self.keep_initial()
@@ -173,8 +199,13 @@ class Weights:
         tokenizer, chat template. dtype: of the weights, if another one than the model's. base: without the LoRA layers.
 
         Raises:
-            UserError: a weight is too large for the dtype.
+            UserError: a weight is too large for the dtype, or weights are packed.
         """
+        if self.packed:
+            raise UserError(
+                f"the base {self.name} is packed into {quantised(self.model)}, which LoRA is not merged into: export "
+                "the run with --merged, which merges it into the base as it was"
+            )
         with nullcontext() if base else self.merged():
             state = self.plain_state()
             self._write(folder, tokenizer, state if dtype is None else _cast(state, dtype), dtype)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.layout.group import Group, Places
 
 if TYPE_CHECKING:  # counting needs none of it
@@ -35,7 +36,7 @@ class Cost:
         config = cast(Any, model.config).get_text_config()
         head = cast(Any, model.get_output_embeddings()).weight
         busy = _busy(config)
-        used = {id(p): p.numel() * (busy if p.ndim == 3 else 1) for p in model.parameters() if p.ndim >= 2}
+        used = {id(p): elements(p) * (busy if p.ndim == 3 else 1) for p in model.parameters() if p.ndim >= 2}
         used.pop(id(head), None)
         for module in model.modules():
             if hasattr(module, "num_embeddings"):  # looked up, not multiplied by

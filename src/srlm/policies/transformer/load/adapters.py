@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from srlm.errors import UserError
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load.checks import first_line
+from srlm.policies.transformer.load.packed import in_dtype
 
 
 def with_lora(
@@ -30,7 +31,7 @@ def with_lora(
     Raises:
         UserError: peft cannot adapt the model.
     """
-    most = max((min(m.weight.shape) for m in model.modules() if isinstance(m, nn.Linear)), default=rank)
+    most = max((min(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)), default=rank)
     if rank > most:
         raise UserError(
             f"--lora-rank is {rank}, expected at most {most}, the full rank of the largest layer of "
@@ -53,6 +54,7 @@ def with_lora(
             f"peft cannot adapt model class {type(model).__name__}: {first_line(error)}; "
             "train all weights with --lora-rank 0"
         ) from error
+    in_dtype(model, peft_model)
     peft_model.eval()
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
 
@@ -86,6 +88,7 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
             raise ValueError(f"peft finds no place for {min(left)}")
     except Exception as error:  # peft and torch raise what they like where shapes or names differ
         raise _misfit(folder, error) from error
+    in_dtype(model, peft_model)
     peft_model.eval()
     return cast(PreTrainedModel, peft_model.get_base_model()), peft_model
 

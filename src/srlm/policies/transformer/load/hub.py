@@ -24,6 +24,7 @@ from srlm.policies.transformer.load.checks import (
     refuse_unlike_causal,
 )
 from srlm.policies.transformer.load.gguf import convert_gguf
+from srlm.policies.transformer.load.packed import packing, settle
 
 # alias -> (the GGUF file or its parts in order, each as (package, file inside it); command that installs them)
 ALIASES = {
@@ -82,6 +83,12 @@ def resolve_model(name: str) -> str:
     return str(adapter_folder(name))
 
 
+def portable(name: str) -> str:
+    """What others can load: of an alias or a GGUF file, the folder of what was made of it."""
+    path = resolve_model(name)
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
 @lru_cache
 def adapter_folder(name: str) -> Path:
     """Where the LoRA adapter of a Hub id lies once it has been fetched; whatever else a model is called, its name as a
@@ -111,12 +118,17 @@ def _attention(config: Any) -> str | None:
 
 
 def load_model(
-    name: str, *, dtype: str = "auto", trust_remote_code: bool = False, adapter: str = "auto"
+    name: str,
+    *,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    adapter: str = "auto",
+    quantize: str = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer.
 
     adapter: merge or ignore the LoRA adapter of a folder, or leave it to be put on by `adapters.continued`; auto merges
-        it where the folder holds nothing else.
+        it where the folder holds nothing else. quantize: pack linear layers, see `packed`.
 
     Raises:
         UserError: not a model, unsupported architecture, no safetensors, or remote code without permission.
@@ -124,9 +136,14 @@ def load_model(
     source = resolve_model(name)
     base = base_of(Path(source), adapter)
     if base is None:
-        return _load(name, source, dtype, trust_remote_code)
+        return _load(name, source, dtype, trust_remote_code, quantize)
+    if quantize != "none" and adapter in ("auto", "merge"):
+        raise UserError(
+            f"--quantize is {quantize!r}, and {name} holds a LoRA adapter, expected one that need not be merged into "
+            "packed weights: continue it with --adapter continue, or give a model that it is merged into"
+        )
     with without_adapter(resolve_model(base)) as bare:
-        model, tokenizer = _load(base, bare, dtype, trust_remote_code)
+        model, tokenizer = _load(base, bare, dtype, trust_remote_code, quantize)
     if adapter in ("auto", "merge"):
         model = merged_from(Path(source), model)
     if (Path(source) / "tokenizer_config.json").is_file():
@@ -135,14 +152,15 @@ def load_model(
 
 
 def _load(
-    name: str, source: str, dtype: str, trust_remote_code: bool
+    name: str, source: str, dtype: str, trust_remote_code: bool, quantize: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     common: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     expected = "expected a Hub id, a folder with config.json and *.safetensors, a .gguf file, or an alias"
     try:
         config = AutoConfig.from_pretrained(source, **common)
         refuse_unlike_causal(name, config)
-        dequantise = plain_weights(name, config)
+        packed = packing(name, config, quantize, resolve_dtype(dtype)) if quantize != "none" else {}
+        dequantise = {} if packed else plain_weights(name, config)
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -151,6 +169,7 @@ def _load(
             output_loading_info=True,
             attn_implementation=_attention(config),
             **dequantise,
+            **packed,
             **common,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
@@ -163,6 +182,8 @@ def _load(
     refuse_misfit(name, model, report["missing_keys"], report["unexpected_keys"])
     if dequantise:
         forget_quantisation(model)
+    if packed:
+        settle(model)
     model.eval()
     refuse_broken(name, model)
     return model, tokenizer

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.adapters import CONFIG, WEIGHTS, base_of
-from srlm.policies.transformer.load.hub import adapter_folder, resolve_model
+from srlm.policies.transformer.load.hub import adapter_folder, portable
 from srlm.policies.transformer.policy import TransformerPolicy
 
 MOST_APART = 0.02  # nats a token; logits that are rounded to bf16 give a tenth of it
@@ -75,7 +75,7 @@ def save_pure_lora(
         )
     safetensors.torch.save_file(lora, folder / WEIGHTS, metadata={"format": "pt"})
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    base = base_name or str(base_folder) if base_folder else _named(policy.weights.name)
+    base = base_name or str(base_folder) if base_folder else portable(policy.weights.name)
     config |= {"modules_to_save": None, "base_model_name_or_path": base, "task_type": "CAUSAL_LM"}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     gain = norm.gain if norm else 1.0
@@ -158,12 +158,6 @@ class _Norm:
 
 def _log_probs(model: Any, ids: Tensor, gain: float) -> Tensor:
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float() * gain, -1)
-
-
-def _named(name: str) -> str:
-    """What others can load: of an alias or a GGUF file, the folder of what was made of it."""
-    path = resolve_model(name)
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _say_temperature(policy: TransformerPolicy, folder: Path, gain: float) -> float:
