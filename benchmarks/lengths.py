@@ -128,8 +128,7 @@ class Step:
         """Seconds."""
         with forced(layout):
             start = now()
-            for share in self.scorer.shares([self.group], [0]):
-                self.learning.backward(share, 1)
+            self.learning.backward(self.scorer.shares([self.group], [0]), 1)
             seconds = now() - start
         for parameter in self.parameters:
             parameter.grad = None

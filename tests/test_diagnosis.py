@@ -579,7 +579,7 @@ def test_rounds_and_runs_that_do_not_exist(run, tiny, tmp_path, bare):
     assert "is not a run folder" in refused("diagnose", *words(run=tmp_path))
     assert "give --run the folder of a run" in refused("diagnose", *words(run=tmp_path / "no"))
     (tmp_path / "manifest.json").write_text("{}")
-    assert "the manifest of" in refused("diagnose", *words(run=tmp_path))
+    assert "manifest.json is damaged" in refused("diagnose", *words(run=tmp_path))
 
 
 # What is refused, before a model is loaded: there is none

@@ -234,7 +234,8 @@ def test_answers_reach_nothing_but_the_oracles_reward(tiny: Path, data: Path, tm
         if name != "rollouts":
             assert mine.get("reward") == theirs.get("reward")
     a, b = (measured(records(run)[0]) for run in (one, two))
-    assert {key for key in a if a[key] != b[key]} == {"mean_reward", "step", "effective_samples"}
+    rounding = {"step"}  # is asked for, and met
+    assert {key for key in a if a[key] != b[key]} - rounding == {"mean_reward", "beta", "effective_samples"}
 
 
 def reachable(start: object) -> Iterable[object]:

@@ -284,7 +284,8 @@ def test_manifest_says_what_was_run(result, data):
     assert manifest["git_commit"] == head.stdout.strip()
     assert manifest["state"] == "finished"
     said = vars(SelfRewardConfig(output=str(result.output), **SETTINGS))
-    came_to = {"stop": [], "report_to": [], "chat_template_kwargs": [], "engine_options": [], "answers": "normalised"}
+    lists = {key: [] for key in ("stop", "report_to", "chat_template_kwargs", "engine_options", "rubric")}
+    came_to = lists | {"answers": "normalised", "beta": 1.0}
     assert manifest["config"] == said | came_to
     assert manifest["config"]["seed"] == SETTINGS["seed"]
     assert manifest["versions"]["torch"] == torch.__version__

@@ -58,9 +58,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(words: list[str]) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters is no reason to fail
-            stream.reconfigure(errors="backslashreplace")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which would leave a stream that nobody can use
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal of few letters is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     # A hub that cannot be reached, and progress bars of loading, are not what the user came for.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
