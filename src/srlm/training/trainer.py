@@ -40,7 +40,7 @@ from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
 from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
-from srlm.run.manifest import new_manifest, read_manifest, taken_up
+from srlm.run.manifest import new_manifest, read_manifest, run_config, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.beforehand import foreseen
 from srlm.training.ending import TrainResult, become, leave, saved
@@ -98,7 +98,8 @@ class SelfRewardTrainer:
         self.from_round, self.on_round = from_round, on_round
         match_rule(config.match), answer_classes(config.answers)  # are there such?
         train, held = prompt_sets(prompts, held_out, config)
-        begun = read_manifest(Path(config.output))["config"] if self.resume else None
+        output = Path(config.output)
+        begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
         config = settled(config, train.source, None if held is None else held.source, begun)
         asked, config = config, config.with_strength(begun)
         self.config = config
