@@ -597,11 +597,13 @@ def answered(choice: dict[str, Any]) -> Any:
 def test_a_run_with_vllm_in_this_process(folder, data, tmp_path, monkeypatch):
     seen: dict[str, Any] = {}
     as_in_vllm(folder, monkeypatch, seen)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=12, total=48))
     options = ["max_model_len=256", "enforce_eager=true"]
     runs = [run(folder, tmp_path / name, data, "vllm", engine_options=options) for name in ("one", "two")]
     assert [outcome.code for outcome in runs] == [0, 0], runs
     given = seen["options"]
     assert (given["max_model_len"], given["enforce_eager"], given["dtype"]) == (256, True, "float32")
+    assert given["gpu_memory_utilization"] == 0.125  # half of what is free: by itself it asks for more than there is
     assert seen["called"].count("reload_weights") == 2 * TINY["rounds"]  # it begins with those of round 0
     assert all(record["mismatch_absolute"] < 1e-4 for record in records(tmp_path / "one"))
     assert table(tmp_path / "one", 2)["tokens"] == table(tmp_path / "two", 2)["tokens"]  # its stream is seeded

@@ -16,7 +16,7 @@ from srlm.policies.transformer.engines.vllm import Carrier
 from srlm.policies.transformer.engines.wire import Asked, Said
 from srlm.policies.transformer.load.hub import resolve_dtype
 
-HALF = 0.5  # of an accelerator's memory, at most, while it draws: the trainer has its weights there too
+HALF = 0.5  # of an accelerator's memory, at most, while it draws, and of a host's that is free: the trainer is there too
 
 
 class Inside:
@@ -42,6 +42,8 @@ class Inside:
         self._on_cuda = torch.cuda.is_available()
         if self._on_cuda:
             self._options |= {"enable_sleep_mode": True, "gpu_memory_utilization": HALF}
+        else:
+            self._options["gpu_memory_utilization"] = _share_of_the_host()
         self._options |= {name: _value(text) for name, _, text in (option.partition("=") for option in options)}
         self._llm: Any = None
         self._asleep = False
@@ -123,6 +125,14 @@ class Inside:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+def _share_of_the_host() -> float:
+    """vLLM asks for a share of all memory, .92 unless told otherwise, and does not start where less than that is free."""
+    import psutil  # vLLM brings it along
+
+    memory = psutil.virtual_memory()
+    return float(HALF * memory.available / memory.total)
 
 
 def _told(progress: Callable[[int], object], prompts: int, each: int) -> Callable[..., Any]:
