@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import math
 import sys
@@ -584,7 +586,21 @@ def as_in_vllm(folder: Path, monkeypatch, seen: dict[str, Any]) -> None:
             return answers
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=Params))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: name)
+    monkeypatch.setitem(sys.modules, "psutil", memory(available=12, total=48))
+    installed(monkeypatch, "vllm")
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    others = importlib.util.find_spec
+    found = importlib.machinery.ModuleSpec(package, None)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: found if name == package else others(name, *rest)
+    )
+
+
+def memory(**sizes: int) -> Any:
+    """As psutil, which vLLM brings along, finds it."""
+    return SimpleNamespace(virtual_memory=lambda: SimpleNamespace(**sizes))
 
 
 def answered(choice: dict[str, Any]) -> Any:
@@ -597,7 +613,6 @@ def answered(choice: dict[str, Any]) -> Any:
 def test_a_run_with_vllm_in_this_process(folder, data, tmp_path, monkeypatch):
     seen: dict[str, Any] = {}
     as_in_vllm(folder, monkeypatch, seen)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=12, total=48))
     options = ["max_model_len=256", "enforce_eager=true"]
     runs = [run(folder, tmp_path / name, data, "vllm", engine_options=options) for name in ("one", "two")]
     assert [outcome.code for outcome in runs] == [0, 0], runs
@@ -614,7 +629,8 @@ def test_vllm_that_does_not_start(folder, data, tmp_path, monkeypatch):
         raise RuntimeError("no memory\nfor it")
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=fails, SamplingParams=Params))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: name)
+    monkeypatch.setitem(sys.modules, "psutil", memory(available=12, total=48))
+    installed(monkeypatch, "vllm")
     said = sentence(run(folder, tmp_path / "run", data, "vllm").err)
     assert "vLLM does not start with this model (no memory for it)" in said
 

@@ -16,7 +16,7 @@ from srlm.policies.transformer.engines.vllm import Carrier
 from srlm.policies.transformer.engines.wire import Asked, Said
 from srlm.policies.transformer.load.hub import resolve_dtype
 
-HALF = 0.5  # of an accelerator's memory, at most, while it draws, and of a host's that is free: the trainer is there too
+HALF = 0.5  # of an accelerator's memory, and of what is free of a host's, at most: the trainer is there too
 
 
 class Inside:
@@ -128,7 +128,7 @@ class Inside:
 
 
 def _share_of_the_host() -> float:
-    """vLLM asks for a share of all memory, .92 unless told otherwise, and does not start where less than that is free."""
+    """vLLM asks for a share of all memory, .92 unless told otherwise, and does not start where less is free."""
     import psutil  # vLLM brings it along
 
     memory = psutil.virtual_memory()
