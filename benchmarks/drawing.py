@@ -13,6 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from benchmarks.lengths import PROMPT, plain
 from benchmarks.sampling import Sampled, real_tokens
 from benchmarks.timing import interleave, machine, now, paragraph, ratios, say, spread, table
+from srlm.policies.transformer.continuation import shares_prompts
 from srlm.policies.transformer.load.hub import resolve_dtype
 from srlm.policies.transformer.processes import processes, silent
 from srlm.policies.transformer.respond import respond
@@ -46,6 +47,7 @@ class Engines:
         lowest = min(self.eos[-1] + 1, vocabulary - 1)
         self.prompts = torch.randint(lowest, vocabulary, (sizes.prompts, PROMPT), generator=draw)
         self.room = Room(measured(self.model, trained=False))
+        self.shared = shares_prompts(self.model)
         self.seed = 0
 
     def builtin(self) -> Sampled:
@@ -59,6 +61,7 @@ class Engines:
             streams(seeds, self.k, self.tokens),
             Decoding(self.tokens, frozenset(self.eos)),
             padding=True,
+            shared=self.shared,
             room=self.room,
             together=processes(),
             progress=silent,

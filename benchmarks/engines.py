@@ -1,8 +1,9 @@
 """Who draws fastest: the built-in decoder, vLLM in this process and transformers' `generate`, in turns.
 
-    python -m benchmarks.engines --model smollm2 --prompts 16 --k 8 --tokens 128 --rounds 3
+    python -m benchmarks.engines --model smollm2 --prompts 16 --k 8 --tokens 128 --rounds 3 [--without generate vLLM]
 
-Run it in the environment that `make test-vllm` makes; without vLLM the others are compared.
+The built-in one twice: its responses read one copy of their prompt, or one each. Run it in the environment that
+`make test-vllm` makes; without vLLM the others are compared.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.types import Prompts
 
 
-def run(policy: TransformerPolicy, sizes: Sizes, scratch: Path, dtype: str, options: list[str]) -> str:
+def run(
+    policy: TransformerPolicy, sizes: Sizes, scratch: Path, dtype: str, options: list[str], without: list[str]
+) -> str:
     prompts = load_prompts(policy, dataclasses.replace(sizes, tokens=sizes.tokens // 4))
     few = Prompts.uniform(prompts.items[:2])
-    builtin, seeds = policy.engine, iter(range(10**6))
+    builtin, repeated, seeds = policy.engine, copy.copy(policy.engine), iter(range(10**6))
+    cast(Any, repeated)._shared = False  # as on devices where it is the better way
     merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
 
     def drawn(engine: Any) -> Sampled:
@@ -40,12 +44,14 @@ def run(policy: TransformerPolicy, sizes: Sizes, scratch: Path, dtype: str, opti
 
     arms: dict[str, Callable[[], Sampled]] = {
         "built-in": lambda: drawn(builtin),
+        "built-in, a prompt for each response": lambda: drawn(repeated),
         "generate, LoRA merged": lambda: theirs(merged, policy, prompts, sizes.k, next(seeds)),
     }
     engine = None
-    if importlib.util.find_spec("vllm") is not None:
+    if importlib.util.find_spec("vllm") is not None and "vLLM" not in without:
         engine = VllmEngine(Inside(dtype, options, trust_remote_code=False), scratch / "engine", policy.processes)
         arms["vLLM"] = lambda: drawn(engine)
+    arms = {name: arm for name, arm in arms.items() if not name.startswith(tuple(without))}
     say("  warming up")
     for arm in arms.values():
         arm()
@@ -66,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=__doc__.splitlines()[0])
     for name, value in (("prompts", 16), ("k", 8), ("tokens", 128), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--without", nargs="*", default=[], help="arms to leave out, by how they begin")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--engine-options", nargs="*", default=["max_model_len=1024"])
@@ -74,7 +81,7 @@ def main() -> None:
     policy = load_policy(given.model, given.dtype, sizes)
     print(machine(policy.model.device.type, policy.model.dtype))
     with tempfile.TemporaryDirectory() as scratch:
-        print(run(policy, sizes, Path(scratch), given.dtype, given.engine_options))
+        print(run(policy, sizes, Path(scratch), given.dtype, given.engine_options, given.without))
 
 
 if __name__ == "__main__":

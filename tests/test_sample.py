@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer import respond
-from srlm.policies.transformer.continuation import reads_padding
+from srlm.policies.transformer.continuation import reads_padding, shares_prompts
 from srlm.policies.transformer.respond import Drawn, Unit
 from srlm.policies.transformer.sample import BLOCK, Decoding, inverse_cdf, nucleus
 
@@ -33,6 +33,9 @@ def uniforms(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+SHARING = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3")  # of those that the tests build
+
+
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -40,12 +43,13 @@ def decode(
     num_samples: int,
     how: Decoding,
     budget: float = math.inf,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """tokens [P, K, T], length and finished [P, K]; all in one batch unless there is a budget."""
     drawn = Drawn(len(prompts), num_samples, how.max_new_tokens)
     units = [Unit(i, 0, num_samples) for i in range(len(prompts))]
     draws = None if uniform is None else lambda numbers: uniform[list(numbers)]
-    respond.decode(model, prompts, units, draws, how, drawn, budget=budget, refill=True)
+    respond.decode(model, prompts, units, draws, how, drawn, budget=budget, refill=True, shared=shared)
     return drawn.tokens, drawn.length, drawn.finished
 
 
@@ -166,16 +170,20 @@ def replay(model: PreTrainedModel, prompt: Sequence[int], uniform: Tensor, how: 
     return ids, False
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", [*TREES, *ROWS])
-def test_decoding_is_sampling_by_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left padding, the cache, windows, and rows that leave the batch or join it change no token; nor does looking
-    for ends every few words."""
+def test_decoding_is_sampling_by_definition(name: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left padding, the cache, windows, and rows that leave the batch or join it change no token; nor do looking for
+    ends every few words and one copy of a prompt for all that read it."""
     model, k, how = build(name), 3, Decoding(12, ENDS)
+    if shared and not shares_prompts(model):
+        assert name not in SHARING
+        pytest.skip("its responses cannot read one copy of their prompt")
     uniform = uniforms(len(PROMPTS), k, how.max_new_tokens, seed=3)
-    drawn = decode(model, PROMPTS, uniform, k, how)
+    drawn = decode(model, PROMPTS, uniform, k, how, shared=shared)
     monkeypatch.setitem(respond.LOOK_EVERY, "cpu", 5)
     for budget in (k * 25, 2 * k * 25):
-        for part, whole in zip(decode(model, PROMPTS, uniform, k, how, budget), drawn, strict=True):
+        for part, whole in zip(decode(model, PROMPTS, uniform, k, how, budget, shared), drawn, strict=True):
             assert torch.equal(part, whole)
     lengths = set()
     for row, prompt in enumerate(PROMPTS):
@@ -204,23 +212,27 @@ def test_greedy_is_transformers_greedy(name: str) -> None:
         assert taken(drawn, row) == [(own, own[-1] in ENDS)]
 
 
-def test_a_response_depends_on_its_own_draws_alone() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_response_depends_on_its_own_draws_alone(shared: bool) -> None:
     k, how = 4, Decoding(16, ENDS)
     uniform = uniforms(len(PROMPTS), k, how.max_new_tokens)
-    together = decode(LLAMA, PROMPTS, uniform, k, how)
+    together = decode(LLAMA, PROMPTS, uniform, k, how, shared=shared)
     for order in itertools.islice(itertools.permutations(range(len(PROMPTS))), 0, None, 7):
         for size in (1, 2, 3):
             chosen = list(order[:size])
-            part = decode(LLAMA, [PROMPTS[i] for i in chosen], uniform[chosen], k, how)
+            part = decode(LLAMA, [PROMPTS[i] for i in chosen], uniform[chosen], k, how, shared=shared)
             for place, row in enumerate(chosen):
                 assert taken(part, place) == taken(together, row)
-    first = decode(LLAMA, PROMPTS, uniform[:, :1], 1, how)
+    first = decode(LLAMA, PROMPTS, uniform[:, :1], 1, how, shared=shared)
     for row in range(len(PROMPTS)):
         assert taken(first, row) == taken(together, row)[:1]
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba"])
-def test_prompts_join_as_rows_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "shared"),
+    [("llama", False), ("llama", True), ("gemma3_text", False), ("gemma3_text", True), ("mamba", False)],
+)
+def test_prompts_join_as_rows_end(name: str, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where states can be joined a batch stays as full as there is room; elsewhere the next waits for its end."""
     model, how, begun = build(name), Decoding(16, ENDS), []
     prompts = [[(7 * i + j) % VOCABULARY for j in range(1 + i % 9)] for i in range(24)]
@@ -230,10 +242,10 @@ def test_prompts_join_as_rows_end(name: str, monkeypatch: pytest.MonkeyPatch) ->
         begun.append((len(batch), 2 * len(units)))
         real(batch, units)
 
-    together = decode(model, prompts, uniform, 2, how)
+    together = decode(model, prompts, uniform, 2, how, shared=shared)
     monkeypatch.setattr(respond.Batch, "admit", admit)
     monkeypatch.setattr(respond, "REFILL", 0.25)
-    parts = decode(model, prompts, uniform, 2, how, budget=12 * 25)
+    parts = decode(model, prompts, uniform, 2, how, 12 * 25, shared)
     assert all(torch.equal(part, whole) for part, whole in zip(parts, together, strict=True))
     assert max(map(sum, begun)) <= 18 and len(begun) > 2
     assert any(before for before, _ in begun) == (name != "mamba")

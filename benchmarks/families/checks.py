@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.families.forward import next_words, response_log_prob
 from benchmarks.families.tiny import SPECIAL, VOCABULARY
-from srlm.policies.transformer.continuation import reads_padding
+from srlm.policies.transformer.continuation import reads_padding, shares_prompts
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.prefix_trees import CachedTrees, PlainPrefixes
 from srlm.policies.transformer.processes import silent
@@ -69,6 +69,7 @@ def decoding(policy: TransformerPolicy, own: Any) -> float:
         None,
         Decoding(NEW_TOKENS, ends),
         padding=reads_padding(policy.model),
+        shared=shares_prompts(policy.model),
         room=policy.room,
         together=policy.processes,
         progress=silent,

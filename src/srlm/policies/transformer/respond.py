@@ -50,8 +50,15 @@ class Batch:
     """Rows that are decoded together. Each is a response of its own, as far on as it is."""
 
     def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], draws: Draws | None, how: Decoding, drawn: Drawn
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        draws: Draws | None,
+        how: Decoding,
+        drawn: Drawn,
+        shared: bool,
     ) -> None:
+        self._shared = shared
         self._model, self._prompts, self._draws, self._how = model, prompts, draws, how
         self._num_samples = drawn.length.shape[1]
         self._tokens, self._length = drawn.tokens.flatten(0, 1), drawn.length.view(-1)
@@ -74,13 +81,13 @@ class Batch:
     @property
     def joins(self) -> bool:
         """Can prompts be added before all rows have ended?"""
-        return self._said is None or self._said.joins
+        return self._said is None or self._said.past.joins
 
     @torch.inference_mode()
     def admit(self, units: Sequence[Unit]) -> None:
         """Begin some responses, as many of each prompt."""
         prompts = [self._prompts[unit.prompt] for unit in units]
-        new = Continuation(self._model, prompts, units[0].rows)
+        new = Continuation(self._model, prompts, units[0].rows, shared=self._shared)
         response = [unit.prompt * self._num_samples + k for unit in units for k in range(unit.first, unit.last)]
         size = torch.tensor([len(ids) for ids in prompts]).repeat_interleave(units[0].rows)
         if self._draws is not None:
@@ -156,8 +163,6 @@ class Batch:
         if not len(stay):
             return
         self._said.keep(stay)
-        # The word that is fed next is not yet among the slots.
-        self._said.narrow((self._size + self._step - 1).tolist())
         if self._uniform is not None:
             self._uniform = self._uniform[stay.to(self._uniform.device)]
 
@@ -172,6 +177,7 @@ def decode(
     *,
     budget: float,
     refill: bool,
+    shared: bool = False,
     done: Callable[[Unit], None] = lambda _: None,
 ) -> None:
     """Fill in responses. Each depends on its own draws alone, whatever shares the batch; without draws they are greedy.
@@ -180,7 +186,7 @@ def decode(
     that exceeds it goes alone. refill: may prompts of unequal length share a batch, and join one that has begun?
     done: is told of each that is complete.
     """
-    batch = Batch(model, prompts, draws, how, drawn)
+    batch = Batch(model, prompts, draws, how, drawn, shared)
     begun: list[Unit] = []
     number = 0
     while number < len(units) or len(batch):
@@ -225,6 +231,7 @@ def respond(
     how: Decoding,
     *,
     padding: bool,
+    shared: bool,
     room: Room,
     together: PartialState,
     progress: Progress,
@@ -232,7 +239,7 @@ def respond(
     """K responses to each prompt, which processes share; greedy ones without `draws`. The responses to a prompt are
     begun one part after the other where there is no room for all.
 
-    padding: may prompts of unequal length share a batch?
+    padding: may prompts of unequal length share a batch? shared: as in `decode`.
     """
     drawn = Drawn(len(prompts), num_samples, how.max_new_tokens)
     sizes = [len(ids) for ids in prompts]
@@ -256,7 +263,7 @@ def respond(
             if not complete(i):
                 starts = range(0, num_samples, at_once)
                 units += [Unit(i, first, min(first + at_once, num_samples)) for first in starts]
-        decode(model, prompts, units, draws, how, drawn, budget=budget, refill=padding, done=done)
+        decode(model, prompts, units, draws, how, drawn, budget=budget, refill=padding, shared=shared, done=done)
 
     for share in shares:
         room.within(partial(go_on, share))

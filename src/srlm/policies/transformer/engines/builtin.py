@@ -8,7 +8,7 @@ from functools import cached_property
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from srlm.policies.transformer.continuation import reads_padding
+from srlm.policies.transformer.continuation import reads_padding, shares_prompts
 from srlm.policies.transformer.engines import SyncReport
 from srlm.policies.transformer.processes import Progress
 from srlm.policies.transformer.respond import respond
@@ -44,6 +44,7 @@ class Builtin:
                 draws,
                 how,
                 padding=self._padding,
+                shared=self._shared,
                 room=self._room,
                 together=self._together,
                 progress=progress,
@@ -52,6 +53,10 @@ class Builtin:
     @cached_property
     def _padding(self) -> bool:
         return reads_padding(self._model)
+
+    @cached_property
+    def _shared(self) -> bool:
+        return self._padding and shares_prompts(self._model)
 
     def close(self) -> None:
         pass
