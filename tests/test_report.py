@@ -26,8 +26,11 @@ from support import command, interruptible, refused, words
 
 from srlm.report import folders, read_all, report_or_reason, save_figures
 from srlm.report.card import card_or_reason, model_card
-from srlm.report.charts import COLOURS, by_round, charts, plotly, two_best
-from srlm.report.folders import HELD_OUT, read_folder, read_records
+from srlm.report.charts import charts
+from srlm.report.charts.histograms import two_best
+from srlm.report.charts.samples import by_round
+from srlm.report.drawing import COLOURS, plotly
+from srlm.report.folders import HELD_OUT, read_folder, read_records, salvage
 from srlm.report.page import MARK, page, samples_data
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened, visible
 from srlm.report.verdict import change, verdict
@@ -709,7 +712,7 @@ def test_damaged_files_leave_a_part_out(run, name, content):
 
 
 def test_a_table_of_many_responses_is_shown_in_part(run, monkeypatch):
-    monkeypatch.setattr(folders, "MOST_RESPONSES", 2)
+    monkeypatch.setattr(salvage, "MOST_RESPONSES", 2)
     monkeypatch.setattr("srlm.bounded.ROWS", 2)
     name = "round-001/rollouts.parquet"
     count = parquet.read_metadata(run / name).num_rows
@@ -730,7 +733,7 @@ def test_a_flipped_bit_is_not_shown_as_a_response(run):
 
 @pytest.mark.parametrize("closed", [True, False])
 def test_of_a_large_table_places_spread_evenly_are_shown(run, monkeypatch, closed):
-    monkeypatch.setattr(folders, "MOST_RESPONSES", 8)
+    monkeypatch.setattr(salvage, "MOST_RESPONSES", 8)
     table = Table(run / "round-001" / "rollouts.parquet")
     table.file.unlink()
     index, texts = [i // 2 for i in range(40)], [f"{i}" for i in range(40)]
@@ -766,7 +769,7 @@ def test_tokens_beyond_what_a_page_shades_are_not_read(run, monkeypatch):
             table = table.drop_columns(column)
         table = table.append_column(column, pa.array(one))
     parquet.write_table(table, run / name)
-    monkeypatch.setattr(folders, "MOST_TOKENS", 4)
+    monkeypatch.setattr(salvage, "MOST_TOKENS", 4)
     tokens = [s.tokens for s in read_folder(run).samples if s.part == "held out" and s.round == 1]
     assert tokens[:2] == [[(1, -1.0), (2, -2.0)]] * 2 and not any(tokens[2:]) and len(tokens) > 2
 

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from srlm.errors import UserError
-from srlm.report.charts import charts, draw
+from srlm.report.charts import charts
+from srlm.report.drawing import draw
 from srlm.report.folders import Folder, read_folder
 from srlm.report.page import MARK, page
 from srlm.run.files import write_atomically

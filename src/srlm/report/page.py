@@ -16,8 +16,12 @@ from markupsafe import Markup
 
 from srlm import __version__
 from srlm.plain import visible
-from srlm.report.charts import charts, forecast_rows, plotly, trained_rows
-from srlm.report.folders import DIAGNOSED, HELD_OUT, MOST_ROWS, MOST_TOKENS, TRAINING, Folder, Sample, words
+from srlm.report.charts import charts
+from srlm.report.drawing import plotly
+from srlm.report.folders import DIAGNOSED, HELD_OUT, TRAINING, Folder, Sample, words
+from srlm.report.folders.experiments import MOST_ROWS
+from srlm.report.folders.salvage import MOST_TOKENS
+from srlm.report.forecast import forecast_rows, trained_rows
 from srlm.report.text import MOST_CHARACTERS, number, script_json, shortened
 from srlm.report.verdict import differences, verdict
 

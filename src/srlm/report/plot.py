@@ -8,7 +8,8 @@ from typing import Any
 
 from srlm.errors import UserError
 from srlm.report import read_all
-from srlm.report.charts import charts, plotly
+from srlm.report.charts import charts
+from srlm.report.drawing import plotly
 
 
 def plot(folders: Sequence[str | Path], figure: str) -> Any:

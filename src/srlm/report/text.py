@@ -48,3 +48,8 @@ def number(value: Any) -> float | None:
     except OverflowError:
         return None
     return result if math.isfinite(result) else None
+
+
+def listed(value: Any) -> list[Any]:
+    """A list, or an empty one for whatever else a file may hold."""
+    return value if isinstance(value, list) else []
