@@ -135,7 +135,7 @@ def run(model: str, prompts: int, k: int, tokens: int, held_out: int, reward: st
     trainer.run.begin()
     draw: Callable[..., Responses] = partial(policy.sample, trainer.prompts, k, round_generator(0, 0))
     with measured("sampled (stub), decoded to text, kept as columns, read again"):
-        trainer.stages.responses(policy, trainer.prompts, 0, "rollouts", draw)
+        trainer.stages.tables.responses(policy, trainer.prompts, 0, "rollouts", draw)
     sampled = policy.spent["sampling"]
     written = float(rows[-1][2]) - sampled - policy.spent["text"]
     with measured("read again, laid out and packed, scored (stub), kept"):
@@ -144,7 +144,7 @@ def run(model: str, prompts: int, k: int, tokens: int, held_out: int, reward: st
     with measured(f"rewarded by {reward}"):
         rewards = trainer.stages.reward(policy, rollouts)
     with measured(f"record, with {held_out * k:,} held-out responses by token"):
-        trainer.run.append_record(trainer._measure(Step(0, policy, rollouts, rewards, None)))
+        trainer.run.append_record(trainer.record(Step(0, policy, rollouts, rewards, None)))
         parts = (*vars(rollouts.responses).values(), rollouts.log_prob, rewards)
         held = sum(value.nbytes for value in parts if value is not None)  # nobody else's log-probs
     held += rollouts.weight.nbytes + (0 if rollouts.entropy is None else rollouts.entropy.nbytes)

@@ -29,6 +29,10 @@ class Prompts:
     def uniform(cls, items: Sequence[Any]) -> Prompts:
         return cls(tuple(items), torch.full((len(items),), 1.0 / max(len(items), 1), dtype=torch.float64))
 
+    def some(self, rows: Sequence[int]) -> Prompts:
+        weight = self.weight[list(rows)]
+        return Prompts(tuple(self.items[i] for i in rows), weight / weight.sum())
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -24,7 +24,8 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
 from srlm.rewards.table import judges
-from srlm.training.stages import Stages
+from srlm.training.tables import Tables
+from srlm.training.weighing import Weighing
 from srlm.types import Record
 
 
@@ -32,34 +33,40 @@ class Probe:
     """Called once a round, in order: a round is held against the one before. Answers are for accuracy alone."""
 
     def __init__(
-        self, stages: Stages, held_out: PromptSet, match: Match, classes: Callable[[Any], Hashable | None]
+        self,
+        tables: Tables,
+        weighing: Weighing,
+        held_out: PromptSet,
+        match: Match,
+        classes: Callable[[Any], Hashable | None],
     ) -> None:
-        self._stages, self._held_out, self._match, self._classes = stages, held_out, match, classes
+        self._tables, self._weighing = tables, weighing
+        self._held_out, self._match, self._classes = held_out, match, classes
         self._start: HeldOut | None = None
         self._before: HeldOut | None = None
         self._answers: list[dict[Hashable, int]] = [{} for _ in held_out.prompts.items]  # one number in all rounds
         self._greedy_at_start: Tensor | None = None  # [P] right or wrong
 
     def __call__(self, policy: TransformerPolicy, round: int) -> Record:
-        stages, config, prompts = self._stages, self._stages.config, self._held_out.prompts
+        tables, config, prompts = self._tables, self._tables.config, self._held_out.prompts
         generator = held_out_generator(config.seed, round)
         number = config.held_out_samples
-        rollouts = stages.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
-        reward = None if judges(config.reward) else stages.rewarded(policy, rollouts, "held_out")
+        rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
+        reward = None if judges(config.reward) else tables.rewarded(policy, rollouts, "held_out")
         classes = answers_given(policy, rollouts.responses, self._classes, self._answers)
-        under_initial = stages.under_initial(policy, rollouts, "held_out")
+        under_initial = tables.under_initial(policy, rollouts, "held_out")
         before, following = self._before, None
         best = first_best = under_initial.amax(-1)
         if before is not None:
             best, first_best = torch.maximum(best, before.best_initial), before.first_best
-            following = stages.followed(policy, before.rollouts, "held_out")
+            following = tables.followed(policy, before.rollouts, "held_out")
         self._before = found = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
-        record = held_out_record(found, before, following, *stages.update_before(round))
+        record = held_out_record(found, before, following, *self._weighing.update_before(round))
         if self._start is None:
             self._start = found
         else:
             record |= drift_record(self._start, found)
-        greedy = stages.responses(policy, prompts, round, "greedy", partial(policy.greedy, prompts))
+        greedy = tables.responses(policy, prompts, round, "greedy", partial(policy.greedy, prompts))
         if self._held_out.answers is not None:
             right, greedy_right = (
                 right_or_wrong(policy, responses, self._held_out.answers, self._match)

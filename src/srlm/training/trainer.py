@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from srlm.answers import answer_classes, match_rule
 from srlm.answers.math import given_up
@@ -24,8 +19,6 @@ from srlm.guard.advice import advice
 from srlm.guard.decision import decide
 from srlm.handed import named
 from srlm.loop import self_reward
-from srlm.measure import length_record, log_lengths, peak_memory_gb, train_record
-from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.devices.alike import refuse_unlike, refuse_unshared
 from srlm.policies.transformer.devices.watch import Watch, watching
 from srlm.policies.transformer.load.kept import Loaded, model_name
@@ -36,20 +29,24 @@ from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.report import REPORT, report_or_reason
-from srlm.run.columns import rows
 from srlm.run.folder import RunFolder
-from srlm.run.going_back import go_back
 from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, run_config, taken_up
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.beforehand import foreseen
+from srlm.training.encoding import keep_prompts, leave_out, read_prompts
 from srlm.training.ending import TrainResult, become, leave, saved
+from srlm.training.headline import headline
+from srlm.training.holding import holding
 from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, rubric_texts, uses_labels
 from srlm.training.probe import Probe
-from srlm.training.stages import OWN_COLUMNS, Stages, is_lendable, looks_back, prompt_columns
+from srlm.training.recording import Recorder
+from srlm.training.stages import Stages
+from srlm.training.tables import Tables
 from srlm.training.teacher import Teacher
+from srlm.training.weighing import Weighing
 from srlm.training.writing import Writer
-from srlm.types import Prompts, Record, Step
+from srlm.types import Record
 
 ENGINE = "engine"  # where weights lie on their way to who draws responses
 
@@ -121,17 +118,9 @@ class SelfRewardTrainer:
             rubrics=rubric_texts(config),
         )
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
-        self._facts = {name: manifest[name] for name in ("srlm", "model")} | {
-            **{
-                f"the fingerprint of the {name.replace(chr(95), chr(32))}": entry["fingerprint"][:12]
-                for name, entry in manifest["data"].items()
-            },
-            **{f"version of {name}": version for name, version in manifest["versions"].items()},
-            **{f"--{name.replace('_', '-')}": value for name, value in manifest["config"].items()},
-        }
+        self._facts = _in_common(manifest)
         self._watch: Watch | None = None
         self.ledger = Ledger(self.run, self.processes, self)
-        self._lengths: NDArray[np.float64] | None = None  # of round 0
         self.teacher = Teacher(config, self.ledger)
         self._assemble(train, held)
         if self.resume:
@@ -154,8 +143,11 @@ class SelfRewardTrainer:
         # Not the sets themselves: nothing that hangs on a trainer leads to an answer.
         self._sets: Callable[[], dict[str, PromptSet]] = lambda: sets
         writer = Writer.of(config, self.ledger, train, held, self.display.say) if config.written_prompts else None
-        self.stages = Stages(config, self.ledger, rewards, classes, self.teacher, writer)
-        self.probe = None if held is None else Probe(self.stages, held, match, classes)
+        tables = Tables(config, self.ledger, rewards)
+        weighing = Weighing(config, self.ledger, tables)
+        self.stages = Stages(config, self.ledger, tables, weighing, classes, self.teacher, writer)
+        probe = None if held is None else Probe(tables, weighing, held, match, classes)
+        self.record = Recorder(config, self.ledger, weighing, probe)
         if held is not None:
             check_answers(held, match)
 
@@ -182,12 +174,24 @@ class SelfRewardTrainer:
     def _trained(self) -> TrainResult:
         engine = engine_of(self.config, self.run.path / ENGINE, self.display.say)
         policy = load_policy(self.model, self.config)
-        self._leave_out(policy)
-        self._read_prompts(policy)
+        if self.config.overlong == "skip":
+            sets = leave_out(self.run, policy, self._sets(), self.display.say)
+            self._assemble(sets["rollouts"], sets.get("held_out"))
+        tables = {"rollouts": self.prompts} | ({} if self.held_out is None else {"held_out": self.held_out.prompts})
+        samples = max(self.config.num_samples, self.config.votes or 0)
+        read_prompts(self.run, policy, tables, samples, anew=self.from_round == 0)
         if engine is not None:
             policy.engine = engine
-        with self._held(), closing(policy.engine):
-            self._keep_prompts(policy)
+        refuse_unshared(self.processes, self.run.path)
+        alone = holding(
+            *(self.run, self.ledger, self.processes),
+            resume=self.resume,
+            from_round=self.from_round,
+            start=self.start,
+            say=self.display.say,
+        )
+        with alone, closing(policy.engine):
+            keep_prompts(self.ledger, policy, tables)
             names, folder = self.report_to if self.main else [], self.run.path
             trackers = Trackers(names, folder / "trackers", folder.resolve().name, self.display.say)
             try:
@@ -197,7 +201,8 @@ class SelfRewardTrainer:
 
     def _train(self, policy: TransformerPolicy, trackers: Trackers) -> TrainResult:
         config = self.config
-        self.display.say(self._headline(policy))
+        given = len(self.prompts), 0 if self.held_out is None else len(self.held_out.prompts)
+        self.display.say(headline(self.model, policy, config, given, self.run.manifest["config"]["engine"]))
         if config.token_budget == self.run.manifest["config"]["token_budget"]:  # else it was given anew
             policy.room.tokens = self.run.manifest.get("token_budget", policy.room.tokens)
         policy.room.say = partial(self._remember_room, policy)
@@ -219,7 +224,7 @@ class SelfRewardTrainer:
         )
         try:
             for step in steps:
-                record = self._measure(step)
+                record = self.record(step)
                 if step.round < len(recorded):
                     record = recorded[step.round]
                 else:
@@ -249,25 +254,6 @@ class SelfRewardTrainer:
         self.display.say(saved(policy, self.run.path))
         return TrainResult.of(self.run)
 
-    def _measure(self, step: Step) -> Record:
-        policy, responses = step.policy, step.rollouts.responses
-        how = self.stages.update_before(step.round)
-        record = train_record(step, responses.length, responses.finished, responses.rows(), *how)
-        record |= self.stages.step(step.rollouts, step.reward) | self.stages.achieved(step.info)
-        record |= self.stages.mismatch(step.rollouts)
-        record["gain"] = policy.sharpness()
-        if not self.config.fresh_prompts:  # else no round has the prompts of round 0
-            lengths = log_lengths(responses)
-            if self._lengths is None:
-                self._lengths = lengths
-            else:
-                record |= length_record(self._lengths, lengths)
-        if self.probe is not None:
-            record |= self.probe(policy, step.round)
-        record |= self.ledger.costs(step.round)
-        record["peak_memory_gb"] = peak_memory_gb()
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-
     def _track(self, trackers: Trackers, record: Record, round: int) -> None:
         if self.report_to:
             table = self.run.table(round, "rollouts" if self.held_out is None else "held_out")
@@ -278,62 +264,6 @@ class SelfRewardTrainer:
         self.display.say(said)
         if self.main:
             self.run.save_manifest(token_budget=policy.room.tokens)
-
-    # Beginning and end
-
-    @contextmanager
-    def _held(self) -> Iterator[None]:
-        """The run folder, begun or taken up, for this run alone."""
-        refuse_unshared(self.processes, self.run.path)
-        try:
-            if self.main:
-                if self.resume:
-                    self.run.take_up()
-                    if self.from_round is not None:
-                        aside = go_back(self.run, self.from_round, looks_back)
-                        self.display.say(f"back to round {self.from_round}: what came after is set aside in {aside}")
-                    self.run.verify()
-                    self.run.manifest.pop("guard", None)  # what was said at its end, if it had one, holds no longer
-                    self.run.save_manifest(state="running")
-                else:
-                    self.run.begin(started=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-                self.ledger.borrow(self.start, is_lendable, OWN_COLUMNS)
-            self.processes.wait_for_everyone()
-            yield
-        finally:
-            self.run.release()
-
-    def _tables(self) -> dict[str, Prompts]:
-        return {"rollouts": self.prompts} | ({} if self.held_out is None else {"held_out": self.held_out.prompts})
-
-    def _leave_out(self, policy: TransformerPolicy) -> None:
-        """Prompts that are too long for the context, if they are to be skipped: once a run, whatever a template says
-        tomorrow."""
-        if self.config.overlong != "skip":
-            return
-        manifest, sets = self.run.manifest, dict(self._sets())
-        if "skipped" not in manifest:
-            manifest["skipped"] = {table: policy.overlong(one.prompts) for table, one in sets.items()}
-        for table, skipped in manifest["skipped"].items():
-            if skipped:
-                whole = sets[table]
-                self.display.say(
-                    f"{len(skipped)} of {len(whole.prompts)} prompts of {whole.source} are too long: skipped"
-                )
-                sets[table] = whole.leave_out(skipped)
-        self._assemble(sets["rollouts"], sets.get("held_out"))
-
-    def _read_prompts(self, policy: TransformerPolicy) -> None:
-        """Token ids of all prompts, those that the run has kept where it has; refused here if they do not fit."""
-        for table, prompts in self._tables().items():
-            if self.from_round != 0 and (kept := self.run.prompt_ids(table)) is not None:
-                policy.encode.keep(prompts.items, rows(kept["tokens"]))
-            policy.check_prompts(prompts, max(self.config.num_samples, self.config.votes or 0))
-
-    def _keep_prompts(self, policy: TransformerPolicy) -> None:
-        for table, prompts in self._tables().items():
-            kept = self.ledger.prompt_ids(table, partial(prompt_columns, policy, prompts))
-            policy.encode.keep(prompts.items, rows(kept["tokens"]))
 
     def _finished(self) -> TrainResult:
         self.display.say(f"run {self.run.path} is finished already; nothing to do")
@@ -347,33 +277,22 @@ class SelfRewardTrainer:
 
     def _foresee(self, policy: TransformerPolicy) -> None:
         """What a round will take, where that can be told. Every process looks: its weights may be needed."""
-        lengths = {table: [len(ids) for ids in policy.ids(prompts)] for table, prompts in self._tables().items()}
-        made = foreseen(self.model, policy, self.config, lengths["rollouts"], lengths.get("held_out", []))
+        lengths, held_out = (
+            [] if prompts is None else [len(ids) for ids in policy.ids(prompts)]
+            for prompts in (self.prompts, None if self.held_out is None else self.held_out.prompts)
+        )
+        made = foreseen(self.model, policy, self.config, lengths, held_out)
         if made is not None:
             self.display.say(brief(made))
 
-    def _headline(self, policy: TransformerPolicy) -> str:
-        model, config = policy.model, self.config
-        trained = sum(p.numel() for p in policy.trainable().values())
-        whole = sum(elements(p) for p in model.parameters())
-        packed = "" if policy.quantised == "none" else f" on layers of {policy.quantised}"
-        held = f"{len(self.held_out.prompts)} held out" if self.held_out is not None else "none held out"
-        each = f", {config.prompts_per_round} a round," if config.prompts_per_round is not None else ""
-        each += f" and {config.written_prompts} written" if config.written_prompts else ""
-        exploring = (
-            ""
-            if config.temperature == 1 and config.top_p == 1 and not config.top_k
-            else f"; sampling at temperature {config.temperature:g}, top-p {config.top_p:g}"
-            f"{f', top-k {config.top_k}' if config.top_k else ''} (scores at 1)"
-        )
-        begun = self.run.manifest["config"]["engine"]
-        drawn = "" if config.engine == "builtin" == begun else f"; responses drawn by {config.engine}"
-        if config.engine != begun:
-            drawn += f" (the run began with {begun})"
-        stops = f"; {', '.join(map(repr, config.stop))} ends a response" if config.stop else ""
-        return (
-            f"{self.model} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}"
-            f"{packed}, {model.device} · {len(self.prompts)} prompts{each} × {config.num_samples}, "
-            f"{held}{exploring}{stops}{drawn}\n"
-            "reference, reward model and sampler of round t: π_t itself"
-        )
+
+def _in_common(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What all processes are to be alike in, by names that a person knows."""
+    return {name: manifest[name] for name in ("srlm", "model")} | {
+        **{
+            f"the fingerprint of the {name.replace('_', ' ')}": entry["fingerprint"][:12]
+            for name, entry in manifest["data"].items()
+        },
+        **{f"version of {name}": version for name, version in manifest["versions"].items()},
+        **{f"--{name.replace('_', '-')}": value for name, value in manifest["config"].items()},
+    }

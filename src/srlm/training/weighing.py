@@ -1,0 +1,125 @@
+"""Which responses an update heeds, how much each, and how far it is to go: written to the round's record, where the
+update reads it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srlm.config import SelfRewardConfig
+from srlm.errors import UserError
+from srlm.measure import achieved_record, step_record
+from srlm.objectives import shaping
+from srlm.objectives.step_size import step_size
+from srlm.policies.transformer.engines.trust import importance, mismatch
+from srlm.run.ledger import Ledger
+from srlm.training.columns import OF_ENGINE, OURS
+from srlm.training.tables import Tables
+from srlm.types import Record, Rollouts, UpdateInfo
+
+ROUNDING = 1e-6  # of shares, in fp32
+
+
+@dataclass(frozen=True)
+class Weighing:
+    config: SelfRewardConfig
+    ledger: Ledger
+    tables: Tables
+
+    # How far
+
+    def step(self, rollouts: Rollouts, reward: Tensor) -> Record:
+        """beta of the round's update and what it asks for, for the round's record: the update reads it there."""
+        config, weight = self.config, self.weight(rollouts, reward)
+        beta = config.total_beta
+        if config.step is not None:
+            beta = max(step_size(reward, weight, config.step, rollouts.prompts.weight), config.kl_initial)
+        assert beta is not None
+        record = step_record(reward, weight, beta)
+        if config.consistency_band is not None:
+            record["prompts_outside_band"] = int((~self.inside(rollouts)).sum())
+        return record
+
+    def beta(self, round: int) -> float:
+        """Of the round's update, as the objective sees it."""
+        if self.config.total_beta is not None:
+            return self.config.total_beta
+        kept = self.ledger.record(round)["beta"]
+        return math.inf if kept is None else float(kept)  # JSON has no infinity
+
+    def achieved(self, info: UpdateInfo | None) -> Record:
+        """Of the gain that an update was asked for; only the regression's target says how much that is."""
+        if info is None or self.config.objective != "regression":
+            return {}
+        return achieved_record(info.log_ratio, info.reward, info.rollouts.weight, self.beta(info.rollouts.round))
+
+    def update_before(self, round: int) -> tuple[float | None, float]:
+        """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did, or
+        one that follows no reward."""
+        if not round or self.config.objective == "imitation":
+            return None, self.config.clip
+        beta = self.beta(round - 1)
+        in_nats = self.config.step is not None and self.config.clip > 0
+        return beta, self.config.clip * beta if in_nats else self.config.clip
+
+    # Whom
+
+    def weight(self, rollouts: Rollouts, reward: Tensor) -> Tensor:
+        """[P, K] as the objective counts responses."""
+        weight = rollouts.weight * self.inside(rollouts)[:, None] * self._correction(rollouts)[0]
+        return shaping.truncated(reward, weight.float(), rollouts.responses.finished, self.config.truncated)[1]
+
+    def shares(self, rollouts: Rollouts, work: Callable[[], Tensor]) -> Tensor:
+        """[P, K] share of the votes of each prompt's commonest answer."""
+        return self.tables.column(rollouts, "rollouts", "vote_share", work)
+
+    def inside(self, rollouts: Rollouts) -> Tensor:
+        """[P] bool: prompts whose share of votes is within the band."""
+        if self.config.consistency_band is None:
+            return torch.ones(len(rollouts.prompts), dtype=torch.bool)
+        low, high = self.config.consistency_band
+        share = self.shares(rollouts, _refuse)[:, 0]
+        return (share >= low - ROUNDING) & (share <= high + ROUNDING)
+
+    def outside(self, rollouts: Rollouts) -> str:
+        assert self.config.consistency_band is not None
+        share, (low, high) = self.shares(rollouts, _refuse)[:, 0], self.config.consistency_band
+        return (
+            f"round {rollouts.round}: the commonest answers have shares of the votes from {share.min():.3g} to "
+            f"{share.max():.3g}, none of them within --consistency-band {low:g} {high:g}, expected a band that leaves "
+            "prompts to learn from: widen it, give other prompts or draw more --votes"
+        )
+
+    # What an engine drew that is not quite the policy
+
+    def mismatch(self, rollouts: Rollouts) -> Record:
+        """How far the log-probs of the engine that drew a round's responses are from ours; nothing if there was none,
+        or if its were of another distribution."""
+        theirs = self.tables.single_tokens(rollouts, OF_ENGINE)
+        if theirs is None:
+            return {}
+        ours = self.tables.single_tokens(rollouts, OURS)
+        assert ours is not None
+        return {**mismatch(ours, theirs, rollouts.responses.length), **self._correction(rollouts)[1]}
+
+    def _correction(self, rollouts: Rollouts) -> tuple[Tensor | float, Mapping[str, float]]:
+        """Truncated importance weights [P, K] of a round's responses, if they are asked for, and what they do."""
+        cap = self.config.engine_correction
+        theirs = self.tables.single_tokens(rollouts, OF_ENGINE) if cap else None
+        if not cap or (theirs is None and self.config.engine == "builtin"):
+            return 1.0, {}
+        if theirs is None:
+            raise UserError(
+                "--engine-correction needs log-probs of what the engine draws from, which it does not give: start "
+                "servers that take adapters with --logprobs-mode processed_logprobs and VLLM_SERVER_DEV_MODE=1, or "
+                "leave it out"
+            )
+        return importance(rollouts.log_prob, theirs.sum(-1), cap)
+
+
+def _refuse() -> Tensor:
+    raise AssertionError("the rewards of a round come before its weights")
