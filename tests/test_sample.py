@@ -194,6 +194,17 @@ def test_decoding_is_sampling_by_definition(name: str, shared: bool, monkeypatch
     assert 0 < drawn[2].float().mean() < 1
 
 
+def test_stop_strings_are_seen_every_few_words_as_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows may have ended before the next look, as at the end of any batch on an accelerator."""
+    how = Decoding(12, frozenset(), stopped=lambda ids: ids[-1] % 3 == 0, window=1, stop=("a",))
+    uniform = uniforms(len(PROMPTS), 3, how.max_new_tokens, seed=3)
+    at_each = decode(LLAMA, PROMPTS, uniform, 3, how)
+    monkeypatch.setitem(respond.LOOK_EVERY, "cpu", 12)
+    for part, whole in zip(decode(LLAMA, PROMPTS[:1], uniform[:1], 3, how), at_each, strict=True):
+        assert torch.equal(part, whole[:1])
+    assert at_each[2][0].all(), "some row did not end: the test saw no batch whose rows all ended"
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2"])
 def test_greedy_is_transformers_greedy(name: str) -> None:
     model, how = build(name), Decoding(14, ENDS)

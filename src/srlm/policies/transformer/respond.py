@@ -151,7 +151,7 @@ class Batch:
             if (stopped := self._how.stopped) is not None:
                 said = zip(response.tolist(), step.tolist(), strict=True)
                 newest = (self._tokens[i, max(0, n + 1 - self._how.window) : n + 1].tolist() for i, n in said)
-                ended |= torch.tensor([stopped(row) for row in newest])
+                ended |= torch.tensor([stopped(row) for row in newest], dtype=torch.bool)
             self._finished[response[ended]] = True
             gone[live] = ended | (step + 1 == self._how.max_new_tokens)
         self._length[self._response[gone]] = self._step[gone]
