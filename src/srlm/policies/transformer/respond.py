@@ -252,7 +252,7 @@ def respond(
 
     def done(unit: Unit) -> None:
         if complete(unit.prompt):
-            progress(sum(complete(i) for share in shares for i in share), total)
+            progress(int(drawn.length.all(-1).sum()), total)
 
     def go_on(share: Sequence[int]) -> None:
         """What an earlier try completed stays."""
