@@ -235,6 +235,28 @@ def test_a_server_that_comes_back_gets_its_weights_again(folder, tmp_path):
     assert apart(policy, responses) < 1e-4
 
 
+@pytest.mark.parametrize("carrier", ["folder", "adapter"])
+@pytest.mark.parametrize("metrics", [(404, {"detail": "Not Found"}), (200, "process_start_time_seconds \n")])
+def test_a_server_that_comes_back_and_does_not_tell_gets_its_weights_again(folder, tmp_path, carrier, metrics):
+    policy = loaded(folder)
+
+    def silent_about_it(fake: FakeVllm) -> None:
+        answer = fake.answer
+        fake.answer = lambda method, path, body: metrics if path == "/metrics" else answer(method, path, body)
+
+    with FakeVllm(folder) as one:
+        silent_about_it(one)
+        engine = engine_on(policy, tmp_path, one.url, carrier=carrier)
+        nudge(policy, gain=0.0)
+        engine.sync(policy)
+        port = one.port
+        one.stop()
+        with FakeVllm(folder, port=port) as again:
+            silent_about_it(again)
+            responses = engine.sample(IDS, 4, policy.decoding, [5, 6], silent)
+    assert apart(policy, responses) < 1e-4
+
+
 def test_no_server_is_left_and_the_run_goes_on_elsewhere(folder, data, tmp_path):
     with FakeVllm(folder) as one:
         one.dies_after = 30

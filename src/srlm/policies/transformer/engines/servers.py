@@ -25,6 +25,11 @@ class Servers:
         self.servers = [Server(url) for url in urls]
         for server in self.servers:
             server.meet()
+            if server.start is None:
+                say(
+                    f"the engine at {server.url} does not say when it was started (/metrics): it is given the weights "
+                    "anew before every stage, since it may have lost them"
+                )
         self.carrier = self._agreed(carrier)
         self.name = ", ".join(urls)
         self._say = say
@@ -145,9 +150,15 @@ class Servers:
             except Exception as error:
                 work.fail(error)
 
+    @staticmethod
+    def _kept(server: Server) -> bool:
+        """Has it still what it was given? One that does not say when it was started may have been started anew."""
+        now = server.started()
+        return now is not None and now == server.start
+
     def _restarted(self, server: Server) -> bool:
         try:
-            return server.started() != server.start
+            return not self._kept(server)
         except Gone:
             return True
 
@@ -158,7 +169,7 @@ class Servers:
                 return
             for attempt in range(TRIES):
                 try:
-                    if server.started() != server.start and self._put is not None:
+                    if self._put is not None and not self._kept(server):
                         self._put(server)  # it came back without them
                     return
                 except Gone as still:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -110,10 +111,8 @@ class Server:
             text = self._ask("GET", "/metrics", parse=False)
         except Refused:
             return None
-        for line in text.splitlines():
-            if line.startswith("process_start_time_seconds "):
-                return float(line.split()[1])
-        return None
+        found = re.search(r"^process_start_time_seconds ([\d.e+]+)\s*$", text, re.MULTILINE)
+        return None if found is None else float(found[1])
 
     def absent(self, gone: Gone) -> UserError:
         return UserError(
