@@ -503,6 +503,28 @@ def test_a_server_that_ends_early_is_asked_for_the_rest(folder, tmp_path):
     assert apart(policy, made) < 1e-4
 
 
+def test_a_stop_string_across_the_end_of_a_first_answer_ends_a_response(folder, tmp_path):
+    """The engine looks for stop strings in what it says to one request; this one begins in the request before."""
+    policy = loaded(folder, stop=("never",))
+    ids = policy.ids(Prompts.uniform(["Say a"]))
+    said = policy.greedy(Prompts.uniform(["Say a"])).ids(0)[0]
+    # As a stop string that the first four tokens make, of which the first answer has three.
+    how = replace(policy.decoding, stopped=lambda tokens: len(tokens) == 4, window=4)
+
+    def early(answer: Any) -> Any:
+        for choice in answer["choices"]:
+            choice["token_ids"] = choice["token_ids"][:3]
+            choice["logprobs"]["token_logprobs"] = choice["logprobs"]["token_logprobs"][:3]
+        return answer
+
+    ids = policy.ids(Prompts.uniform(["Say a"]))
+    with FakeVllm(folder) as one:
+        one.mangle = early
+        made = engine_on(policy, tmp_path, one.url).sample(ids, 1, how, None, silent)
+    own = policy_builtin(policy).sample(ids, 1, how, None, silent)
+    assert own.ids(0) == made.ids(0) == [said[:4]] and bool(made.finished.all())
+
+
 def test_seeds_go_to_servers_that_can_take_them(folder, tmp_path):
     for device, sent in (("cpu", [None, None]), ("cuda", [11, 12])):
         policy = loaded(folder)

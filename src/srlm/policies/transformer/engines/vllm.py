@@ -129,7 +129,8 @@ class VllmEngine:
                 for p, ids in enumerate(prompts)
             ]
             said = self.backend.complete(first, lambda done: progress(done, len(prompts)))
-            rows = {(p, k): _cut(one, how) for p, row in enumerate(said) for k, one in enumerate(row)}
+            told = len(how.stop) <= MOST_STOPS  # of all of them
+            rows = {(p, k): one if told else _cut(one, how) for p, row in enumerate(said) for k, one in enumerate(row)}
             while open_ := [at for at, one in rows.items() if self._open(one, how)]:
                 # It saw an end where we see none: on with it, as our own decoder would go on.
                 more = [
@@ -137,14 +138,15 @@ class VllmEngine:
                     for p, k in open_
                 ]
                 for at, (rest,) in zip(open_, self.backend.complete(more, lambda _: None), strict=True):
-                    rows[at] = _cut(Said(rows[at].tokens + rest.tokens, rows[at].log_prob + rest.log_prob), how)
+                    whole = Said(rows[at].tokens + rest.tokens, rows[at].log_prob + rest.log_prob)
+                    rows[at] = _cut(whole, how, len(rows[at].tokens))  # a stop string may have begun before the rest
             for (p, k), one in rows.items():
                 n = len(one.tokens)
                 tokens[p, k, :n] = torch.tensor(one.tokens, dtype=torch.int32)
                 log_prob[p, k, :n] = torch.tensor(one.log_prob)
                 length[p, k], finished[p, k] = n, how.ended(one.tokens)
-        whole = (gather(self._together, values) for values in (tokens, length, finished, log_prob))
-        tokens, length, finished, log_prob = whole
+        every = (gather(self._together, values) for values in (tokens, length, finished, log_prob))
+        tokens, length, finished, log_prob = every
         return Responses(tokens, length, finished.bool(), log_prob)
 
     @staticmethod
@@ -157,11 +159,10 @@ class VllmEngine:
             remove(self._folder)
 
 
-def _cut(one: Said, how: Decoding) -> Said:
-    """Where there are more stop strings than an engine was told of."""
-    if len(how.stop) <= MOST_STOPS:
-        return one
-    end = next((n for n in range(1, len(one.tokens)) if how.ended(one.tokens[:n])), len(one.tokens))
+def _cut(one: Said, how: Decoding, open_: int = 0) -> Said:
+    """Up to its end, where an engine saw none; its first `open_` tokens have none."""
+    newest = ((n, one.tokens[max(0, n - max(how.window, 1)) : n]) for n in range(open_ + 1, len(one.tokens)))
+    end = next((n for n, tokens in newest if how.ended(tokens)), len(one.tokens))
     return Said(one.tokens[:end], one.log_prob[:end])
 
 
