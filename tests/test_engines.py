@@ -553,6 +553,38 @@ def test_weights_go_once_for_each_change(folder, tmp_path):
         assert len(list((tmp_path / "engine").iterdir())) == 1
 
 
+@pytest.mark.parametrize("lora_rank", [4, 0])
+def test_weights_that_were_put_aside_and_back_do_not_go_again(folder, tmp_path, lora_rank):
+    policy = loaded(folder, lora_rank=lora_rank)
+    prompts = Prompts.uniform(["Say a", "Say b"])
+    with FakeVllm(folder) as one:
+        engine_on(policy, tmp_path, one.url)
+
+        def put() -> int:
+            policy.greedy(prompts)
+            return [path for path, _, _ in one.asked].count("/collective_rpc") - 1  # one asked whether it is there
+
+        policy.weights.keep_initial()
+        with torch.no_grad():
+            for value in policy.trainable().values():
+                value.mul_(1.01)
+        assert put() == 1
+        with policy.initial():
+            policy.log_prob(prompts, policy_builtin(policy).sample(IDS, 1, policy.decoding, None, silent))
+        with policy.weights.in_place(policy.weights.at_first()):
+            pass
+        assert put() == 1
+        with policy.weights.in_place(policy.weights.at_first()):
+            assert put() == 2  # other weights, for a while
+        assert put() == 3
+        writes = 2 * len(policy.trainable())
+        with torch.no_grad():
+            for value in policy.trainable().values():
+                for _ in range(writes):  # as many writes as there were, and others besides
+                    value.mul_(1.01)
+        assert put() == 4
+
+
 def test_a_policy_without_its_gain_is_itself_otherwise(folder):
     policy = loaded(folder)
     nudge(policy, gain=0.0)

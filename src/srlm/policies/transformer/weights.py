@@ -32,6 +32,7 @@ class Weights:
         self.model, self.peft_model, self.name, self.begun = model, peft_model, name, begun
         self.parts = Parts()
         self._initial: dict[str, Tensor] | None = None
+        self._back = (-1, -1)  # writes so far when the own values were put back, and their version
 
     @property
     def packed(self) -> bool:
@@ -49,7 +50,12 @@ class Weights:
         """Before the main process saves: all take part. model: in one whole, the adapter merged."""
 
     def version(self) -> int:
-        """Another number whenever what is trained was written to: torch counts that, whoever writes."""
+        """Another number whenever what is trained has changed: torch counts what is written, whoever writes. Values
+        that were put aside and back are those that they were."""
+        written = self._written()
+        return self._back[1] if written == self._back[0] else written
+
+    def _written(self) -> int:
         return sum(value._version for value in self.held().values())
 
     @contextmanager
@@ -82,12 +88,8 @@ class Weights:
         if self._initial is None:  # nothing has changed yet
             yield
             return
-        now = self._on_host()
-        self.put(self._initial)
-        try:
+        with self.in_place(self._initial):
             yield
-        finally:
-            self.put(now)
 
     def at_first(self) -> Mapping[str, Tensor]:
         """What is trained, as it was in pi_0."""
@@ -96,12 +98,19 @@ class Weights:
     @contextmanager
     def in_place(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values in place of what is trained, for a while; then the own ones bit for bit."""
-        now = self._on_host()
-        self.put(values)
+        with self.kept():
+            self.put(values)
+            yield
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Whatever is written to what is trained meanwhile, it is afterwards what it was, bit for bit."""
+        now, version = self._on_host(), self.version()
         try:
             yield
         finally:
             self.put(now)
+            self._back = (self._written(), version)
 
     def reset(self) -> None:
         """Become pi_0 for good."""
