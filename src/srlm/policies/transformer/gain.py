@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +60,12 @@ class Gain:
         return None
 
     def _scales(self, norm: nn.Module) -> bool:
-        kept = [p.detach().clone() for p in self.parameters]
-        probe = torch.linspace(-1, 1, kept[0].numel(), device=kept[0].device, dtype=kept[0].dtype)[None]
+        weight = self.parameters[0]
+        probe = torch.linspace(-1, 1, weight.numel(), device=weight.device, dtype=weight.dtype)[None]
         with torch.no_grad():
             before = norm(probe).float()
-            self.put([p.float() for p in kept], torch.tensor(1.0))
-            after = norm(probe).float()
-            for parameter, value in zip(self.parameters, kept, strict=True):
-                parameter.copy_(value)
+            with self.scaled(torch.tensor(1.0)):
+                after = norm(probe).float()
         return torch.allclose(after, before * torch.e, rtol=0.05, atol=0.01 * float(before.abs().max()))
 
     @property
@@ -83,6 +82,18 @@ class Gain:
         with torch.no_grad():
             for parameter, value, offset in zip(self.parameters, start, self._offsets, strict=True):
                 parameter.copy_((value + offset) * log_gain.to(value.device).exp() - offset)
+
+    @contextmanager
+    def scaled(self, log_gain: Tensor) -> Iterator[None]:
+        """Parameters times e^log_gain for a while; then bit for bit what they were."""
+        kept = [value.detach().clone() for value in self.parameters]
+        self.put([value.float() for value in kept], log_gain)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, kept, strict=True):
+                    parameter.copy_(value)
 
     def gradient(self, gradients: Mapping[Tensor, Tensor]) -> Tensor:
         """d loss / d log_gain [scalar, fp32] from the gradients of the parameters, as far as they have any."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,9 +25,8 @@ from srlm.policies.transformer.engines.builtin import Builtin
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.limits import DECODE_BUDGET
-from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
-from srlm.policies.transformer.load.hub import adapter_folder, load_model
 from srlm.policies.transformer.load.packed import refuse_unready
+from srlm.policies.transformer.load.trainable import load_trainable
 from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certainty
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
@@ -145,26 +144,28 @@ class TransformerPolicy:
     ) -> TransformerPolicy:
         """Load any causal LM; `lora_rank` 0 trains all weights, or none that an adapter would not be merged into."""
         refuse_unready(quantize, trained=options.get("trained", True))
-        folder = adapter_folder(name)
-        base = base_of(folder, adapter)
-        on = adapter == "continue" and base is not None and lora_rank > 0
-        if adapter == "continue" and not on:
-            adapter = "merge"
-        model, tokenizer = load_model(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, adapter=adapter, quantize=quantize
+        found = load_trainable(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            adapter=adapter,
+            quantize=quantize,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            gain=gain,
+            seed=seed,
         )
-        peft_model = None
-        if on:
-            model, peft_model = continued(model, folder, gain=gain)
-        elif lora_rank > 0:
-            model, peft_model = with_lora(model, rank=lora_rank, alpha=lora_alpha, gain=gain, seed=seed)
         if gradient_checkpointing:
-            recompute_activations(model)
+            recompute_activations(found.model)
         policy = cls(
-            model, tokenizer, peft_model=peft_model, gain=gain, name=name, base=base if on else None, **options
+            *(found.model, found.tokenizer),
+            peft_model=found.peft_model,
+            gain=gain,
+            name=name,
+            base=found.base,
+            **options,
         )
-        if base is not None:
-            policy.notes.append(f"the LoRA adapter in {name} {_becomes(adapter, base, peft_model)}")
+        policy.notes += found.notes
         return policy
 
     @property
@@ -382,20 +383,9 @@ class TransformerPolicy:
         """pi_0 in place of pi_t for a while."""
         return self.weights.initial()
 
-    @contextmanager
-    def ungained(self) -> Iterator[None]:
+    def ungained(self) -> AbstractContextManager[None]:
         """pi_t with the gain of pi_0 for a while."""
-        if self.gain is None:
-            yield
-            return
-        kept = [value.detach().clone() for value in self.gain.parameters]
-        self.gain.put([value.float() for value in kept], -torch.tensor(self.sharpness()).log())
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for parameter, value in zip(self.gain.parameters, kept, strict=True):
-                    parameter.copy_(value)
+        return nullcontext() if self.gain is None else self.gain.scaled(-torch.tensor(self.sharpness()).log())
 
     def reset(self) -> None:
         """Become pi_0 for good."""
@@ -421,12 +411,3 @@ class TransformerPolicy:
             return
         self.weights.save_model(folder, self.tokenizer)
         self.weights.check_saved(folder, self.encode.some(2) or [[0, 1, 2, 3]])
-
-
-def _becomes(adapter: str, base: str, peft_model: PeftModel | None) -> str:
-    """Of an adapter that a folder brought."""
-    if adapter == "ignore":
-        return "is ignored"
-    if adapter == "continue" and peft_model is not None:
-        return f"(rank {cast(Any, peft_model.peft_config['default']).r}) goes on being trained, on top of {base}"
-    return f"is merged into {base}: what is trained starts from there"
