@@ -84,6 +84,17 @@ def test_every_rubric_that_comes_along_reads_the_verdict_it_asks_for() -> None:
             assert rubric.read(f"It is fine.\n{rubric.opening} {word}") == value
 
 
+@pytest.mark.parametrize("opening", ["### Score:", "**Points**", "评分：", "(Score)"])
+def test_an_opening_may_begin_and_end_with_any_sign(tmp_path: Path, opening: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(f"scale: [0, 5]\nopening: '{opening}'\ntemplate: '{{question}} {{response}} {{first}} {{else}}'\n")
+    rubric = read_rubric(str(file))
+    for before in ("", "It is fine.\n", "It is fine. "):
+        assert rubric.read(f"{before}{opening} 4") == 4
+    assert math.isnan(rubric.read("4"))
+    assert rubric.asks(question="Q", response="R") == "Q R {first} {else}"  # not one of its places: text
+
+
 SCALE = "scale: [0, 5]\n"
 TEMPLATE = "template: '{question} {response}'\n"
 

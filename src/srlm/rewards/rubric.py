@@ -41,15 +41,16 @@ class Rubric:
         return (min(self.values) + max(self.values)) / 2
 
     def asks(self, **parts: str) -> str:
-        """The question to the judge; braces of any other kind are text."""
-        return re.sub(r"\{(question|response|first|second)\}", lambda found: parts[found[1]], self.template)
+        """The question to the judge; whatever else stands in braces is text."""
+        places = r"\{(question|response|first|second)\}"
+        return re.sub(places, lambda found: parts.get(found[1], found[0]), self.template)
 
     def read(self, judgement: str) -> float:
         """The grade of a judgement that was written: behind the opening, the last time that stands there if
         reasons come first, else the first time; nan where there is none, or none on the scale."""
         name = re.escape(self.opening.rstrip(": "))
         grade = "|".join(map(re.escape, self.words)) if self.pairs else r"-?\d+(?:\.\d+)?"
-        form = rf"\b{name}\W*?(?<![\w-])({grade})(?![\w.]*\w)(?:\s*(?:/|out of)\s*(\d+))?"
+        form = rf"(?<!\w){name}\W*?(?<![\w-])({grade})(?![\w.]*\w)(?:\s*(?:/|out of)\s*(\d+))?"
         found = re.findall(form, judgement, re.IGNORECASE)
         if not found:
             return float("nan")
