@@ -25,6 +25,7 @@ from support import (
     write_rows,
 )
 
+from srlm.errors import UserError
 from srlm.prompts.columns import blank
 from srlm.prompts.sources import load_prompts
 from srlm.starting import beginning
@@ -104,6 +105,20 @@ def test_how_it_is_written_is_as_asked() -> None:
     for threshold, wrong in ((0.5, "near_written"), (0.9, None)):
         filters = Filters(WritingSettings(written_near=threshold), SEEDS, written=[text])
         assert filters.wrong(other, True) == wrong
+
+
+def test_the_context_is_to_hold_the_examples_with_the_most_tokens() -> None:
+    """Not those with the most characters."""
+    seeds = ["a" * 40 + f" {n}" for n in range(3)] + ["x y z w " * 4 + f"{n}" for n in range(3)]
+
+    class Short(Author):
+        def fits(self, item: str, spare: int) -> bool:
+            return len(item.split()) + spare < 60
+
+    settings = WritingSettings(written_examples=2, written_tokens=5)
+    pool = Pool(seeds, 2, "seeds")
+    with pytest.raises(UserError, match="no room for 2 examples"):
+        write(Short(different), pool, 4, Filters(settings, seeds), settings, seed=0)
 
 
 def test_each_filter_counts_what_it_drops() -> None:

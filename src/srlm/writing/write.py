@@ -110,12 +110,11 @@ def write(
         draws = range(drawn, min(most, drawn + min(AT_ONCE, max(8, number - len(kept)))))
         chosen = [pool.draw(settings.written_examples, seed, round, draw) for draw in draws]
         item, openings = _asking([[pool.texts[place] for place in places] for places in chosen])
-        longest = max(openings, key=len)
-        if not policy.fits(item + longest, settings.written_tokens):
+        if any(not policy.fits(item + opening, settings.written_tokens) for opening in openings):
             raise UserError(
                 f"the context of the model has no room for {settings.written_examples} examples of up to "
-                f"{len(longest)} characters in all and {settings.written_tokens} new tokens: lower --written-examples "
-                "or --written-tokens, or give shorter prompts"
+                f"{max(map(len, openings))} characters in all and {settings.written_tokens} new tokens: lower "
+                "--written-examples or --written-tokens, or give shorter prompts"
             )
         made = policy.written(
             [item] * len(draws),
