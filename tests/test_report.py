@@ -460,6 +460,17 @@ def test_a_run_that_solved_its_betas_is_held_against_its_own_forecast(tmp_path, 
     assert "- step: `0.4`" in card and "- beta" not in card and "| β |" in card and "| 2 |" in card
 
 
+def test_a_forecast_of_solved_betas_beside_a_damaged_manifest_is_left_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "manifest.json").write_text("{")
+    file = write_diagnosis(tmp_path / "d") / "diagnose.json"
+    found = json.loads(file.read_text())
+    found["forecast"]["rows"] = [found["forecast"]["rows"][0] | {"beta": [2.0], "rounds": 1, "target": "escort"}]
+    file.write_text(json.dumps(found))
+    (kappa,) = [chart for chart in charts(read_all([folder], file)) if chart.id == "kappa"]
+    assert not [series.name for series in kappa.series if "exact" in series.name or series.name == "forecast"]
+
+
 def test_histograms_are_of_prompts(run):
     folder = read_folder(run)
     rounds = by_round([s for s in folder.samples if s.part == HELD_OUT])

@@ -13,16 +13,15 @@ MOST_BOUNDED = 1000  # rounds: what a file says of them is not to be believed
 
 def own_rows(run: Folder) -> list[dict[str, Any]]:
     """Rows of a forecast with the run's own β and clipping, rounds counted as the run does."""
-    config = run.manifest.get("config")
-    config = config if isinstance(config, dict) else {}
-    start = _diagnosed_round(run)
+    config, start = _config(run), _diagnosed_round(run)
+    own_beta = number(config.get("beta"))
     target = "clipped" if number(config.get("clip")) and config.get("step") is None else "escort"
     solved = [record.get("beta") for record in run.records[start:]]
 
     def own(row: dict[str, Any]) -> bool:
         beta = row.get("beta")
         if config.get("step") is None:
-            return number(beta) == number(config.get("beta"))
+            return own_beta is not None and number(beta) == own_beta
         return beta == solved[: len(beta)] if isinstance(beta, list) else row.get("rounds") == 0 and beta == 1
 
     last = max([number(config.get("rounds")) or 0, *(number(record.get("round")) or 0 for record in run.records)])
@@ -59,7 +58,7 @@ def bound_of(rows: list[dict[str, Any]], run: Folder) -> tuple[list[float], str]
     odds D by g_T(D) - D, which never falls in D: at the margin it bounds them all."""
     from srlm.theory import sharpened_kappa_bound, sharpened_log_odds
 
-    found, config = run.diagnosis.get("sequence"), run.manifest["config"]
+    found, config = run.diagnosis.get("sequence"), _config(run)
     found = found if isinstance(found, dict) else {}
     (_, log_kappa), (margin, _) = (_pair(found.get(key)) for key in ("log_kappa", "margin"))
     clip = number(config.get("clip")) if config.get("step") is None else None  # beside a step each round has its own
@@ -76,13 +75,18 @@ def bound_of(rows: list[dict[str, Any]], run: Folder) -> tuple[list[float], str]
 
 def _betas(run: Folder, rounds: float) -> list[float] | None:
     """Of so many rounds from the diagnosed one on: the run's own, or those that it solved."""
-    config, start = run.manifest["config"], _diagnosed_round(run)
+    config, start = _config(run), _diagnosed_round(run)
     if config.get("step") is None:
         betas = [number(config.get("beta"))] * int(rounds)
     else:
         betas = [number(record.get("beta")) for record in run.records[start : start + int(rounds)]]
     known = [beta for beta in betas if beta is not None and beta > 0]
     return known if len(known) == rounds else None
+
+
+def _config(run: Folder) -> dict[str, Any]:
+    found = run.manifest.get("config")
+    return found if isinstance(found, dict) else {}
 
 
 def _pair(value: Any) -> tuple[float | None, float | None]:
