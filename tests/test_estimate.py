@@ -24,7 +24,7 @@ from srlm.estimate.memory import memory
 from srlm.estimate.rates import ACCELERATORS, of_accelerator
 from srlm.estimate.rates import given as given_rates
 from srlm.estimate.stages import learning, sampling, scoring, whole
-from srlm.estimate.view import lines
+from srlm.estimate.view import lines, quantity
 from srlm.estimate.workload import Workload, decoded, laid_out
 from srlm.policies.transformer.anatomy import of_config, shape_of
 from srlm.policies.transformer.layout.group import Group
@@ -196,6 +196,12 @@ def test_lengths_have_the_mean_that_is_expected() -> None:
     assert sum(drawn) / 4000 == pytest.approx(20, abs=1.0)
     assert max(drawn) <= 64
     assert set(work().lengths(50)) == {12}
+
+
+def test_a_quantity_has_the_unit_of_what_is_shown() -> None:
+    assert [quantity(v, "B") for v in (1.234e12, 999.7e9, 999.4e9, 1e6, 999.96, 0.0)] == [
+        *("1.23 TB", "1 TB", "999 GB", "1 MB", "1 kB", "0 B")
+    ]
 
 
 def test_sampling_feeds_every_token_but_the_last_once() -> None:

@@ -13,7 +13,7 @@ WIDTH = 100
 def quantity(value: float, unit: str = "") -> str:
     """1.23e12 -> 1.23 T"""
     for power, letter in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(value) >= 10**power:
+        if abs(value) >= 0.9995 * 10**power:  # of which three digits are 1.00 already
             return f"{value / 10**power:.3g} {letter}{unit}"
     return f"{value:.3g} {unit}".rstrip()
 
