@@ -205,6 +205,9 @@ def test_judgements_that_are_judged_better_count_more() -> None:
     assert torch.equal(judged("meta_judge", silent, samples=2)[0], torch.full((2, 3), 2.5))
     with pytest.raises(UserError, match=r"--judge-samples is 1, but --reward meta_judge .* at least 2"):
         reward_function("meta_judge", judging=Judging(samples=1))
+    for rubrics, kind in ((("additive", "rating"), "points"), (("meta-judge", "pairwise"), "pairs")):
+        with pytest.raises(UserError, match=f"2 rubrics of {kind}, but --reward meta_judge takes one of each kind"):
+            reward_function("meta_judge", judging=Judging(samples=2, rubrics=rubrics))
 
 
 def test_what_a_real_model_writes_has_the_probability_that_it_says(tmp_path: Path) -> None:

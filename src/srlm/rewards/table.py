@@ -206,7 +206,13 @@ def _refuse_judging(name: str, judging: Judging) -> None:
             f"expected at least {FEWEST}: raise it"
         )
     for kind in _KINDS[name]:
-        for rubric in judging.of(("additive",) if not kind else ("pairwise",), pairs=kind):
+        chosen = judging.of(("additive",) if not kind else ("pairwise",), pairs=kind)
+        if name == "meta_judge" and len(chosen) > 1:
+            raise UserError(
+                f"--rubric names {len(chosen)} rubrics of {'pairs' if kind else 'points'}, but --reward meta_judge "
+                "takes one of each kind: leave the others out"
+            )
+        for rubric in chosen:
             if not judging.samples or (kind and name == "meta_judge"):
                 refuse_unwritten(rubric)
 
