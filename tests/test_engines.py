@@ -34,7 +34,7 @@ from srlm.policies.transformer.engines import servers as servers_module
 from srlm.policies.transformer.engines.servers import Servers
 from srlm.policies.transformer.engines.trust import importance, mismatch, untouched_is_nearer
 from srlm.policies.transformer.engines.vllm import VllmEngine
-from srlm.policies.transformer.engines.wire import Asked, read, request
+from srlm.policies.transformer.engines.wire import Asked, Said, read, request
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes, silent
 from srlm.types import Prompts
@@ -523,6 +523,26 @@ def test_a_stop_string_across_the_end_of_a_first_answer_ends_a_response(folder, 
         made = engine_on(policy, tmp_path, one.url).sample(ids, 1, how, None, silent)
     own = policy_builtin(policy).sample(ids, 1, how, None, silent)
     assert own.ids(0) == made.ids(0) == [said[:4]] and bool(made.finished.all())
+
+
+def test_an_engine_that_says_nothing_is_not_asked_for_ever(folder, tmp_path):
+    class Mute:
+        name, carrier, log_probs = "mute", "folder", ""
+
+        def __init__(self, *lengths: int) -> None:
+            self.lengths = list(lengths)
+
+        def complete(self, asked: Any, progress: Any) -> Any:
+            length = self.lengths.pop(0)
+            return [[Said([65] * length, [-1.0] * length)] for _ in asked]
+
+    policy = loaded(folder)
+    for lengths in ((0,), (3, 0)):
+        engine = VllmEngine(Mute(*lengths), tmp_path / "engine", processes())
+        with pytest.raises(UserError, match="no token"):
+            engine.sample(IDS, 1, policy.decoding, [1, 2], silent)
+    nobody = VllmEngine(Mute(), tmp_path / "engine", processes()).sample([], 2, policy.decoding, [], silent)
+    assert list(nobody.tokens.shape) == [0, 2, 8]
 
 
 def test_seeds_go_to_servers_that_can_take_them(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -72,7 +73,7 @@ class VllmEngine:
                 policy.weights.save_model(folder, policy.tokenizer)
             self.backend.put(folder, version)
             for one in last:
-                remove(one)
+                shutil.rmtree(one, ignore_errors=True)  # in the worst case it lies there a round longer
         self._together.wait_for_everyone()
         self._gain = policy.sharpness() if adapter else 1.0
         seconds = time.perf_counter() - start
@@ -128,7 +129,7 @@ class VllmEngine:
                 asked(ids, num_samples, how.max_new_tokens, None if seeds is None else seeds[p])
                 for p, ids in enumerate(prompts)
             ]
-            said = self.backend.complete(first, lambda done: progress(done, len(prompts)))
+            said = self._said(first, lambda done: progress(done, len(prompts)))
             told = len(how.stop) <= MOST_STOPS  # of all of them
             rows = {(p, k): one if told else _cut(one, how) for p, row in enumerate(said) for k, one in enumerate(row)}
             while open_ := [at for at, one in rows.items() if self._open(one, how)]:
@@ -137,7 +138,7 @@ class VllmEngine:
                     asked([*prompts[p], *(now := rows[p, k].tokens)], 1, how.max_new_tokens - len(now), None)
                     for p, k in open_
                 ]
-                for at, (rest,) in zip(open_, self.backend.complete(more, lambda _: None), strict=True):
+                for at, (rest,) in zip(open_, self._said(more, lambda _: None), strict=True):
                     whole = Said(rows[at].tokens + rest.tokens, rows[at].log_prob + rest.log_prob)
                     rows[at] = _cut(whole, how, len(rows[at].tokens))  # a stop string may have begun before the rest
             for (p, k), one in rows.items():
@@ -149,6 +150,19 @@ class VllmEngine:
         tokens, length, finished, log_prob = every
         return Responses(tokens, length, finished.bool(), log_prob)
 
+    def _said(self, asked: Sequence[Asked], progress: Callable[[int], object]) -> list[list[Said]]:
+        """
+        Raises:
+            UserError: there is nothing in an answer; asked for the rest, it would be asked for ever.
+        """
+        said = self.backend.complete(asked, progress) if asked else []
+        if any(not one.tokens for row in said for one in row):
+            raise UserError(
+                f"the engine ({self.backend.name}) answers a prompt with no token, expected at least one: see what it "
+                "logged, and go on with --resume"
+            )
+        return said
+
     @staticmethod
     def _open(one: Said, how: Decoding) -> bool:
         return len(one.tokens) < how.max_new_tokens and not how.ended(one.tokens)
@@ -156,7 +170,7 @@ class VllmEngine:
     def close(self) -> None:
         self.backend.close()
         if self._together.is_main_process:
-            remove(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _cut(one: Said, how: Decoding, open_: int = 0) -> Said:
@@ -173,12 +187,3 @@ def _only_lora(folder: Path) -> None:
     safetensors.torch.save_file(kept, file, metadata={"format": "pt"})
     said = json.loads(config.read_text(encoding="utf-8")) | {"modules_to_save": None}
     config.write_text(json.dumps(said, indent=2), encoding="utf-8")
-
-
-def remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
