@@ -24,6 +24,7 @@ from srlm.theory import (
     sharpened_failure_bound,
     sharpening_exponent,
 )
+from srlm.theory.condition import log_group_bound
 
 FORECAST_LEVEL = 0.5  # what a diagnosis calls failure
 
@@ -37,8 +38,7 @@ def rows(inputs: Inputs, read: Diagnosis | None) -> tuple[Row, ...]:
 
 def log_group_condition(inputs: Inputs) -> float:
     """log(1 + (kappa_0 - 1)/K), which kappa^(K) is never above."""
-    k = inputs.num_samples
-    return float(np.logaddexp(math.log1p(-1 / k) if k > 1 else -math.inf, inputs.log_kappa0 - math.log(k)))
+    return float(log_group_bound(inputs.log_kappa0, np.asarray(float(inputs.num_samples))))
 
 
 def promises(inputs: Inputs, row: Row, prompts: NDArray[np.float64]) -> NDArray[np.float64]:

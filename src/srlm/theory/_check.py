@@ -35,18 +35,17 @@ def argument(name: str, value: ArrayLike, interval: str, *, whole: bool = False)
     return values
 
 
-def one_number(name: str, value: Any, interval: str) -> NDArray[np.float64]:
-    """`argument` of no axes."""
-    values = argument(name, value, interval)
+def scalar(name: str, value: ArrayLike, interval: str, *, whole: bool = False) -> float:
+    """`argument` of no axes, as a float."""
+    values = argument(name, value, interval, whole=whole)
     if values.ndim:
         raise ValueError(f"{name} must be one number in {interval}, got {_short(value)}")
-    return values
+    return float(values)
 
 
 def whole_number(name: str, value: Any, interval: str) -> int:
     """One whole number, as Python's, which knows no overflow."""
-    argument(name, value, interval, whole=True)
-    one_number(name, value, interval)
+    scalar(name, value, interval, whole=True)
     return int(value)
 
 
@@ -92,11 +91,3 @@ def _short(value: Any) -> str:
     except ValueError:
         return "a number beyond the floats"
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def scalar(name: str, value: ArrayLike, interval: str, *, whole: bool = False) -> float:
-    """`argument` without axes, as a float."""
-    values = argument(name, value, interval, whole=whole)
-    if values.ndim:
-        raise ValueError(f"{name} must be one number in {interval}, got {value!r}")
-    return float(values)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from srlm.theory._check import Number, argument, either, number
-from srlm.theory.condition import log_mean_inverse
+from srlm.theory.condition import log_group_bound, log_mean_inverse
 
 
 def log_group_condition_number(
@@ -128,10 +128,7 @@ def _log_condition(
     if log_condition is not None:
         if weight is not None:
             raise ValueError("weight must be given with mode_prob only, got log_condition")
-        with np.errstate(divide="ignore"):
-            return np.asarray(
-                np.logaddexp(np.log1p(-1 / k), argument("log_condition", log_condition, "[0, inf)") - np.log(k))
-            )
+        return log_group_bound(argument("log_condition", log_condition, "[0, inf)"), k)
     if k.ndim:
         raise ValueError(f"samples_per_prompt must be one number where mode_prob is given, got {draws!r}")
     assert mode_prob is not None

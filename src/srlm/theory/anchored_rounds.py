@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from srlm.theory._check import Number, argument, log_start, number, per_round
+from srlm.theory.condition import log_group_bound
 from srlm.theory.sharpening import sharpened_kappa_bound
 
 
@@ -82,7 +83,7 @@ def anchored_rounds_bound(
     # Rounds are the last axis.
     sharpened = np.asarray(sharpened_kappa_bound(None, gamma[..., None], exponent, log_kappa0=start[..., None]))
     with np.errstate(divide="ignore", over="ignore"):
-        condition = np.logaddexp(np.log1p(-1 / k)[..., None], sharpened - np.log(k)[..., None])
+        condition = log_group_bound(sharpened, k[..., None])
         complexity = np.log(size + np.log(total) - np.log(rho)) - np.log(n)
         cost = np.exp((condition + complexity[..., None]) / 2)
     ran = np.arange(exponent.shape[-1]) < total[..., None]

@@ -47,6 +47,12 @@ def mode_margin(log_prob: ArrayLike) -> Number:
     return number(first - second)
 
 
+def log_group_bound(log_condition: ArrayLike, draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(1 + (kappa - 1)/K), which kappa^(K) is never above, of log kappa and K that were looked at."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.logaddexp(np.log1p(-1 / draws), log_condition - np.log(draws)))
+
+
 def log_mean_inverse(name: str, log_prob: NDArray[np.float64], weight: ArrayLike | None) -> NDArray[np.float64]:
     """log E_x[e^-log_prob] [...] of an argument [..., P] of this name."""
     if log_prob.ndim == 0 or not log_prob.size:

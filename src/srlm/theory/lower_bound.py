@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betainc
 from scipy.stats import binom
 
-from srlm.theory._check import Number, argument, number, one_number, whole_number
+from srlm.theory._check import Number, argument, number, scalar, whole_number
 
 
 def single_step_lower_bound(
@@ -86,8 +86,8 @@ class HardInstance:
     def __post_init__(self) -> None:
         d = whole_number("num_prompts", self.num_prompts, "[1, inf)")
         m = whole_number("num_labels", self.num_labels, "[2, inf)")
-        mass = float(one_number("informative_mass", self.informative_mass, "[0, 1]"))
-        gamma = float(one_number("margin", self.margin, f"[0, {float(m) - 1})"))
+        mass = scalar("informative_mass", self.informative_mass, "[0, 1]")
+        gamma = scalar("margin", self.margin, f"[0, {float(m) - 1})")
         # Whole numbers of any kind are Python's from here on: numpy's overflow.
         for name, value in zip(self.__dataclass_fields__, (d, m, mass, gamma), strict=True):
             object.__setattr__(self, name, value)
@@ -219,7 +219,7 @@ def worst_case_instance(
     num_samples, num_prompts and samples_per_prompt: whole, [1, inf); kappa [1, inf).
     """
     num_samples = whole_number("num_samples", num_samples, "[1, inf)")
-    kappa = float(one_number("kappa", kappa, "[1, inf)"))
+    kappa = scalar("kappa", kappa, "[1, inf)")
     num_prompts = whole_number("num_prompts", num_prompts, "[1, inf)")
     samples_per_prompt = whole_number("samples_per_prompt", samples_per_prompt, "[1, inf)")
 
