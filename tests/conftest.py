@@ -77,6 +77,17 @@ def tiny_base(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Folder of prompts.jsonl and held-out.jsonl, as `support` writes them."""
+    from support import write_held_out, write_prompts
+
+    folder = tmp_path_factory.mktemp("data")
+    write_prompts(folder)
+    write_held_out(folder)
+    return folder
+
+
 @pytest.fixture
 def prompts_file(tmp_path) -> Path:
     file = tmp_path / "prompts.jsonl"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from support import _SERVER, damage
+from support import _SERVER, die_after
 
 from srlm.cli import main
 
@@ -74,17 +72,7 @@ def _rank(words: list[str], env: dict[str, str], said: str, files: int | None) -
     os.environ.update(env)
     torch.set_num_threads(1)
     if files is not None:
-        left, replace = files, os.replace
-
-        def counted(source: Any, target: Any, **options: Any) -> None:
-            nonlocal left
-            if left == 0:
-                damage(Path(source))
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-            replace(source, target, **options)
-
-        os.replace = counted
+        die_after(files)
     try:
         main(words)
     finally:

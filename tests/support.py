@@ -185,8 +185,14 @@ def alive(target: Callable[..., None], *arguments: Any) -> int:
 def run_and_die(folder: Path, command: list[str], files: int) -> None:
     """Start or resume the run in `folder`; complete that many files, and die (kill -9) in the middle of the next."""
     torch.set_num_threads(1)
-    replace = os.replace
-    left = files
+    die_after(files)
+    resume = ["--resume", str(folder)] if (folder / "manifest.json").exists() else ["--output", str(folder)]
+    main([*command, "--quiet", *resume])
+
+
+def die_after(files: int) -> None:
+    """So many files get their names; whoever is about to give the next one its name leaves it damaged, and dies."""
+    left, replace = files, os.replace
 
     def counted(source: Any, target: Any, **options: Any) -> None:
         nonlocal left
@@ -197,8 +203,6 @@ def run_and_die(folder: Path, command: list[str], files: int) -> None:
         replace(source, target, **options)
 
     os.replace = counted
-    resume = ["--resume", str(folder)] if (folder / "manifest.json").exists() else ["--output", str(folder)]
-    main([*command, "--quiet", *resume])
 
 
 def damage(scratch: Path) -> None:

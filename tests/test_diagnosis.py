@@ -406,14 +406,6 @@ def test_a_budget_of_one_certifies_nothing_and_says_so(tiny, labelled, tmp_path)
 # Rounds of a run
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_prompts(folder)
-    write_held_out(folder)
-    return folder
-
-
 def trained(tiny, data, output, **options):
     given = {"model": tiny, "prompts": data / "prompts.jsonl", "held_out": data / "held-out.jsonl", "output": output}
     assert command(*train_words(**given | options)).code == 0

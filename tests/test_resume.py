@@ -74,14 +74,6 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_prompts(folder)
-    write_held_out(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def story(tmp_path_factory, tiny, data):
     return Story(tmp_path_factory.mktemp("lora"), tiny, data)
 

@@ -33,7 +33,6 @@ from support import (
     weights,
     words,
     write_held_out,
-    write_prompts,
     write_rows,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -77,14 +76,6 @@ AFTER_UPDATE = {
 }
 STAGES = {"sample_rollouts", "score_rollouts", "sample_held_out", "score_held_out", "sample_greedy"}
 STAGES_AFTER_UPDATE = {"update", "score_held_out_under_pi_0", "score_held_out_again"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_prompts(folder)
-    write_held_out(folder)
-    return folder
 
 
 def train(model, data, output, **options):
