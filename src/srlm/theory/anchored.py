@@ -2,7 +2,7 @@
 
 Everything is about groups of K draws y_1..y_K ~ pi_t(.|x) to n fresh prompts x ~ D, the residuals
 d_k = beta log(pi(y_k|x)/pi_t(y_k|x)) - r(x, y_k), and the exact update pi* = pi_t exp(r/beta)/Z, which has
-d_k = -beta log Z. Proofs: docs/theory.md.
+d_k = -beta log Z. Proofs: docs/theory-note.md and, of the corollaries, docs/theory.md.
 """
 
 from __future__ import annotations

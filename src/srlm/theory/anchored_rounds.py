@@ -1,7 +1,7 @@
 """T rounds of the anchored regression: a bound without a constant on losing the answer of pi_0 (ours).
 
 Each round is that of `srlm.theory.anchored`: n fresh prompts with K draws each from pi_t, rewards log pi_t, and any
-empirical minimiser. Proofs: docs/theory.md.
+empirical minimiser. Proof: docs/theory-note.md.
 """
 
 from __future__ import annotations

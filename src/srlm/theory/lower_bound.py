@@ -301,7 +301,7 @@ def rounds_lower_bound(
     Of any learner: on a start of this kappa_0 no choice of what to draw from, round after round, does better. What is
     left of kappa_0 falls like T^{-1/2}, and for a given number nT of prompts not at all. No contradiction to Thm 5.3,
     whose p is 1/M there until every prompt is solved. Proved, constants included, for
-    Delta* = sqrt(d (kappa_0 - 1)/(3nTK)) <= 1, M rounded up to a whole number (docs/theory.md). Beyond,
+    Delta* = sqrt(d (kappa_0 - 1)/(3nTK)) <= 1, M rounded up to a whole number (docs/theory-note.md). Beyond,
     M = ceil(kappa_0) and Delta = (kappa_0 - 1)/(M - 1) give Delta (1 - (nTK Delta/d + 1)/M). 0 where the expression is
     negative; `worst_case_failure` with adaptive=True is exact.
 
