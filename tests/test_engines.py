@@ -393,6 +393,15 @@ def test_a_server_that_reads_other_ids_or_gives_none(folder, data, tmp_path):
             assert expected in sentence(run(folder, tmp_path / expected.replace(" ", ""), data, one.url).err)
 
 
+def test_an_answer_that_is_no_json_is_a_sentence(folder, tmp_path):
+    policy = loaded(folder)
+    with FakeVllm(folder) as one:
+        engine = engine_on(policy, tmp_path, one.url)
+        one.mangle = lambda _: "<html>Sign in to go on</html>"
+        with pytest.raises(UserError, match="answers without 2 responses as token ids"):
+            engine.sample(IDS, 2, policy.decoding, [1, 2], silent)
+
+
 def test_a_context_that_is_too_small_for_the_server(folder, data, tmp_path):
     with FakeVllm(folder, most=10) as one:
         assert "max_tokens" in sentence(run(folder, tmp_path / "run", data, one.url).err)
