@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from srlm import theory
@@ -29,6 +30,11 @@ PAPER_ENDS |= {"margin": ([1e-3], [0, -1, INF]), "level": INSIDE, "constant": ([
 HARD = {"num_samples": 50, "kappa": 3.0, "num_prompts": 2, "samples_per_prompt": 2}
 HARD_ENDS = {"num_samples": WHOLE, "kappa": COUNT, "num_prompts": WHOLE, "samples_per_prompt": WHOLE}
 
+
+def by_modes(**given: Any) -> object:
+    return theory.anchored_failure_bound(**given)
+
+
 ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]]] = {
     theory.anchored_failure_bound: (
         SAMPLE | {"samples_per_prompt": 2, "log_condition": 1.0},
@@ -37,8 +43,10 @@ ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]
     theory.noisy_anchored_failure_bound: (
         SAMPLE | {"samples_per_prompt": 2, "log_condition": 1.0, "noise": 0.5, "tolerance": 0.5},
         SAMPLE_ENDS
-        | {"samples_per_prompt": ([2], [1, 2.5, INF]), "noise": FROM_ZERO, "tolerance": ([1e-9], [0, -1, INF])},
+        | {"samples_per_prompt": ([2], [1, 2.5, INF]), "noise": FROM_ZERO, "tolerance": ([1e-9], [0, -1, INF])}
+        | {"log_condition": FROM_ZERO},
     ),
+    by_modes: (SAMPLE | {"mode_prob": [0.5]}, {"mode_prob": ([[0.0, 1.0]], [[-0.1], [1.1], [math.nan]])}),
     theory.log_partition_bias_bound: (
         {"samples_per_prompt": 4, "concentrability": 2.0, "largest_log_ratio": 1.0},
         {"samples_per_prompt": WHOLE, "concentrability": COUNT, "largest_log_ratio": FROM_ZERO},
@@ -64,6 +72,20 @@ ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]
     theory.single_step_lower_bound: (
         {"num_samples": 10.0, "log_kappa": 1.0, "log_class_size": 2.0},
         {"num_samples": COUNT, "log_kappa": FROM_ZERO, "log_class_size": POSITIVE, "constant": POSITIVE},
+    ),
+    theory.single_step_lower_bound_asymptotic: (
+        {"num_samples": 10.0, "log_kappa": 1.0, "log_class_size": 2.0},
+        {
+            "num_samples": ([10.0], [0, -1, INF]),
+            "log_kappa": FROM_ZERO,
+            "log_class_size": POSITIVE,
+            "constant": POSITIVE,
+        },
+    ),
+    theory.worst_case_instance: (HARD, HARD_ENDS),
+    theory.HardInstance(2, 3, 0.5).bayes_failure: (
+        {"num_samples": 10, "samples_per_prompt": 2},
+        {"num_samples": WHOLE, "samples_per_prompt": WHOLE},
     ),
     theory.worst_case_failure: (HARD, HARD_ENDS),
     theory.worst_case_failure_closed_form: (HARD, HARD_ENDS),
@@ -95,7 +117,19 @@ ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]
             "clip": ([1e-9, INF], [0, -1]),
         },
     ),
-    theory.sharpen: ({"log_prob": [0.0, -1.0], "exponent": 1.0}, {"exponent": POSITIVE}),
+    theory.sharpen: (
+        {"log_prob": [0.0, -1.0], "exponent": 1.0},
+        {"exponent": POSITIVE, "log_prob": ([[-INF, 0.0]], [[math.nan], [INF]])},
+    ),
+    theory.sharpened_mode_bracket: (
+        {"known_log_prob": [-1.0], "unknown_mass": 0.7, "largest_unknown_log_prob": -2.0, "exponent": 2.0},
+        {
+            "known_log_prob": ([[-1.0, -INF]], [[0.1], [math.nan]]),
+            "unknown_mass": ([0.7], [-0.1, 1.1]),
+            "largest_unknown_log_prob": ([-2.0], [0.1]),
+            "exponent": ([2.0], [0, -1]),
+        },
+    ),
     theory.share_rounds_needed: (
         {"num_rivals": 5, "margin": 1.0, "beta": 1.0},
         {"num_rivals": WHOLE, "margin": POSITIVE, "beta": POSITIVE},
@@ -124,7 +158,13 @@ ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]
     ),
     theory.kappa_recursion: (
         {"kappa0": 3.0, "rounds": 2, "baseline": 1.0, "sqrt_coefficient": 0.1, "log_coefficient": 0.1},
-        {"kappa0": COUNT, "baseline": COUNT, "sqrt_coefficient": FROM_ZERO, "log_coefficient": FROM_ZERO},
+        {
+            "kappa0": COUNT,
+            "rounds": ([0], [-1, 0.5, INF]),
+            "baseline": COUNT,
+            "sqrt_coefficient": FROM_ZERO,
+            "log_coefficient": FROM_ZERO,
+        },
     ),
     theory.relaxation_factor: (
         {"smallest_failure_rate": 0.1, "confidence": 0.3},
@@ -174,7 +214,10 @@ ENDS: dict[Any, tuple[dict[str, Any], dict[str, tuple[list[float], list[float]]]
         {"mode_log_prob": [-1.0, -2.0], "samples_per_prompt": 2},
         {"mode_log_prob": ([[0.0, -INF]], [[1e-9, -1.0]]), "samples_per_prompt": WHOLE},
     ),
-    theory.effective_dimension: ({"eigenvalues": [1.0, 0.5], "ridge": 0.1}, {"ridge": POSITIVE}),
+    theory.effective_dimension: (
+        {"eigenvalues": [1.0, 0.5], "ridge": 0.1},
+        {"ridge": POSITIVE, "eigenvalues": ([[0.0, 1.0]], [[-0.1], [math.nan], [INF]])},
+    ),
     theory.covering_log_size: (
         {"dimension": 2.0, "norm_bound": 1.0, "resolution": 0.1},
         {"dimension": POSITIVE, "norm_bound": POSITIVE, "resolution": POSITIVE},
@@ -192,8 +235,10 @@ def cases() -> Iterator[Any]:
 def test_every_range_has_the_ends_that_it_names(function, given, name: str, taken, refused) -> None:
     for value in taken:
         function(**given | {name: value})
-    for value in refused:
-        with pytest.raises(ValueError, match=name):
+    one_number = all(np.ndim(value) == 0 for value in refused)
+    for value in [*refused, math.nan] if one_number else refused:
+        said = f"in .*[\\[(].*got {re.escape(str(value))}" if one_number else ".*got "
+        with pytest.raises(ValueError, match=rf"^{name} must .*{said}"):
             function(**given | {name: value})
 
 
