@@ -218,6 +218,9 @@ def test_what_a_real_model_writes_has_the_probability_that_it_says(tmp_path: Pat
     assert made.texts[1] == again.texts[0] and made.texts[0] != made.texts[1]
     assert made.log_prob.shape == made.finished.shape == (2, 3) and (made.log_prob < 0).all()
     assert not any("q" in text for row in made.texts for text in row)
+    policy.scorer.score = None  # a judge who reads what was written needs no pass over it
+    unscored = policy.written(asked, openings, 3, seeds, max_new_tokens=5, stop=("q",))
+    assert unscored.texts == made.texts and torch.equal(unscored.finished, made.finished)
     # the samples of a question are those of a prompt that is written out so
     out = policy.encode("Up or down?") + policy.tokenizer("So:")["input_ids"]
     drawn = policy.engine.sample([out], 3, Decoding(5, policy.decoding.eos), [3], lambda *_: None)

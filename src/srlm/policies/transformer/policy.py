@@ -259,8 +259,11 @@ class TransformerPolicy:
         stopped = texts.stopped if stop else None
         how = Decoding(max_new_tokens, self.decoding.eos, temperature, top_p, stopped, texts.window, stop=tuple(stop))
         responses = self._drawn(starts, num_samples, how, seeds, progress)
-        log_prob = self.scorer.score(self.scorer.groups(starts, responses), None, silent)[0]
-        return Written(texts.texts(responses), responses.finished, log_prob)
+
+        def score() -> Tensor:
+            return self.scorer.score(self.scorer.groups(starts, responses), None, silent)[0]
+
+        return Written(texts.texts(responses), responses.finished, score)
 
     # Scoring
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -50,12 +51,17 @@ class Responses:
 
 @dataclass(frozen=True)
 class Written:
-    """K texts behind each of N openings: whether they ended by themselves, and their log-probs in nats at temperature
-    1, both [N, K]."""
+    """K texts behind each of N openings, and whether they ended by themselves [N, K]. score: their log-probs."""
 
     texts: list[list[str]]
     finished: Tensor
-    log_prob: Tensor
+    score: Callable[[], Tensor]
+
+    @cached_property
+    def log_prob(self) -> Tensor:
+        """[N, K] in nats at temperature 1, by the weights as they are when it is asked for: a pass over all of them,
+        which not everybody needs. All processes ask."""
+        return self.score()
 
 
 def cut(values: Tensor, length: Tensor) -> list[NDArray[Any]]:
