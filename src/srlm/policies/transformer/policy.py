@@ -31,7 +31,7 @@ from srlm.policies.transformer.log_prob import entropy, reads_trees, self_certai
 from srlm.policies.transformer.processes import Progress, processes, silent
 from srlm.policies.transformer.recompute import recompute_activations
 from srlm.policies.transformer.responses import Responses, Written, refuse_too_many
-from srlm.policies.transformer.room import Room, measured
+from srlm.policies.transformer.room import room_for
 from srlm.policies.transformer.sample import Decoding, prompt_seeds
 from srlm.policies.transformer.score import Scorer
 from srlm.policies.transformer.text import Texts, eos_ids
@@ -104,16 +104,8 @@ class TransformerPolicy:
         if asked is not None:
             shards = Shards(self.model, asked, self.gain.parameters if self.gain else (), self.processes)
         self.weights = weights_of(self.model, peft_model, base or name, begun=base is not None, shards=shards)
-        if token_budget != "auto":
-            tokens = token_budget
-        elif shards is None:
-            tokens = measured(self.model, trained=trained)
-        else:
-            held = sum(value.numel() for value in self.weights.held().values())
-            with shards.working():
-                own = measured(self.model, trained=trained, held=held, forward=lambda _, packed: shards(packed))
-            tokens = shards.least(own)
-        self.room = Room(tokens, fixed=shards is not None)
+        held = sum(value.numel() for value in self.weights.held().values())
+        self.room = room_for(self.model, token_budget, trained=trained, held=held, shards=shards)
         self.scorer = Scorer(
             self.model,
             self.processes,

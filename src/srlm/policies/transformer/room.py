@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.limits import ON_CPU, OPTIMISER_BYTES, fitting
 from srlm.policies.transformer.log_prob import response_log_prob
+
+if TYPE_CHECKING:
+    from srlm.policies.transformer.devices.shards import Shards
 
 Result = TypeVar("Result")
 Forward: TypeAlias = Callable[[PreTrainedModel, Packed], tuple[Tensor, Tensor | None]]
@@ -50,6 +53,22 @@ class Room:
         if self.tokens < before:
             self.say(f"memory was too small: going on with --token-budget {self.tokens}")
         return result
+
+
+def room_for(
+    model: PreTrainedModel, budget: int | Literal["auto"], *, trained: bool, held: int, shards: Shards | None
+) -> Room:
+    """As asked for, or as measured; in shards, the least of what processes find. held: trained parameters of this
+    process."""
+    if budget != "auto":
+        tokens = budget
+    elif shards is None:
+        tokens = measured(model, trained=trained)
+    else:
+        with shards.working():
+            own = measured(model, trained=trained, held=held, forward=lambda _, packed: shards(packed))
+        tokens = shards.least(own)
+    return Room(tokens, fixed=shards is not None)
 
 
 def measured(
