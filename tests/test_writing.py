@@ -90,6 +90,16 @@ def test_talk_behind_a_blank_line_is_cut_unless_examples_have_some() -> None:
     assert Pool(["a\n\nb", "c"], 2, "s").stop == ("\nTask ",)
 
 
+def test_a_task_that_is_left_empty_is_not_the_heading_of_the_next() -> None:
+    """The line break before it is the last of the opening, where nobody looks for a stop string."""
+    said = {
+        0: ("Task 5:\nName three kinds of apples that keep well.", True),
+        1: ("Task lists: how long may they be?", True),
+    }
+    made = harvest(lambda n: said.get(n, different(n)), 2)[0]
+    assert made.prompts[0].prompt == said[1][0] and made.dropped["length"] == 1
+
+
 def test_the_same_seed_writes_the_same_and_another_round_does_not() -> None:
     one, other, later = (harvest(different, seed=s, round=t) for s, t in ((0, 0), (0, 0), (0, 1)))
     assert one[0] == other[0] and one[1].seeds == other[1].seeds and len({*one[1].seeds}) == len(one[1].seeds)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from srlm.writing.settings import WritingSettings
 
 INSTRUCTION = "Come up with a list of {number} different tasks that a user might give to an assistant.\n\n"
 HEADING = "Task {number}:\n"
+_HEADED = re.compile(r"\s*Task \d+:")  # the next one at once: this one is empty
 STOP, PARAGRAPH = "\nTask ", "\n\n"
 ATTEMPTS = 10  # prompts that are written for each that is asked for, at most
 AT_ONCE = 64  # that are written before some are dropped
@@ -129,7 +131,7 @@ def write(
         for draw, places, (text,), (over,), (log_prob,) in zip(
             draws, chosen, made.texts, made.finished.tolist(), made.log_prob.tolist(), strict=True
         ):
-            text = text.strip()
+            text = "" if _HEADED.match(text) else text.strip()
             if len(kept) < number and filters.keep(text, over):
                 kept.append(WrittenPrompt(text, tuple(pool.numbers[p] for p in places), draw, log_prob))
                 drawn = draw + 1
