@@ -42,4 +42,5 @@ def test_no_answer_never_wins_and_prompts_stay_apart() -> None:
 def test_one_response_is_unanimous_and_none_is_not() -> None:
     one, silent, nothing = self_consistency([["a"], [None], []])
     assert one.unanimous and one.majority == "a" and math.isnan(one.agreement)
-    assert not silent.unanimous and not nothing.unanimous and nothing == Consistency(None, 0, 0, nothing.agreement)
+    assert not silent.unanimous and not nothing.unanimous
+    assert (nothing.answer, nothing.count, nothing.responses) == (None, 0, 0) and math.isnan(nothing.agreement)

@@ -279,7 +279,7 @@ def test_manifest_says_what_was_run(result, data):
     came_to = lists | {"answers": "normalised", "beta": 1.0}
     assert manifest["config"] == said | came_to
     assert manifest["config"]["seed"] == SETTINGS["seed"]
-    assert manifest["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(manifest["versions"]["torch"])  # the wheel's name has no +cu130
     assert manifest["versions"].keys() >= {"python", "transformers", "peft", "accelerate", "datasets", "numpy"}
     content = "\n".join(json.dumps(f"Say {word}") for word in WORDS)
     assert manifest["data"]["prompts"] == {
