@@ -90,6 +90,18 @@ def test_everything_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     assert events == ["sync", "sync", "name", "sync"]
 
 
+def test_who_may_open_a_folder_may_read_what_is_in_it(tmp_path):
+    """safetensors leaves its files to their owner."""
+
+    def write(path):
+        path.mkdir(mode=0o755)
+        safetensors.torch.save_file({"w": torch.zeros(1)}, path / "model.safetensors")
+        (path / "model.safetensors").chmod(0o600)
+
+    write_atomically(tmp_path / "f", write)
+    assert (tmp_path / "f" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 class Rust(Exception):
     pass
 

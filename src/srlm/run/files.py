@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         remove(scratch)
         write(scratch)
         files = [f for f in scratch.rglob("*") if f.is_file()] if scratch.is_dir() else [scratch]
+        mode = scratch.stat().st_mode & 0o666  # safetensors writes for the owner alone, whoever may open the folder
         for file in files:
+            with contextlib.suppress(OSError):  # a file system without modes
+                file.chmod(mode)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if path.is_dir():
