@@ -101,8 +101,11 @@ def cells(notebook: dict[str, Any]) -> str:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
         for output in cell.get("outputs", ()):
-            printed = output.get("text") or output.get("data", {}).get("text/plain")
-            if printed:
+            data = output.get("data", {})
+            printed = output.get("text") or data.get("text/plain")
+            if picture := data.get("image/png"):
+                parts.append(f'<img alt="" src="data:image/png;base64,{"".join(picture).strip()}">')
+            elif printed:
                 parts.append(f"```text\n{''.join(printed).rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
 
