@@ -98,16 +98,16 @@ def run(case: Case) -> None:
     """One round, in this process; prints what it took as JSON."""
     clocked()
     from srlm.commands import train
-    from srlm.policies.transformer import sample
+    from srlm.policies.transformer import respond
     from srlm.run.ledger import Ledger
     from srlm.training import trainer
 
-    decode, stage = sample.decode, Ledger.stage
+    decode, stage = respond.decode, Ledger.stage
     peaks: dict[str, int] = {}
 
-    def to_the_end(*given: Any) -> Any:
-        *rest, how = given
-        return decode(*rest, dataclasses.replace(how, eos=frozenset({-1}), stopped=None))
+    def to_the_end(*given: Any, **options: Any) -> Any:
+        *rest, how, drawn = given
+        return decode(*rest, dataclasses.replace(how, eos=frozenset({-1}), stopped=None), drawn, **options)
 
     def watched(self: Ledger, round: int, name: str, work: Callable[..., Any], tokens: Any) -> Any:
         peak = peak_from_now()
@@ -118,7 +118,7 @@ def run(case: Case) -> None:
     def over(*_: object) -> None:
         raise Over
 
-    sample.decode, Ledger.stage, trainer.become = to_the_end, watched, over  # type: ignore[method-assign]
+    respond.decode, Ledger.stage, trainer.become = to_the_end, watched, over  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         with contextlib.suppress(Over):
@@ -130,7 +130,7 @@ def run(case: Case) -> None:
     print(json.dumps({"seconds": seconds, "peaks": peaks}))
 
 
-def said(*words: str) -> Any:
+def said(*words: str) -> str:
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, env=alone)
     if done.returncode:
@@ -140,12 +140,13 @@ def said(*words: str) -> Any:
 
 def compared(case: Case, name: str) -> dict[str, Any]:
     start = time.perf_counter()
-    estimated = json.loads(said("benchmarks.estimate", "--estimate", name))
+    model = ("--model", case.model)
+    estimated = json.loads(said("benchmarks.estimate", "--estimate", name, *model))
     return {
         "case": dataclasses.asdict(case),
         "estimated": estimated,
         "took": time.perf_counter() - start,
-        "measured": json.loads(said("benchmarks.estimate", "--run", name).splitlines()[-1]),
+        "measured": json.loads(said("benchmarks.estimate", "--run", name, *model).splitlines()[-1]),
     }
 
 
@@ -173,16 +174,21 @@ def main() -> None:
     parser.add_argument("--only", default="135M,270M,1.5B", help="comma-separated cases")
     parser.add_argument("--save", type=Path, help="JSON file to keep everything in, beside what is there already")
     parser.add_argument("--show", type=Path, help="such a file, as a table")
+    parser.add_argument("--model", help="of one case, where its alias is not installed: a folder with the same")
     given = parser.parse_args()
+
+    def chosen(name: str) -> Case:
+        return dataclasses.replace(CASES[name], model=given.model or CASES[name].model)
+
     if given.run or given.estimate:
-        (run if given.run else estimate)(CASES[given.run or given.estimate])
+        (run if given.run else estimate)(chosen(given.run or given.estimate))
         return
     if given.show:
         print(rows(json.loads(given.show.read_text())))
         return
     found = {}
     for name in given.only.split(","):
-        found[name] = compared(CASES[name], name)
+        found[name] = compared(chosen(name), name)
         print(rows({name: found[name]}), flush=True)
         if given.save:
             before = json.loads(given.save.read_text()) if given.save.exists() else {}

@@ -20,18 +20,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srlm import SelfRewardConfig, UserError
 from srlm.estimate import Rates, estimate, workload
+from srlm.estimate.decoding import decoded
 from srlm.estimate.memory import memory
 from srlm.estimate.rates import ACCELERATORS, of_accelerator
 from srlm.estimate.rates import given as given_rates
 from srlm.estimate.stages import learning, sampling, scoring, whole
 from srlm.estimate.view import lines, quantity
-from srlm.estimate.workload import Workload, decoded, laid_out
+from srlm.estimate.workload import Workload, laid_out
+from srlm.policies.transformer import respond
+from srlm.policies.transformer.admission import Unit, units_of
 from srlm.policies.transformer.anatomy import of_config, shape_of
+from srlm.policies.transformer.continuation import Continuation
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.log_prob import decoder_of, response_log_prob
+from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
 from srlm.policies.transformer.update import MasterAdamW, Optimisation
 from srlm.training.sizes_table import models
@@ -206,12 +211,53 @@ def test_a_quantity_has_the_unit_of_what_is_shown() -> None:
 
 def test_sampling_feeds_every_token_but_the_last_once() -> None:
     found, made = shape(), work()
-    spent = sampling([20] * 6, 4, found, made)
+    spent = sampling([20] * 6, 4, found, made, cpu=True)
     fed = 6 * 4 * 11
     linear = 2 * fed * (found.plain + found.cost.head)
     seen = 2 * found.cost.pair * 6 * 4 * sum(20 + t for t in range(1, 12))
     assert spent.decode == pytest.approx(linear + seen)
-    assert spent.weights == pytest.approx(11 * (found.parameters - found.table) * 4 * len(decoded([20] * 6, 4, made)))
+    assert spent.weights == pytest.approx(11 * (found.parameters - found.table) * 4)
+
+
+@pytest.mark.parametrize("look", [1, 8])
+def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real decoder, told where to end each response, takes the same steps of as many rows and slots."""
+    made = dataclasses.replace(work(), longest=16, expected=6.0, budget=32)
+    sizes = [3, 9, 5, 9, 4, 7, 3, 8, 5]
+    said = decoded(sizes, 3, made, cpu=look == 1)
+    assert any(one.before for one in said.begun) and said.times == 1
+    ends = made.lengths(len(sizes) * 3, seed=3)
+    steps: list[tuple[int, int]] = []
+    admitted: list[tuple[int, int, int]] = []
+    feed, admit, look_at = Continuation.feed, respond.Batch.admit, respond.Batch._look
+
+    def fed(self: Continuation, word: torch.Tensor) -> None:
+        feed(self, word)
+        steps.append((len(word), self.mask.shape[1]))
+
+    def begun(self: respond.Batch, units: list[Unit]) -> None:
+        before = len(self)
+        admit(self, units)
+        admitted.append((len(units), before, len(self)))
+
+    def ended(self: respond.Batch, words: torch.Tensor) -> torch.Tensor:
+        """Word 1 where a response is as long as it is to be, else 2."""
+        last = torch.tensor([ends[i] for i in self._response.tolist()])
+        at = self._step + torch.arange(len(words))[:, None]
+        return look_at(self, torch.where(at + 1 == last, 1, 2))
+
+    monkeypatch.setattr(Continuation, "feed", fed)
+    monkeypatch.setattr(respond.Batch, "admit", begun)
+    monkeypatch.setattr(respond.Batch, "_look", ended)
+    monkeypatch.setitem(respond.LOOK_EVERY, "cpu", look)
+    prompts = [[5] * size for size in sorted(sizes)]
+    drawn = respond.Drawn(len(prompts), 3, 16)
+    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32)]
+    how = Decoding(16, frozenset({1}))
+    respond.decode(make_model(), prompts, units, None, how, drawn, budget=8 * 32, refill=True)
+    assert drawn.length.flatten().tolist() == ends
+    assert admitted == [(one.prompts, one.before, one.rows) for one in said.begun]
+    assert steps == [(one.rows, one.slots + t) for one in said.fed for t in range(one.steps)]
 
 
 def test_seconds_are_work_over_rates() -> None:
@@ -254,7 +300,10 @@ def test_parts_are_those_of_real_tensors() -> None:
     assert update["fp32 masters and moments"] == held
     folded = sum(p.nbytes for key, p in model.named_parameters() if key.endswith("base_layer.weight"))
     drawing = next(m for m in memory(found, made, cpu=True).moments if m.name == "sampling").parts
-    assert drawing["folded copies"] == folded
+    before = "weights as they were before folding"
+    assert drawing[before] == folded
+    elsewhere = memory(found, made, cpu=False)
+    assert elsewhere.host[before] == folded and not any(before in m.parts for m in elsewhere.moments)
 
 
 def test_shards_are_parts_of_what_is_divided() -> None:
@@ -267,7 +316,7 @@ def test_shards_are_parts_of_what_is_divided() -> None:
         assert four["update"][part] == one["update"][part] / 4
     zero2 = dataclasses.replace(work(), devices=4, shard="zero2")
     apart = {m.name: m.parts for m in memory(found, zero2, cpu=False).moments}["update"]
-    assert apart["weights"] == one["update"]["weights"]
+    assert apart["gathered weights"] == four["sampling"]["gathered weights"] == one["update"]["weights"]
     assert apart["fp32 masters and moments"] == one["update"]["fp32 masters and moments"] / 4
 
 

@@ -245,6 +245,15 @@ def test_a_group_is_cut_only_where_it_does_not_fit() -> None:
     assert [len(batch) for batch in cut.batches] == [1, 1, 1]
 
 
+def test_groups_that_others_would_pad_far_go_alone() -> None:
+    halves, whole = Plan([[0], [1]], [14, 14], masked=True), Plan([[0, 1]], [26], masked=True)
+    some = {0: halves, 1: whole, 2: halves, 3: halves}
+    assert [share.groups for share in shares(some, range(4), 10**6)] == [[0, 2, 3], [1]]
+    assert [share.groups for share in shares(some | {1: Plan([[0, 1]], [20], masked=True)}, range(4), 10**6)] == [
+        [0, 2, 3, 1]
+    ]
+
+
 def test_masks_of_a_micro_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("srlm.policies.transformer.layout.batches.LARGEST_MASK", 3 * 10 * 10)
     trees = [Plan([[0, 1]], [10], masked=True)] * 7

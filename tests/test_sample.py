@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from srlm.errors import UserError
-from srlm.policies.transformer import respond
+from srlm.policies.transformer import admission, respond
+from srlm.policies.transformer.admission import Unit
 from srlm.policies.transformer.continuation import reads_padding, shares_prompts
-from srlm.policies.transformer.respond import Drawn, Unit
+from srlm.policies.transformer.respond import Drawn
 from srlm.policies.transformer.sample import BLOCK, Decoding, inverse_cdf, nucleus
 
 LLAMA = make_model(vocab=VOCABULARY)
@@ -181,7 +182,7 @@ def test_decoding_is_sampling_by_definition(name: str, shared: bool, monkeypatch
         pytest.skip("its responses cannot read one copy of their prompt")
     uniform = uniforms(len(PROMPTS), k, how.max_new_tokens, seed=3)
     drawn = decode(model, PROMPTS, uniform, k, how, shared=shared)
-    monkeypatch.setitem(respond.LOOK_EVERY, "cpu", 5)
+    monkeypatch.setitem(admission.LOOK_EVERY, "cpu", 5)
     for budget in (k * 25, 2 * k * 25):
         for part, whole in zip(decode(model, PROMPTS, uniform, k, how, budget, shared), drawn, strict=True):
             assert torch.equal(part, whole)
@@ -255,7 +256,7 @@ def test_prompts_join_as_rows_end(name: str, shared: bool, monkeypatch: pytest.M
 
     together = decode(model, prompts, uniform, 2, how, shared=shared)
     monkeypatch.setattr(respond.Batch, "admit", admit)
-    monkeypatch.setattr(respond, "REFILL", 0.25)
+    monkeypatch.setattr(admission, "REFILL", 0.25)
     parts = decode(model, prompts, uniform, 2, how, 12 * 25, shared)
     assert all(torch.equal(part, whole) for part, whole in zip(parts, together, strict=True))
     assert max(map(sum, begun)) <= 18 and len(begun) > 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import string
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -238,6 +239,16 @@ def test_prompts_per_step_and_the_order_of_epochs(tiny: Path) -> None:
     assert visits(4, seed=0)[0] == epochs
     assert visits(4, seed=1)[0] != epochs
     assert visits(4, seed=0, round=3)[0] != epochs
+
+
+def test_gradients_of_a_step_are_gone_before_the_next_one() -> None:
+    """Kept, they would be there beside those of the next step: 4 bytes a trained weight."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimiser = MasterAdamW([weight], None, Optimisation(0.1, 1))
+    gone = weakref.ref(gradient := torch.ones(3))
+    optimiser.step([gradient], 1.0)
+    del gradient
+    assert gone() is None
 
 
 class Still(MasterAdamW):

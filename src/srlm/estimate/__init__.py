@@ -99,8 +99,8 @@ def estimate(
             assumed.append("the time of talking between devices is unknown and not counted (--link)")
     if not work.built_in:
         assumed.append("an engine of its own draws the responses: its time and its memory are not counted")
-    elif work.devices > 1 and work.shard in ("zero3", "fsdp"):
-        assumed.append("every step of decoding gathers the divided weights: an engine spares that")
+    elif work.devices > 1 and work.shard != "none":
+        assumed.append("each device holds all of the weights while it draws (an engine of its own would spare that)")
     assumed += [f"not counted: {what}" for what in work.uncounted]
     found = memory(shape, work, cpu=cpu, file=file)
     made = (
@@ -108,6 +108,6 @@ def estimate(
         if room is None
         else remedies(shape, work, USABLE * room, cpu=cpu, file=file, with_lora=with_lora or (lambda rank: shape))
     )
-    first, later = (stages(shape, work, rates, later=later) for later in (False, True))
+    first, later = (stages(shape, work, rates, later=later, cpu=cpu) for later in (False, True))
     last = [stage for stage in later if stage.name != "update"]
     return Estimate(shape, work, rates, device, cpu, found, room, made, first, later, last, assumed)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from srlm.estimate.workload import Batch, Batches, Workload, decoded, laid_out
-from srlm.policies.transformer.limits import CHUNK_ELEMENTS, LARGEST, ON_CPU, SHARE
+from srlm.estimate.decoding import decoded
+from srlm.estimate.workload import Batch, Batches, Workload, laid_out
+from srlm.policies.transformer.limits import BUCKET, CHUNK_ELEMENTS, LARGEST, ON_CPU, OPTIMISER_BYTES, SHARE, SLICE
 from srlm.policies.transformer.shape import Shape
 
 PROGRAM = {"cpu": 0.75e9, "gpu": 0.6e9}  # Python and its libraries; on an accelerator its context and kernels
-MASTERS = 12  # bytes of what is trained: an fp32 master and AdamW's two moments
-STARTS = "what it was"  # of what is trained, in the model's dtype: where a diverged round goes back to
-FLAT = 3  # fp32 copies of the gradients at a step: those of the micro-batches summed, all in a row, and clipped
+MASTERS = "fp32 masters and moments"
+OPTIMISED = 12  # bytes of what is trained that these are: a master and AdamW's two moments
+GATHERED = "gathered weights"
+KEPT = "what is trained, as it was"  # on the host, of pi_0 and, during an update, of pi_t, where one goes back to
+FOLDED = "weights as they were before folding"  # on the host while words are drawn
 DRAWING = 12  # bytes a logit while a word is drawn, beside the logit itself
 ENTROPY = 16  # bytes a logit while entropies are taken
 RECOMPUTED = 14  # bytes a logit while those of a trained head go back
 PASSING = 4  # tensors as wide as the widest layer that a layer holds at a time
-HEAP = (
-    1.35  # times the bytes of what a backward pass keeps that a process has for it: 1.22 to 1.58 on three models here
-)
+HEAP = 1.35  # times the bytes of what a backward pass keeps that a process has for it: 1.22 to 1.58 on three models
 HOST = 24  # bytes a sampled token on the host: ids, twice while processes gather, log-probs, texts
 
 
@@ -51,46 +52,68 @@ def memory(shape: Shape, work: Workload, *, cpu: bool, file: float = 0.0) -> Mem
     train = laid_out(work.prompts, work.samples, work, shape)
     resident = _resident(shape, work, cpu=cpu)
     tables = work.mean * HOST * (len(work.prompts) * work.samples + len(work.held_out) * work.held_samples)
-    kept = shape.trained * shape.size
-    host = {"tables of a round": tables, "what is trained, as it was": float(kept)}
-    every = resident | (host if cpu else {})
+    kept = shape.trained * shape.size / _divided(work)
+    always = {"tables of a round": tables, KEPT: kept}
+    folded = {FOLDED: float(shape.folded * shape.size)} if shape.adapter and work.built_in else {}
+
+    def moment(name: str, parts: dict[str, float], host: dict[str, float]) -> Moment:
+        return Moment(name, resident | parts | (always | host if cpu else {}))
+
     moments = []
     if cpu:
         moments.append(Moment("loading", resident | {"files of the weights": file}))
     if work.built_in:
-        moments.append(Moment("sampling", every | _drawing(shape, work)))
-    moments.append(Moment("scoring", every | _scoring(shape, work, train)))
+        moments.append(moment("sampling", _drawing(shape, work, cpu=cpu), folded))
+    moments.append(moment("scoring", _scoring(shape, train), {}))
+    before = {KEPT: 2 * kept}
     update = _update(shape, work, train, cpu=cpu)
-    moments.append(Moment("update", every | update))
-    if cpu:  # small blocks stay with the process; those of logits do not
-        again = _scoring(shape, work, train)
+    moments.append(moment("update", update, before))
+    # What was learned is scored while masters are there. Small blocks stay with a process; those of logits do not.
+    again = _scoring(shape, train) | {MASTERS: update[MASTERS]}
+    if cpu:
         again["activations"] = max(again["activations"], update["activations"])
-        moments.append(Moment("scoring after an update", every | again))
-    return Memory(moments, {} if cpu else host | {"program": PROGRAM["cpu"]})
+    moments.append(moment("scoring after an update", again, before))
+    return Memory(moments, {} if cpu else always | before | folded | {"program": PROGRAM["cpu"]})
+
+
+def _divided(work: Workload) -> int:
+    """Devices that weights are divided among between passes."""
+    return 1 if work.shard == "none" else work.devices
+
+
+def _whole(shape: Shape) -> float:
+    """Bytes of all weights and the adapter."""
+    return shape.weights + shape.adapter * shape.size
 
 
 def _resident(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
-    divided = work.devices if work.shard in ("zero3", "fsdp") else 1
+    divided = _divided(work)
     found = {
         "program": PROGRAM["cpu" if cpu else "gpu"],
         "weights": shape.weights / divided,
     }
     if shape.adapter:
         found["adapter"] = shape.adapter * shape.size / divided
-    if divided > 1:
-        found["a gathered layer"] = 2 * (shape.parameters / shape.layers) * shape.size
+    if divided > 1:  # beside the parts; of FSDP the tables of words, as long as there are passes, and two layers
+        words = shape.cost.head + shape.table
+        of_two = (words + 2 * (shape.parameters - words) / shape.layers) * shape.size
+        found[GATHERED] = _whole(shape) if work.shard == "zero2" else of_two
     return found
 
 
-def _drawing(shape: Shape, work: Workload) -> dict[str, float]:
-    divided = work.devices if work.shard in ("zero3", "fsdp") else 1
-    found = {"folded copies": shape.folded * shape.size / divided} if shape.adapter else {}
-    most = logits = prefill = 0.0
+def _drawing(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
+    found = {GATHERED: _whole(shape)} if _divided(work) > 1 else {}
+    most = rows = prefill = 0.0
     for prompts, samples in ((work.prompts, max(work.samples, work.votes)), (work.held_out, work.held_samples)):
-        for batch in decoded(prompts, samples, work):
-            most = max(most, batch.rows * shape.cached(batch.length + work.longest))
-            logits = max(logits, batch.rows * shape.vocabulary * float(shape.size + DRAWING))
-            prefill = max(prefill, _passing(shape, batch.prompts * batch.length))
+        for one in (made := decoded(prompts, samples, work, cpu=cpu)).begun:
+            most = max(most, one.rows * shape.cached(one.slots))
+            prefill = max(prefill, _passing(shape, one.prompts * one.tokens))
+        for fed in made.fed:
+            most = max(most, fed.rows * shape.cached(fed.slots + fed.steps - 1))
+        rows = max(rows, float(made.rows))
+    # Of all rows logits in the model's dtype, and beside them the next ones, or what drawing makes of them.
+    each = rows * shape.vocabulary
+    logits = each * shape.size + max(each * shape.size, DRAWING * min(each, SLICE if cpu else each))
     appended = most / max(shape.layers, 1)
     before = max(prefill - logits - appended, 0.0)  # gone once words are drawn
     return found | {"KV cache": most + appended, "logits": logits, "prefill": before}
@@ -114,7 +137,7 @@ def _chunk(shape: Shape, batch: Batch) -> float:
     return float(min(CHUNK_ELEMENTS, batch.edges * shape.vocabulary))
 
 
-def _scoring(shape: Shape, work: Workload, train: Batches) -> dict[str, float]:
+def _scoring(shape: Shape, train: Batches) -> dict[str, float]:
     return {
         "activations": max((_forward(shape, b) for b in train.batches), default=0.0),
         "logits": max((_chunk(shape, b) * (shape.size + ENTROPY) for b in train.batches), default=0.0),
@@ -127,9 +150,8 @@ def _activations(shape: Shape, work: Workload, batch: Batch) -> float:
 
 
 def _update(shape: Shape, work: Workload, train: Batches, *, cpu: bool) -> dict[str, float]:
-    """Either activations and the logits of a micro-batch, or, once they are gone, copies of the gradients."""
+    """Either activations and the logits of a micro-batch, or, once they are gone, what a step is made of."""
     shared = work.devices if work.shard != "none" else 1
-    of_weights = work.devices if work.shard in ("zero3", "fsdp") else 1
     own = shape.trained / shared
     largest = max(train.batches, key=lambda b: _activations(shape, work, b), default=None)
     active = (_activations(shape, work, largest) if largest else 0.0) * (HEAP if cpu else 1.0)
@@ -138,16 +160,20 @@ def _update(shape: Shape, work: Workload, train: Batches, *, cpu: bool) -> dict[
         chunk = _chunk(shape, largest)
         hidden = largest.edges * shape.hidden * shape.size
         logits = chunk * (RECOMPUTED + shape.size) if shape.whole else chunk * shape.size + 2 * hidden
-        logits += 0.0 if shape.whole else 3 * 4 * (2.0**20 if cpu else chunk)  # fp32, a slice at a time on a processor
-    gradients = 4.0 * shape.trained / (of_weights if of_weights > 1 else 1)
-    if shape.whole:
-        gradients += max(shape.hidden * shape.vocabulary, shape.widest * shape.hidden) * shape.size  # one on its way
-    flat = (FLAT - 1) * 4.0 * shape.trained / shared
-    step = max(flat - (active + logits), 0.0)
+        logits += 0.0 if shape.whole else 3 * 4 * min(chunk, float(SLICE if cpu else chunk))  # fp32
+    # Sums in fp32; those of a model in shards are cut where they arise.
+    widest: float = max(shape.hidden * shape.vocabulary, shape.widest * shape.hidden)
+    if shared > 1:  # of a unit at once
+        words = shape.cost.head + shape.table
+        widest = max(words, (shape.parameters - words) / shape.layers)
+    arriving = widest * (shape.size + 4.0) if shape.whole else 0.0  # in the model's dtype, and in fp32
+    # AdamW goes by the parameter on a processor, by all at once elsewhere; processes sum gradients in buckets.
+    stepping = 2 * 4.0 * min(widest, own) if cpu else 4.0 * own
+    summed = 2 * 4.0 * min(BUCKET, own) if work.devices > 1 and shared == 1 else 0.0
+    step = max(max(stepping, summed) - (active + logits + arriving), 0.0)
     return {
-        "fp32 masters and moments": MASTERS * own,
-        STARTS: shape.trained * shape.size / of_weights,
-        "gradients": gradients + step,
+        MASTERS: OPTIMISED * own,
+        "gradients": 4.0 * own + arriving + step,
         "activations": active,
         "logits": logits,
     }
@@ -161,7 +187,7 @@ def automatic(shape: Shape, work: Workload, memory_bytes: float | None, *, cpu: 
     one = replace(work, budget=1)
     fixed = sum(_resident(shape, one, cpu=False).values())
     shared = work.devices if work.shard != "none" else 1
-    fixed += shape.trained * (MASTERS + 4 * FLAT + shape.size) / shared
+    fixed += shape.trained * OPTIMISER_BYTES / shared
     each = (shape.kept if work.recompute else shape.saved) + PASSING * shape.widest * shape.size
     tokens = 1
     while 2 * tokens <= min(LARGEST, SHARE * max(memory_bytes - fixed, 0.0) / each):

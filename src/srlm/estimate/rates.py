@@ -14,8 +14,8 @@ GIVEN = "given"
 class Rates:
     """FLOP/s of forward passes, of forward and backward together, of the head, of the head with its backward pass, and
     of single tokens behind a cache; bytes/s of weights read for a step of decoding, of the KV cache, of all other
-    memory, and of the link between devices (None: unknown, and not counted). What the measurement of another rate has
-    counted already is infinite.
+    memory, of the link between devices (None: unknown, and not counted), and between a device and its host. What the
+    measurement of another rate has counted already is infinite.
 
     call: seconds that a layer takes in a step of decoding whatever it computes. source: where they are from, in words.
     sure: was this very work measured?
@@ -32,6 +32,7 @@ class Rates:
     link: float | None
     source: str
     call: float = 0.0
+    host: float = math.inf
     sure: bool = False
 
     @classmethod
@@ -63,6 +64,7 @@ ACCELERATORS = {
     "mi300x": Accelerator("AMD MI300X", 1307e12, 163.4e12, 5.3e12, 192e9, 448e9),
 }
 REACHED, STREAMED = 0.4, 0.6  # of a data sheet's FLOP/s and bytes/s: assumed
+HOST = 10e9  # bytes/s between a device and ordinary memory of its host: assumed
 CALL = 0.5e-3  # seconds of a layer in a step of decoding, of Python and of starting kernels: assumed
 BETWEEN_MACHINES = 50e9  # bytes/s, 400 Gbit/s: assumed
 PER_MACHINE = 8  # accelerators
@@ -84,7 +86,7 @@ def of_accelerator(name: str, dtype: str, devices: int = 1) -> Rates:
     link = sheet.link if devices <= PER_MACHINE else BETWEEN_MACHINES
     said = f"{sheet.name}, {100 * REACHED:.0f} % of the FLOP/s and {100 * STREAMED:.0f} % of the bytes/s of its data"
     made = Rates.plain(REACHED * flops, STREAMED * sheet.bandwidth, f"{said} sheet (assumed)", link)
-    return replace(made, call=CALL)
+    return replace(made, call=CALL, host=HOST)
 
 
 def given(rates: Rates | None, *, flops: float | None, bandwidth: float | None, link: float | None) -> Rates:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
-
+from srlm.estimate.decoding import decoded
 from srlm.estimate.rates import Rates
-from srlm.estimate.workload import Batches, Workload, decoded, laid_out
+from srlm.estimate.workload import Batches, Workload, laid_out
 from srlm.policies.transformer.shape import Shape
 
 FROM_CACHE = 3  # times that a step moves the KV cache: read, and read and written where a token is appended
@@ -19,7 +18,8 @@ PER_LOGIT = 24  # bytes moved to draw a word: logits, their maximum, exponential
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, of others, and between devices.
+    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, of others, between devices, and
+    between a device and its host.
     read: what forward and backward passes read of weights; no second is counted for it. calls: of layers, in steps of
     decoding."""
 
@@ -32,6 +32,7 @@ class Work:
     cache: float = 0.0
     other: float = 0.0
     link: float = 0.0
+    host: float = 0.0
     read: float = 0.0
     calls: float = 0.0
 
@@ -51,7 +52,7 @@ class Work:
 
     def seconds(self, rates: Rates) -> float:
         """One after another: nothing is taken to overlap."""
-        names = ("forward", "learn", "head", "head_learn", "decode", "weights", "cache")
+        names = ("forward", "learn", "head", "head_learn", "decode", "weights", "cache", "host")
         spent: float = sum(getattr(self, name) / getattr(rates, name) for name in names) + self.other / rates.bandwidth
         spent += self.calls * rates.call
         return spent + (self.link / rates.link if rates.link else 0.0)
@@ -104,39 +105,60 @@ def learning(batches: Batches, shape: Shape, work: Workload) -> Work:
             head=logits * batch.several,
             head_learn=logits * (4 if shape.whole else 2),
             read=(2 + batch.several) * _weights(shape),
-            link=(2 + batch.several) * _gathered(shape, work),
+            link=(2 - (work.shard == "zero2") + batch.several) * _gathered(shape, work),
         )
     own = shape.trained / (work.devices if work.shard != "none" else 1)
-    step = Work(other=4 * OPTIMISER_PASSES * own, link=_reduced(shape, work))
-    return (found + step * batches.steps) * batches.times
+    # Of a model in shards gradients are summed with every micro-batch, where they arise; else once a step.
+    summed = _reduced(shape, work)
+    step = Work(other=4 * OPTIMISER_PASSES * own, link=0.0 if work.shard != "none" else summed)
+    passes = Work(link=summed if work.shard != "none" else 0.0) * len(batches.batches)
+    return (found + passes + step * batches.steps) * batches.times
 
 
-def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload) -> Work:
-    """Prefill, then a token a row and step, until the last row of a batch has ended; LoRA is folded in before."""
-    fold = Work(forward=2.0 * shape.folded * shape.rank, other=3 * shape.folded * shape.size)
-    found = fold if shape.adapter else Work()
-    for batch in decoded(prompts, samples, work):
-        alive = batch.rows * work.alive
-        steps = float((1 - (1 - work.alive) ** batch.rows)[1:].sum())  # that have a row left
-        fed = float(alive[1:].sum())
-        seen = float((alive[1:] * (batch.length + np.arange(1, work.longest))).sum())
-        prefill = batch.prompts * batch.length
-        pairs = batch.prompts * batch.length**2 / 2
-        moved = sum(shape.cached(batch.length + t) * alive[t] for t in range(1, work.longest))
-        found += Work(
-            forward=2 * (prefill * shape.plain + pairs * shape.cost.pair),
-            head=2 * batch.prompts * shape.cost.head,
-            decode=2 * (fed * (shape.plain + shape.cost.head) + seen * shape.cost.pair),
-            weights=steps * _weights(shape),
-            cache=FROM_CACHE * float(moved) + PER_LOGIT * (fed + batch.rows) * shape.vocabulary,
+def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload, *, cpu: bool) -> Work:
+    """Prompts are read, then a token a row and step is fed. Before, LoRA is folded in and put back afterwards; weights
+    that are divided are gathered once."""
+    found = _folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
+    made = decoded(prompts, samples, work, cpu=cpu)
+    drawn = Work()
+    for one in made.begun:
+        tokens, pairs = one.prompts * one.tokens, one.prompts * one.tokens**2 / 2
+        drawn += Work(
+            forward=2 * (tokens * shape.plain + pairs * shape.cost.pair),
+            head=2 * one.prompts * shape.cost.head,
+            other=2 * one.rows * shape.cached(one.slots) * (one.before > 0),  # caches become one
+            cache=PER_LOGIT * float(one.rows - one.before) * shape.vocabulary,
             read=_weights(shape),
-            link=(steps + 1) * _gathered(shape, work),
-            calls=steps * shape.layers,
         )
-    return found
+    for fed in made.fed:
+        number, middle = fed.rows * fed.steps, fed.slots + (fed.steps - 1) / 2
+        held = fed.rows * shape.cached(middle)
+        drawn += Work(
+            decode=2 * number * (shape.plain + shape.cost.head + middle * shape.cost.pair),
+            weights=fed.steps * _weights(shape),
+            cache=FROM_CACHE * fed.steps * held + PER_LOGIT * float(number) * shape.vocabulary,
+            other=2 * held * fed.moved,  # what is left of a cache is copied
+            calls=float(fed.steps * shape.layers),
+        )
+    return found + drawn * made.times
 
 
-def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool) -> list[Stage]:
+def _folding(shape: Shape, *, cpu: bool) -> Work:
+    """LoRA put into weights, which are copied before and put back afterwards."""
+    if not shape.adapter:
+        return Work()
+    # peft makes a difference, scales it and adds it: a write, a read and a write, two reads and a write; on a processor
+    # in fp32 where weights are not, and then cast.
+    moved = 4 * (1 + 2) + 6 + 6 if cpu and shape.size == 2 else (1 + 2 + 3) * shape.size
+    copied = 2.0 * shape.size * shape.folded
+    return Work(
+        forward=2.0 * shape.folded * shape.rank,
+        other=moved * float(shape.folded) + (2 * copied if cpu else 0.0),
+        host=0.0 if cpu else copied,
+    )
+
+
+def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cpu: bool) -> list[Stage]:
     """Of round 0, or of a later one, which looks back at the one before and at the untouched model."""
     train = laid_out(work.prompts, work.samples, work, shape)
     held = laid_out(work.held_out, work.held_samples, work, shape)
@@ -146,20 +168,21 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool) ->
     )
     found: list[tuple[str, Work, float]] = []
     if work.built_in:
-        found.append(("sample rollouts", sampling(work.prompts, work.samples, shape, work), number))
+        found.append(("sample rollouts", sampling(work.prompts, work.samples, shape, work, cpu=cpu), number))
     found.append(("score rollouts", scoring(train, shape, work, heads=2), number))
     if work.votes and work.built_in:
-        votes = sampling(work.prompts, work.votes, shape, work)
+        votes = sampling(work.prompts, work.votes, shape, work, cpu=cpu)
         found.append(("sample votes", votes, len(work.prompts) * work.votes * work.mean))
     if work.held_out:
         if work.built_in:
-            found.append(("sample held_out", sampling(work.held_out, work.held_samples, shape, work), held_number))
+            drawn = sampling(work.held_out, work.held_samples, shape, work, cpu=cpu)
+            found.append(("sample held_out", drawn, held_number))
         found.append(("score held_out", scoring(held, shape, work, heads=2), held_number))
         if later:
             again = scoring(held, shape, work, heads=1)
             found += [("score held_out under pi_0", again, held_number), ("score held_out again", again, held_number)]
         if work.built_in:
-            greedy = sampling(work.held_out, 1, shape, work)
+            greedy = sampling(work.held_out, 1, shape, work, cpu=cpu)
             found.append(("sample greedy", greedy, len(work.held_out) * work.mean))
     update = learning(train, shape, work) * work.epochs + scoring(train, shape, work, heads=1)
     found.append(("update", update, number * work.epochs))
@@ -175,14 +198,14 @@ def _weights(shape: Shape) -> float:
 
 
 def _gathered(shape: Shape, work: Workload) -> float:
-    """Bytes that a device is sent for a pass over weights that are divided."""
-    if work.shard not in ("zero3", "fsdp") or work.devices == 1:
+    """Bytes that a device is sent for all of the weights, where they are divided."""
+    if work.shard == "none":
         return 0.0
     return (shape.parameters + shape.adapter) * shape.size * (work.devices - 1) / work.devices
 
 
 def _reduced(shape: Shape, work: Workload) -> float:
-    """Bytes of a step's fp32 gradients that go through a device."""
+    """Bytes that go through a device where fp32 gradients are summed: of all for all, or of each part for one."""
     times = 1 if work.shard != "none" else 2
     return times * 4.0 * shape.trained * (work.devices - 1) / work.devices
 

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srlm.errors import UserError
-from srlm.policies.transformer.layout.batches import Plan, micro_batches, shares
+from srlm.policies.transformer.layout.batches import Plan, shares
 from srlm.policies.transformer.layout.cost import SLACK
 from srlm.policies.transformer.layout.group import Group
-from srlm.policies.transformer.limits import DECODE_BUDGET
 from srlm.policies.transformer.shape import Shape
 
 MOST_GROUPS = 64  # laid out; more prompts are as many times these
@@ -119,7 +118,7 @@ def laid_out(prompts: Sequence[int], samples: int, work: Workload, shape: Shape)
     """As scoring and training cut them; responses have nothing but their prompt in common."""
     size = work.step
     most = max(size, MOST_GROUPS // size * size)
-    some = _spread(prompts, most)
+    some = spread(prompts, most)
     groups = []
     for number, length in enumerate(some):
         words = work.lengths(samples, number)
@@ -145,31 +144,8 @@ def _places(group: Group, members: Sequence[int]) -> tuple[int, int]:
     return min(places), max(places) + 1
 
 
-def _spread(lengths: Sequence[int], most: int) -> list[int]:
+def spread(lengths: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly."""
     if len(lengths) <= most:
         return list(lengths)
     return [sorted(lengths)[int((i + 0.5) * len(lengths) / most)] for i in range(most)]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A batch of sampling: prompts, rows, tokens of the longest prompt."""
-
-    prompts: int
-    rows: int
-    length: int
-
-
-def decoded(prompts: Sequence[int], samples: int, work: Workload) -> list[Decoded]:
-    """Batches of the first of several devices."""
-    budget = DECODE_BUDGET * work.budget
-    sizes = [samples * (length + work.longest) for length in prompts]
-    found = []
-    for batch in micro_batches(sizes, budget, world=work.devices):
-        longest = max(prompts[i] for i in batch)
-        at_once = samples if len(batch) > 1 else max(1, samples * budget // sizes[batch[0]])
-        for first in range(0, samples, at_once):
-            count = min(at_once, samples - first)
-            found.append(Decoded(len(batch), len(batch) * count, longest))
-    return found

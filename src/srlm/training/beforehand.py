@@ -13,10 +13,11 @@ import torch
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.estimate import Estimate, estimate, workload
+from srlm.estimate.decoding import decoded
 from srlm.estimate.measured import of_pace
 from srlm.estimate.rates import ACCELERATORS, Rates, given, of_accelerator
 from srlm.estimate.settings import Asked
-from srlm.estimate.workload import Workload, decoded, laid_out
+from srlm.estimate.workload import Workload, laid_out
 from srlm.policies.transformer import anatomy
 from srlm.policies.transformer.load.hub import resolve_dtype
 from srlm.policies.transformer.log_prob import UNFIT
@@ -103,8 +104,7 @@ def _measured(
     """
     batches = laid_out(work.prompts, work.samples, work, shape).batches
     typical = sorted(batches, key=lambda b: b.padded)[len(batches) // 2]
-    drawn = decoded(work.prompts, work.samples, work)
-    cached = int(drawn[0].length + work.mean / 2)
+    drawn = decoded(work.prompts, work.samples, work, cpu=device.type == "cpu")
     try:
         found = pace(
             anatomy.config_of(model, adapter=config.adapter, trust_remote_code=config.trust_remote_code),
@@ -115,8 +115,8 @@ def _measured(
             tokens=typical.tokens,
             edges=typical.edges,
             masked=typical.masked,
-            decoded=drawn[0].rows,
-            cached=cached,
+            decoded=drawn.rows,
+            cached=drawn.seen,
             unequal=len(set(work.prompts)) > 1,
             trust_remote_code=config.trust_remote_code,
         )
@@ -125,7 +125,7 @@ def _measured(
             f"--measure could not time some layers of {shape.name} here ({type(error).__name__}), expected a model of "
             "like layers that fit: leave it out, or give --flops and --bandwidth"
         ) from error
-    return of_pace(found, shape, cached, link)
+    return of_pace(found, shape, drawn.seen, link)
 
 
 def foreseen(

@@ -85,7 +85,9 @@ def _estimates(config: SelfRewardConfig, asked: Asked) -> Iterator[tuple[str, Es
             for devices in DEVICES:
                 chosen = dataclasses.replace(config, prompts_per_step=max(config.prompts_per_step, devices))
                 made = None
-                for shard in ("none", "zero2", "fsdp"):
+                # Weights that fit in parts alone leave it to others to draw responses, which takes them whole.
+                ways = (("none", True), ("zero2", True), ("fsdp", True), ("none", False), ("fsdp", False))
+                for shard, built_in in ways:
                     if devices == 1 and shard != "none":
                         continue
                     work = workload(
@@ -96,6 +98,7 @@ def _estimates(config: SelfRewardConfig, asked: Asked) -> Iterator[tuple[str, Es
                         devices=devices,
                         shard=shard,
                     )
+                    work = dataclasses.replace(work, built_in=built_in)
                     here = dataclasses.replace(asked, devices=devices, shard=shard)
                     made = on(shape, work, chosen, here, device=torch.device("cpu"))
                     if made.fits:
@@ -116,4 +119,7 @@ def _row(made: Estimate, name: str) -> tuple[str, tuple[str, ...]]:
     holds = quantity(made.memory.peak.total, "B")
     if not made.fits:
         return name, (trained, where, divided, f"{holds}: does not fit", "–", "–", "–", "–")
-    return name, (trained, where, divided, holds, *map(duration, kinds.values()), duration(sum(kinds.values())))
+    said = dict(zip(kinds, map(duration, kinds.values()), strict=True))
+    if not work.built_in:
+        said["sample"] = "elsewhere"
+    return name, (trained, where, divided, holds, *said.values(), duration(sum(kinds.values())))

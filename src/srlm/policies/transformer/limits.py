@@ -4,11 +4,13 @@ from __future__ import annotations
 
 # fp32 elements of one chunk of logits: 64 MB, whatever the vocabulary and the number of tokens.
 CHUNK_ELEMENTS = 2**24
+SLICE = 2**20  # logits that a CPU works on at a time: as many as stay in its cache
+BUCKET = 2**24  # elements of gradients that are summed over processes at a time: 64 MB
 DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
 ON_CPU = 2048  # tokens of a micro-batch: more make short responses no faster there
 LARGEST = 2**16
 SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest
-OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, what it was, what it becomes
+OPTIMISER_BYTES = 24  # a trained parameter: fp32 master, two moments, sum of gradients, and two while a step is made
 
 
 def fitting(free: int, few: int, many: int, row: int) -> int:

@@ -18,7 +18,7 @@ from srlm.policies.transformer.bits import exact
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
-from srlm.policies.transformer.limits import CHUNK_ELEMENTS
+from srlm.policies.transformer.limits import CHUNK_ELEMENTS, SLICE
 
 PROBED_WINDOW = 8  # tokens
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma, RecurrentGemma, xLSTM
@@ -87,7 +87,7 @@ class _FrozenHeadLogProb(torch.autograd.Function):
         gradients = torch.empty_like(hidden)
         pieces = zip(_chunks(hidden, target, head), _chunks(gradients, values, head), strict=True)
         # Row slices small enough to stay in a CPU's cache; on an accelerator one slice is the whole chunk.
-        rows = max(1, 2**20 // head.weight.shape[0]) if hidden.device.type == "cpu" else max(1, len(hidden))
+        rows = max(1, SLICE // head.weight.shape[0]) if hidden.device.type == "cpu" else max(1, len(hidden))
         for (h, t), (gradient, value) in pieces:
             raw = F.linear(h, head.weight, head.bias)
             own = head.weight[t]

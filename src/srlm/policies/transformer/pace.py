@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -30,7 +31,8 @@ from srlm.policies.transformer.log_prob import (
     token_log_prob,
     token_statistic,
 )
-from srlm.policies.transformer.sample import inverse_cdf
+from srlm.policies.transformer.respond import next_words
+from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
 
 SPENT = 0.4  # seconds, about, on each of six things
@@ -93,6 +95,7 @@ def pace(
     model = _some_layers(config, layers, dtype, trust_remote_code).to(device)
     head, times = Head.of(model), shape.layers / layers
     step: list[tuple[int, float]] = []
+    plain = Decoding(1, frozenset())
     with torch.inference_mode():
         for rows_at_once in (max(1, decoded // 4), decoded):
             apart = unequal and rows_at_once > 1 and cached > 1  # a mask is read then
@@ -106,14 +109,15 @@ def pace(
             def fed(said: Continuation = said, word: Tensor = word) -> None:
                 said.feed(word)
 
-            def logits(hidden: Tensor = hidden) -> Tensor:
-                return head.logits(hidden)
+            def raw(hidden: Tensor = hidden) -> Tensor:
+                return F.linear(hidden, head.weight, head.bias)
 
-            def drawn(hidden: Tensor = hidden, uniform: Tensor = uniform) -> Tensor:
-                return inverse_cdf(head.logits(hidden), uniform)
+            def drawn(raw: Tensor = said.raw, uniform: Tensor = uniform) -> Tensor:
+                return next_words(raw, head, uniform, plain)
 
-            alone, both = _seconds(logits, device), _seconds(drawn, device)
-            step.append((number, max(_seconds(fed, device) - alone, 0.0) * times + both))
+            alone = _seconds(raw, device)  # once, however many layers there are
+            layered = max(_seconds(fed, device) - alone, 0.0) * times
+            step.append((number, layered + alone + _seconds(drawn, device)))
             del said
     if rank:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):

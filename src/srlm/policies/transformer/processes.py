@@ -13,11 +13,11 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from srlm.policies.transformer.devices.asked import refuse_too_many, refuse_unknown
+from srlm.policies.transformer.limits import BUCKET
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
 
 PATIENCE = timedelta(days=7)  # of those who wait for slower ones; who is gone is found out by `devices/watch.py`
-BUCKET = 2**24  # elements that are summed over processes at a time: 64 MB
 
 
 def processes() -> PartialState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,30 +10,14 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, Unit, fitting, units_of
 from srlm.policies.transformer.continuation import Continuation
-from srlm.policies.transformer.limits import DECODE_BUDGET
+from srlm.policies.transformer.limits import DECODE_BUDGET, SLICE
+from srlm.policies.transformer.log_prob import Head
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
 from srlm.policies.transformer.room import Room
 from srlm.policies.transformer.sample import Decoding, Draws, next_word
-
-REFILL = 0.25  # share of a full batch that has to be free before prompts are admitted: few at a time are slow
-LOOK_EVERY = {"cpu": 1}  # words between two looks at what was drawn, by kind of device
-LOOK_ELSEWHERE = 8  # a look waits for an accelerator
-SLICE = 2**20  # logits drawn from at a time on a CPU: as many as stay in its cache
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Responses `first` to `last` to a prompt, which are begun together."""
-
-    prompt: int
-    first: int
-    last: int
-
-    @property
-    def rows(self) -> int:
-        return self.last - self.first
 
 
 class Drawn:
@@ -131,13 +114,8 @@ class Batch:
     def _words(self, step: Tensor) -> Tensor:
         """[N]"""
         assert self._said is not None
-        raw, uniform = self._said.raw, None
-        if self._uniform is not None:
-            uniform = self._uniform.gather(1, step[:, None])[:, 0]
-        rows = max(1, SLICE // raw.shape[1]) if raw.device.type == "cpu" else len(raw)
-        head, slices = self._said.head, torch.split(raw, rows)
-        own = [None] * len(slices) if uniform is None else torch.split(uniform, rows)
-        return torch.cat([next_word(head.cap(part), u, self._how) for part, u in zip(slices, own, strict=True)])
+        uniform = None if self._uniform is None else self._uniform.gather(1, step[:, None])[:, 0]
+        return next_words(self._said.raw, self._said.head, uniform, self._how)
 
     def _look(self, words: Tensor) -> Tensor:
         """Rows that go on after words [S, N]; what they have drawn behind their end is dropped."""
@@ -167,6 +145,14 @@ class Batch:
             self._uniform = self._uniform[stay.to(self._uniform.device)]
 
 
+def next_words(raw: Tensor, head: Head, uniform: Tensor | None, how: Decoding) -> Tensor:
+    """[N], of what the head makes of N rows [N, V] before it is capped; on a CPU a few rows at a time."""
+    rows = max(1, SLICE // raw.shape[1]) if raw.device.type == "cpu" else len(raw)
+    slices = torch.split(raw, rows)
+    own = [None] * len(slices) if uniform is None else torch.split(uniform, rows)
+    return torch.cat([next_word(head.cap(part), u, how) for part, u in zip(slices, own, strict=True)])
+
+
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -187,15 +173,16 @@ def decode(
     done: is told of each that is complete.
     """
     batch = Batch(model, prompts, draws, how, drawn, shared)
+    sizes = [len(ids) for ids in prompts]
     begun: list[Unit] = []
     number = 0
     while number < len(units) or len(batch):
         if not len(batch) or (refill and batch.joins):
-            fitting = _fitting(units, number, prompts, batch, how.max_new_tokens, budget)
-            if fitting:
-                batch.admit(fitting)
-            begun += fitting
-            number += len(fitting)
+            admitted = fitting(units, number, sizes, len(batch), batch.longest, how.max_new_tokens, budget)
+            if admitted:
+                batch.admit(admitted)
+            begun += admitted
+            number += len(admitted)
         before = len(batch)
         batch.go_on()
         if len(batch) < before:
@@ -203,24 +190,6 @@ def decode(
             begun = [unit for unit in begun if unit not in complete]
             for unit in complete:
                 done(unit)
-
-
-def _fitting(
-    units: Sequence[Unit], number: int, prompts: Sequence[Sequence[int]], batch: Batch, longest: int, budget: float
-) -> list[Unit]:
-    """Of the units from `number` on those that fit beside the batch; none as long as few do and more are to come."""
-    found: list[Unit] = []
-    rows, size = len(batch), batch.longest
-    while number + len(found) < len(units):
-        unit = units[number + len(found)]
-        size = max(size, len(prompts[unit.prompt]))
-        if rows and (rows + unit.rows) * (size + longest) > budget:
-            return found if rows - len(batch) >= REFILL * rows else []
-        if found and unit.rows != found[0].rows:
-            break
-        found.append(unit)
-        rows += unit.rows
-    return found
 
 
 def respond(
@@ -257,12 +226,10 @@ def respond(
     def go_on(share: Sequence[int]) -> None:
         """What an earlier try completed stays."""
         budget = DECODE_BUDGET * room.tokens
-        units = []
+        units: list[Unit] = []
         for i in share:
-            at_once = min(num_samples, max(1, budget // (sizes[i] + how.max_new_tokens)))
             if not complete(i):
-                starts = range(0, num_samples, at_once)
-                units += [Unit(i, first, min(first + at_once, num_samples)) for first in starts]
+                units += units_of(i, sizes[i], num_samples, how.max_new_tokens, budget)
         decode(model, prompts, units, draws, how, drawn, budget=budget, refill=padding, shared=shared, done=done)
 
     for share in shares:

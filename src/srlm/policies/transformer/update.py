@@ -114,6 +114,7 @@ class MasterAdamW:
         for master, gradient in zip(self.masters, gradients, strict=True):
             master.grad = gradient
         self.optimiser.step()
+        self.optimiser.zero_grad()  # held until the next step they would take as much as its own
         self._publish()
 
     def _publish(self) -> None:
@@ -226,6 +227,7 @@ def fit(
             )
         scale = torch.clamp(optimisation.max_grad_norm / (norm + 1e-12), max=1.0)
         optimiser.step([g.mul_(scale) for g in gradients], optimisation.schedule(number, len(steps)))
+        del gradients
         if checkpoint is not None and ((number + 1) % optimisation.checkpoint_steps == 0 or number + 1 == len(steps)):
             state = optimiser.state()
             if main:

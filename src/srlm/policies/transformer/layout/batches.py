@@ -9,6 +9,8 @@ from typing import TypeAlias
 from srlm.policies.transformer.layout.cost import LARGEST_MASK, Cost, cheapest, sizes
 from srlm.policies.transformer.layout.group import Group
 
+UNEVEN = 1.5  # times what groups take alone that they may take together, padded to the longest piece of any
+
 Piece: TypeAlias = tuple[int, list[int]]
 """Number of a group, and those of its responses that are laid out together."""
 
@@ -45,7 +47,7 @@ class Share:
 
 def shares(plans: Mapping[int, Plan], numbers: Sequence[int], budget: int) -> list[Share]:
     """Groups in micro-batches: rows x longest row <= budget, and masks of at most LARGEST_MASK elements. A piece that
-    exceeds either goes alone."""
+    exceeds either goes alone, and so do groups that others would pad far."""
     found: list[Share] = []
     size = {i: plans[i].padded for i in numbers}
     fits = {
@@ -53,11 +55,16 @@ def shares(plans: Mapping[int, Plan], numbers: Sequence[int], budget: int) -> li
         for i in numbers
         if size[i] <= budget and (len(plans[i].nodes) == 1 or _fits(plans[i].nodes, plans[i], budget))
     }
-    whole = sorted((i for i in numbers if i in fits), key=lambda i: (plans[i].masked, size[i]))
+    whole = sorted((i for i in numbers if i in fits), key=lambda i: (plans[i].masked, max(plans[i].nodes), size[i]))
     batch: list[int] = []
+
+    def joins(i: int) -> bool:
+        nodes = [n for j in (*batch, i) for n in plans[j].nodes]
+        even = len(nodes) * max(nodes) <= UNEVEN * sum(size[j] for j in (*batch, i))
+        return plans[i].masked == plans[batch[0]].masked and even and _fits(nodes, plans[i], budget)
+
     for i in whole:
-        alike = batch and plans[i].masked == plans[batch[0]].masked
-        if batch and not (alike and _fits([n for j in (*batch, i) for n in plans[j].nodes], plans[i], budget)):
+        if batch and not joins(i):
             found.append(_together(plans, batch))
             batch = []
         batch.append(i)

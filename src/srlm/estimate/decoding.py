@@ -1,0 +1,93 @@
+"""What a sampling stage does: rows that are decoded together, begun and left as those of a run are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from srlm.estimate.workload import Workload, spread
+from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, units_of
+from srlm.policies.transformer.limits import DECODE_BUDGET
+
+MOST_PROMPTS = 512  # played; more are as many times these
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Prompts that are read at once. tokens: padded ones of each; rows, slots: of all that is decoded from then on;
+    before: rows that others had begun."""
+
+    prompts: int
+    tokens: int
+    rows: int
+    slots: int
+    before: int
+
+
+@dataclass(frozen=True)
+class Fed:
+    """`steps` words for each of some rows, the first of which sees `slots` tokens. moved: were rows dropped before?"""
+
+    rows: int
+    slots: int
+    steps: int
+    moved: bool
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Of the first of several devices. times: how often that comes in a stage."""
+
+    begun: list[Begun]
+    fed: list[Fed]
+    times: float
+
+    @property
+    def rows(self) -> int:
+        """Of the fullest batch."""
+        return max((one.rows for one in self.begun), default=0)
+
+    @property
+    def seen(self) -> int:
+        """Tokens that a fed one sees, on average."""
+        words = sum(one.rows * one.steps for one in self.fed)
+        every = sum(one.rows * one.steps * (one.slots + (one.steps - 1) / 2) for one in self.fed)
+        return round(every / words) if words else max((one.slots for one in self.begun), default=1)
+
+
+def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) -> Decoded:
+    """prompts: tokens of each. cpu: is what was drawn looked at after every word?"""
+    mine = sorted(prompts[:: work.devices])
+    sizes = spread(mine, MOST_PROMPTS)
+    longest, budget = work.longest, DECODE_BUDGET * work.budget
+    units = [unit for i, size in enumerate(sizes) for unit in units_of(i, size, samples, longest, budget)]
+    lengths = work.lengths(len(sizes) * samples, seed=samples)
+    look = LOOK_EVERY["cpu"] if cpu else LOOK_ELSEWHERE
+    size, left, step = (np.zeros(0, np.int64) for _ in range(3))
+    begun: list[Begun] = []
+    fed: list[Fed] = []
+    number = 0
+    while number < len(units) or len(left):
+        admitted = fitting(units, number, sizes, len(left), int(size.max(initial=0)), longest, budget)
+        if admitted:
+            words = [n for unit in admitted for n in lengths[unit.prompt * samples :][unit.first : unit.last]]
+            own = [sizes[unit.prompt] for unit in admitted for _ in range(unit.rows)]
+            before = len(left)
+            size, left = np.append(size, own), np.append(left, words)
+            step = np.append(step, np.zeros(len(words), np.int64))
+            begun.append(Begun(len(admitted), max(own), len(left), int((size + step).max()), before))
+            number += len(admitted)
+        # A word is drawn of what was fed before it; so the last one of a row is never fed.
+        words_left = min(-(-int(left.min()) // look) * look, longest - int(step.max()))
+        slots = int((size + step).max()) + 1
+        if words_left > 1:
+            fed.append(Fed(len(left), slots, words_left - 1, False))
+        step, left = step + words_left, left - words_left
+        stay = left > 0
+        moved = not stay.all()
+        size, step, left = size[stay], step[stay], left[stay]
+        if len(left):
+            fed.append(Fed(len(left), int((size + step).max()), 1, moved))
+    return Decoded(begun, fed, len(mine) / len(sizes) if sizes else 0.0)

@@ -1,0 +1,51 @@
+"""Which responses are begun when: those that fit beside what is being decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+REFILL = 0.25  # share of a full batch that has to be free before prompts are admitted: few at a time are slow
+LOOK_EVERY = {"cpu": 1}  # words between two looks at what was drawn, by kind of device
+LOOK_ELSEWHERE = 8  # a look waits for an accelerator
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Responses `first` to `last` to a prompt, which are begun together."""
+
+    prompt: int
+    first: int
+    last: int
+
+    @property
+    def rows(self) -> int:
+        return self.last - self.first
+
+
+def units_of(prompt: int, size: int, num_samples: int, longest: int, budget: float) -> list[Unit]:
+    """The responses to a prompt of `size` tokens: one part after the other where there is no room for all."""
+    at_once = min(num_samples, max(1, int(budget // (size + longest))))
+    return [Unit(prompt, first, min(first + at_once, num_samples)) for first in range(0, num_samples, at_once)]
+
+
+def fitting(
+    units: Sequence[Unit], number: int, sizes: Sequence[int], rows: int, size: int, longest: int, budget: float
+) -> list[Unit]:
+    """Of the units from `number` on those that fit beside some rows; none as long as few do and more are to come.
+
+    sizes: tokens of each prompt. rows, size: how many are being decoded, tokens of the longest of their prompts.
+    budget: rows x (longest prompt + longest) of a batch; a unit that exceeds it goes alone.
+    """
+    found: list[Unit] = []
+    before = rows
+    while number + len(found) < len(units):
+        unit = units[number + len(found)]
+        size = max(size, sizes[unit.prompt])
+        if rows and (rows + unit.rows) * (size + longest) > budget:
+            return found if rows - before >= REFILL * rows else []
+        if found and unit.rows != found[0].rows:
+            break
+        found.append(unit)
+        rows += unit.rows
+    return found
