@@ -63,14 +63,12 @@ def estimate(
     device: str,
     cpu: bool,
     room: float | None,
-    file: float = 0.0,
     with_lora: Callable[[int], Shape] | None = None,
 ) -> Estimate:
     """
     Args:
         rates: None if nothing is known; seconds are then left out.
         room: bytes of a device, if they are known.
-        file: bytes of the files that weights are read from.
         with_lora: the shape with an adapter of some rank.
 
     Raises:
@@ -102,11 +100,11 @@ def estimate(
     elif work.devices > 1 and work.shard != "none":
         assumed.append("each device holds all of the weights while it draws (an engine of its own would spare that)")
     assumed += [f"not counted: {what}" for what in work.uncounted]
-    found = memory(shape, work, cpu=cpu, file=file)
+    found = memory(shape, work, cpu=cpu)
     made = (
         []
         if room is None
-        else remedies(shape, work, USABLE * room, cpu=cpu, file=file, with_lora=with_lora or (lambda rank: shape))
+        else remedies(shape, work, USABLE * room, cpu=cpu, with_lora=with_lora or (lambda rank: shape))
     )
     first, later = (stages(shape, work, rates, later=later, cpu=cpu) for later in (False, True))
     last = [stage for stage in later if stage.name != "update"]

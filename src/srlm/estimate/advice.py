@@ -24,12 +24,12 @@ class Remedy:
 
 
 def remedies(
-    shape: Shape, work: Workload, room: float, *, cpu: bool, file: float, with_lora: Callable[[int], Shape]
+    shape: Shape, work: Workload, room: float, *, cpu: bool, with_lora: Callable[[int], Shape]
 ) -> list[Remedy]:
     """With each of them that helps, those that are enough first; nothing if the run fits. room: bytes of a device."""
 
     def peak(shape: Shape, work: Workload) -> Memory:
-        return memory(shape, work, cpu=cpu, file=file)
+        return memory(shape, work, cpu=cpu)
 
     now = peak(shape, work).peak.total
     if now <= room:

@@ -9,7 +9,8 @@ from srlm.estimate.workload import Batch, Batches, Workload, laid_out
 from srlm.policies.transformer.limits import BUCKET, CHUNK_ELEMENTS, LARGEST, ON_CPU, OPTIMISER_BYTES, SHARE, SLICE
 from srlm.policies.transformer.shape import Shape
 
-PROGRAM = {"cpu": 0.75e9, "gpu": 0.6e9}  # Python and its libraries; on an accelerator its context and kernels
+PROGRAM = {"cpu": 0.7e9, "gpu": 0.6e9}  # Python and its libraries; on an accelerator its context and kernels
+WORD = 1100  # bytes of a word in a tokenizer: 900 of SmolLM2's 49,152, 1,270 of Gemma's 262,144
 MASTERS = "fp32 masters and moments"
 OPTIMISED = 12  # bytes of what is trained that these are: a master and AdamW's two moments
 GATHERED = "gathered weights"
@@ -47,21 +48,19 @@ class Memory:
         return max(self.moments, key=lambda moment: moment.total)
 
 
-def memory(shape: Shape, work: Workload, *, cpu: bool, file: float = 0.0) -> Memory:
-    """cpu: is the device the processor itself? file: bytes of the weights' files, which loading maps there."""
+def memory(shape: Shape, work: Workload, *, cpu: bool) -> Memory:
+    """cpu: is the device the processor itself? Pages of files that loading maps come and go, and are not counted."""
     train = laid_out(work.prompts, work.samples, work, shape)
     resident = _resident(shape, work, cpu=cpu)
     tables = work.mean * HOST * (len(work.prompts) * work.samples + len(work.held_out) * work.held_samples)
     kept = shape.trained * shape.size / _divided(work)
-    always = {"tables of a round": tables, KEPT: kept}
+    always = {"tables of a round": tables, "tokenizer": float(WORD * shape.vocabulary), KEPT: kept}
     folded = {FOLDED: float(shape.folded * shape.size)} if shape.adapter and work.built_in else {}
 
     def moment(name: str, parts: dict[str, float], host: dict[str, float]) -> Moment:
         return Moment(name, resident | parts | (always | host if cpu else {}))
 
     moments = []
-    if cpu:
-        moments.append(Moment("loading", resident | {"files of the weights": file}))
     if work.built_in:
         moments.append(moment("sampling", _drawing(shape, work, cpu=cpu), folded))
     moments.append(moment("scoring", _scoring(shape, train), {}))

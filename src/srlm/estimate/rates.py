@@ -17,8 +17,9 @@ class Rates:
     memory, of the link between devices (None: unknown, and not counted), and between a device and its host. What the
     measurement of another rate has counted already is infinite.
 
-    call: seconds that a layer takes in a step of decoding whatever it computes. source: where they are from, in words.
-    sure: was this very work measured?
+    call: seconds that a layer takes in a step of decoding whatever it computes. fold: bytes/s where LoRA is folded in,
+    if that is slower than other memory, since blocks are new each time. source: where they are from, in words. sure:
+    was this very work measured?
     """
 
     forward: float
@@ -33,6 +34,7 @@ class Rates:
     source: str
     call: float = 0.0
     host: float = math.inf
+    fold: float | None = None
     sure: bool = False
 
     @classmethod

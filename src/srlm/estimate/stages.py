@@ -18,8 +18,8 @@ PER_LOGIT = 24  # bytes moved to draw a word: logits, their maximum, exponential
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, of others, between devices, and
-    between a device and its host.
+    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, where LoRA is folded in, of others,
+    between devices, and between a device and its host.
     read: what forward and backward passes read of weights; no second is counted for it. calls: of layers, in steps of
     decoding."""
 
@@ -30,6 +30,7 @@ class Work:
     decode: float = 0.0
     weights: float = 0.0
     cache: float = 0.0
+    fold: float = 0.0
     other: float = 0.0
     link: float = 0.0
     host: float = 0.0
@@ -48,12 +49,13 @@ class Work:
 
     @property
     def bytes(self) -> float:
-        return self.weights + self.cache + self.other + self.read
+        return self.weights + self.cache + self.fold + self.other + self.read
 
     def seconds(self, rates: Rates) -> float:
         """One after another: nothing is taken to overlap."""
         names = ("forward", "learn", "head", "head_learn", "decode", "weights", "cache", "host")
         spent: float = sum(getattr(self, name) / getattr(rates, name) for name in names) + self.other / rates.bandwidth
+        spent += self.fold / (rates.fold or rates.bandwidth)
         spent += self.calls * rates.call
         return spent + (self.link / rates.link if rates.link else 0.0)
 
@@ -118,7 +120,7 @@ def learning(batches: Batches, shape: Shape, work: Workload) -> Work:
 def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload, *, cpu: bool) -> Work:
     """Prompts are read, then a token a row and step is fed. Before, LoRA is folded in and put back afterwards; weights
     that are divided are gathered once."""
-    found = _folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
+    found = folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
     made = decoded(prompts, samples, work, cpu=cpu)
     drawn = Work()
     for one in made.begun:
@@ -143,7 +145,7 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
     return found + drawn * made.times
 
 
-def _folding(shape: Shape, *, cpu: bool) -> Work:
+def folding(shape: Shape, *, cpu: bool) -> Work:
     """LoRA put into weights, which are copied before and put back afterwards."""
     if not shape.adapter:
         return Work()
@@ -153,7 +155,7 @@ def _folding(shape: Shape, *, cpu: bool) -> Work:
     copied = 2.0 * shape.size * shape.folded
     return Work(
         forward=2.0 * shape.folded * shape.rank,
-        other=moved * float(shape.folded) + (2 * copied if cpu else 0.0),
+        fold=moved * float(shape.folded) + (2 * copied if cpu else 0.0),
         host=0.0 if cpu else copied,
     )
 

@@ -53,8 +53,7 @@ def estimated(
         uncounted=_uncounted(config),
     )
     device = _device()
-    file = anatomy.weight_bytes(name, adapter=config.adapter)
-    return on(shape, work, config, asked, device=device, file=file, model=name)
+    return on(shape, work, config, asked, device=device, model=name)
 
 
 def on(
@@ -64,7 +63,6 @@ def on(
     asked: Asked,
     *,
     device: torch.device,
-    file: float = 0.0,
     model: str | None = None,
 ) -> Estimate:
     """On the device that is asked for, or on `device`. model: is read again for a shape with an adapter."""
@@ -87,7 +85,7 @@ def on(
         return shape if model is None else _shape(model, config, rank)
 
     def made(rates: Rates | None) -> Estimate:
-        return estimate(shape, work, rates, device=called, cpu=cpu, room=room, file=file, with_lora=with_lora)
+        return estimate(shape, work, rates, device=called, cpu=cpu, room=room, with_lora=with_lora)
 
     first = made(rates)
     if not asked.measure or model is None:
@@ -104,7 +102,8 @@ def _measured(
     """
     batches = laid_out(work.prompts, work.samples, work, shape).batches
     typical = sorted(batches, key=lambda b: b.padded)[len(batches) // 2]
-    drawn = decoded(work.prompts, work.samples, work, cpu=device.type == "cpu")
+    cpu = device.type == "cpu"
+    drawn = decoded(work.prompts, work.samples, work, cpu=cpu)
     try:
         found = pace(
             anatomy.config_of(model, adapter=config.adapter, trust_remote_code=config.trust_remote_code),
@@ -125,7 +124,7 @@ def _measured(
             f"--measure could not time some layers of {shape.name} here ({type(error).__name__}), expected a model of "
             "like layers that fit: leave it out, or give --flops and --bandwidth"
         ) from error
-    return of_pace(found, shape, drawn.seen, link)
+    return of_pace(found, shape, drawn.seen, cpu=cpu, link=link)
 
 
 def foreseen(

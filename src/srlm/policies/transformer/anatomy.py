@@ -252,11 +252,3 @@ def prompt_lengths(
         template_kwargs=chat_template_kwargs,
     )
     return [len(encode(item)) for item in items]
-
-
-def weight_bytes(name: str, *, adapter: str = "auto") -> float:
-    """Of the safetensors files that a model is read from; 0 if they are not here."""
-    source = Path(resolve_model(name))
-    if (base := base_of(source, adapter)) is not None:
-        source = Path(resolve_model(base))
-    return float(sum(file.stat().st_size for file in source.glob("*.safetensors"))) if source.is_dir() else 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -34,8 +35,9 @@ from srlm.policies.transformer.log_prob import (
 from srlm.policies.transformer.respond import next_words
 from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
+from srlm.policies.transformer.weights import folded
 
-SPENT = 0.4  # seconds, about, on each of six things
+SPENT = 0.4  # seconds, about, on each of seven things
 ENOUGH = 2**28  # bytes of layers: no cache holds them
 TIMED_TOKENS = 1024  # of a micro-batch: as good as a larger one
 SIDE = 2048  # of the square matrices of `quick`
@@ -46,7 +48,7 @@ COPIED = 2**26  # bytes
 class Pace:
     """Seconds of the whole model: of a forward pass of `tokens` padded tokens, and forward and backward together; of
     log-probs, entropies and log-probs with their gradients of `edges` scored tokens; of a step of decoding of `many`
-    and of `few` rows. bandwidth: bytes/s of memory."""
+    and of `few` rows; of putting LoRA into the weights and taking it out. bandwidth: bytes/s of memory."""
 
     tokens: int
     pairs: float
@@ -60,6 +62,7 @@ class Pace:
     few: int
     step_many: float
     step_few: float
+    fold: float
     bandwidth: float
 
 
@@ -122,6 +125,13 @@ def pace(
     if rank:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             model, _ = with_lora(model, rank=rank, alpha=None, gain=False, seed=0)
+    adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+    def fold() -> None:
+        with folded(adapters):
+            pass
+
+    folding = _seconds(fold, device) * times if adapters and shape.folded else 0.0
     rows = max(1, min(rows, TIMED_TOKENS // tokens))
     edges = max(1, edges)
     packed = _packed(rows, tokens, edges, masked=masked).to(device)
@@ -162,6 +172,7 @@ def pace(
         few=step[0][0],
         step_many=step[1][1],
         step_few=step[0][1],
+        fold=folding,
         bandwidth=quick(device, dtype)[1],
     )
 
