@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from srlm import SelfRewardConfig, UserError
 from srlm.estimate import Rates, estimate, workload
-from srlm.estimate.decoding import decoded
+from srlm.estimate.decoding import Held, decoded, kept
 from srlm.estimate.memory import memory
 from srlm.estimate.rates import ACCELERATORS, of_accelerator
 from srlm.estimate.rates import given as given_rates
@@ -233,7 +233,7 @@ def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.Monk
 
     def fed(self: Continuation, word: torch.Tensor) -> None:
         feed(self, word)
-        steps.append((len(word), self.mask.shape[1]))
+        steps.append((len(word), self.past._mask.shape[1]))
 
     def begun(self: respond.Batch, units: list[Unit]) -> None:
         before = len(self)
@@ -258,6 +258,19 @@ def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.Monk
     assert drawn.length.flatten().tolist() == ends
     assert admitted == [(one.prompts, one.before, one.rows) for one in said.begun]
     assert steps == [(one.rows, one.slots + t) for one in said.fed for t in range(one.steps)]
+
+
+@pytest.mark.parametrize(("name", "words"), [("llama", 16), ("tied", 40)])
+def test_one_copy_of_a_prompt_takes_what_is_foreseen(name: str, words: int) -> None:
+    found = shape(name, rank=0)
+    past = Continuation(real(name), [[5] * size for size in (3, 9, 5)], 4, shared=True)
+    with torch.no_grad():
+        for _ in range(words):
+            past.feed(torch.full((12,), 7))
+    assert past.past.nbytes == kept(found, Held(3, 9, 12, words))
+    # rows that have gone leave their room behind, prompts that nobody goes on from do not
+    past.keep(torch.tensor([1, 9, 10]))
+    assert past.past.nbytes == kept(found, Held(2, 5, 12, words))
 
 
 def test_seconds_are_work_over_rates() -> None:

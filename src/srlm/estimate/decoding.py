@@ -9,9 +9,21 @@ import numpy as np
 
 from srlm.estimate.workload import Workload, spread
 from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, units_of
-from srlm.policies.transformer.limits import DECODE_BUDGET
+from srlm.policies.transformer.limits import DECODE_BUDGET, FEWEST_WORDS
+from srlm.policies.transformer.shape import Shape
 
 MOST_PROMPTS = 512  # played; more are as many times these
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is kept of the past where responses read one copy of their prompt: prompts that any row goes on from, tokens
+    of the longest, rows that there is room for, words of the row that has said most."""
+
+    prompts: int
+    tokens: int
+    rows: int
+    words: int
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class Fed:
-    """`steps` words for each of some rows, the first of which sees `slots` tokens. moved: were rows dropped before?"""
+    """`steps` words for each of some rows, the first of which sees `slots` tokens. moved: were rows dropped before?
+    held: behind the last of them."""
 
     rows: int
     slots: int
     steps: int
     moved: bool
+    held: Held
 
 
 @dataclass(frozen=True)
@@ -57,6 +71,19 @@ class Decoded:
         return round(every / words) if words else max((one.slots for one in self.begun), default=1)
 
 
+def shares_prompts(shape: Shape, *, cpu: bool) -> bool:
+    """As the decoder finds by a trial. Near enough: who reads trees has an attention of queries and keys alone, too."""
+    return cpu and shape.trees
+
+
+def kept(shape: Shape, held: Held) -> float:
+    """Bytes: prompts in fp32, and rows with room for words, which doubles."""
+    room = FEWEST_WORDS
+    while room < held.words:
+        room *= 2
+    return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * shape.cached(room)
+
+
 def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) -> Decoded:
     """prompts: tokens of each. cpu: is what was drawn looked at after every word?"""
     mine = sorted(prompts[:: work.devices])
@@ -65,7 +92,12 @@ def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) 
     units = [unit for i, size in enumerate(sizes) for unit in units_of(i, size, samples, longest, budget)]
     lengths = work.lengths(len(sizes) * samples, seed=samples)
     look = LOOK_EVERY["cpu"] if cpu else LOOK_ELSEWHERE
-    size, left, step = (np.zeros(0, np.int64) for _ in range(3))
+    size, left, step, prompt = (np.zeros(0, np.int64) for _ in range(4))
+    most = 0
+
+    def held(more: int) -> Held:
+        return Held(len({*prompt.tolist()}), int(size.max()), most, int(step.max()) + more)
+
     begun: list[Begun] = []
     fed: list[Fed] = []
     number = 0
@@ -73,9 +105,10 @@ def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) 
         admitted = fitting(units, number, sizes, len(left), int(size.max(initial=0)), longest, budget)
         if admitted:
             words = [n for unit in admitted for n in lengths[unit.prompt * samples :][unit.first : unit.last]]
-            own = [sizes[unit.prompt] for unit in admitted for _ in range(unit.rows)]
-            before = len(left)
-            size, left = np.append(size, own), np.append(left, words)
+            number_of = [unit.prompt for unit in admitted for _ in range(unit.rows)]
+            own, before = [sizes[i] for i in number_of], len(left)
+            size, left, prompt = np.append(size, own), np.append(left, words), np.append(prompt, number_of)
+            most = max(most, len(left))
             step = np.append(step, np.zeros(len(words), np.int64))
             begun.append(Begun(len(admitted), max(own), len(left), int((size + step).max()), before))
             number += len(admitted)
@@ -83,11 +116,11 @@ def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) 
         words_left = min(-(-int(left.min()) // look) * look, longest - int(step.max()))
         slots = int((size + step).max()) + 1
         if words_left > 1:
-            fed.append(Fed(len(left), slots, words_left - 1, False))
+            fed.append(Fed(len(left), slots, words_left - 1, False, held(words_left - 1)))
         step, left = step + words_left, left - words_left
         stay = left > 0
         moved = not stay.all()
-        size, step, left = size[stay], step[stay], left[stay]
+        size, step, left, prompt = size[stay], step[stay], left[stay], prompt[stay]
         if len(left):
-            fed.append(Fed(len(left), int((size + step).max()), 1, moved))
+            fed.append(Fed(len(left), int((size + step).max()), 1, moved, held(0)))
     return Decoded(begun, fed, len(mine) / len(sizes) if sizes else 0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from srlm.estimate.decoding import decoded
+from srlm.estimate.decoding import decoded, kept, shares_prompts
 from srlm.estimate.workload import Batch, Batches, Workload, laid_out
 from srlm.policies.transformer.limits import BUCKET, CHUNK_ELEMENTS, LARGEST, ON_CPU, OPTIMISER_BYTES, SHARE, SLICE
 from srlm.policies.transformer.shape import Shape
@@ -101,14 +101,17 @@ def _resident(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
 
 
 def _drawing(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
+    shared = shares_prompts(shape, cpu=cpu)
     found = {GATHERED: _whole(shape)} if _divided(work) > 1 else {}
     most = rows = prefill = 0.0
     for prompts, samples in ((work.prompts, max(work.samples, work.votes)), (work.held_out, work.held_samples)):
         for one in (made := decoded(prompts, samples, work, cpu=cpu)).begun:
-            most = max(most, one.rows * shape.cached(one.slots))
+            read = one.prompts * shape.cached(one.tokens)
+            most = max(most, read if shared else one.rows * shape.cached(one.slots))
             prefill = max(prefill, _passing(shape, one.prompts * one.tokens))
         for fed in made.fed:
-            most = max(most, fed.rows * shape.cached(fed.slots + fed.steps - 1))
+            every = fed.rows * shape.cached(fed.slots + fed.steps - 1)
+            most = max(most, kept(shape, fed.held) if shared else every)
         rows = max(rows, float(made.rows))
     # Of all rows logits in the model's dtype, and beside them the next ones, or what drawing makes of them.
     each = rows * shape.vocabulary

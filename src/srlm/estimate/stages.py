@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from srlm.estimate.decoding import decoded
+from srlm.estimate.decoding import decoded, kept, shares_prompts
 from srlm.estimate.rates import Rates
 from srlm.estimate.workload import Batches, Workload, laid_out
 from srlm.policies.transformer.shape import Shape
@@ -121,25 +121,25 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
     """Prompts are read, then a token a row and step is fed. Before, LoRA is folded in and put back afterwards; weights
     that are divided are gathered once."""
     found = folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
-    made = decoded(prompts, samples, work, cpu=cpu)
+    made, shared = decoded(prompts, samples, work, cpu=cpu), shares_prompts(shape, cpu=cpu)
     drawn = Work()
     for one in made.begun:
         tokens, pairs = one.prompts * one.tokens, one.prompts * one.tokens**2 / 2
         drawn += Work(
             forward=2 * (tokens * shape.plain + pairs * shape.cost.pair),
             head=2 * one.prompts * shape.cost.head,
-            other=2 * one.rows * shape.cached(one.slots) * (one.before > 0),  # caches become one
+            other=2 * one.rows * shape.cached(one.slots) * (one.before > 0 and not shared),  # caches become one
             cache=PER_LOGIT * float(one.rows - one.before) * shape.vocabulary,
             read=_weights(shape),
         )
     for fed in made.fed:
         number, middle = fed.rows * fed.steps, fed.slots + (fed.steps - 1) / 2
-        held = fed.rows * shape.cached(middle)
+        held = kept(shape, fed.held) if shared else fed.rows * shape.cached(middle)
         drawn += Work(
             decode=2 * number * (shape.plain + shape.cost.head + middle * shape.cost.pair),
             weights=fed.steps * _weights(shape),
             cache=FROM_CACHE * fed.steps * held + PER_LOGIT * float(number) * shape.vocabulary,
-            other=2 * held * fed.moved,  # what is left of a cache is copied
+            other=2 * held * (fed.moved and not shared),  # what is left of a cache is copied
             calls=float(fed.steps * shape.layers),
         )
     return found + drawn * made.times

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -116,6 +117,7 @@ def _measured(
             masked=typical.masked,
             decoded=drawn.rows,
             cached=drawn.seen,
+            said=max(0, drawn.seen - round(statistics.fmean(work.prompts))),
             unequal=len(set(work.prompts)) > 1,
             trust_remote_code=config.trust_remote_code,
         )

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from srlm.policies.transformer.limits import FEWEST_WORDS
+
 NAME = "srlm_branches"  # of this attention, among those of transformers
-FEWEST = 16  # words that there is room for at first
 _read: ContextVar[Branches] = ContextVar(NAME)
 
 
@@ -34,8 +35,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         assert kept.keys is not None and kept.values is not None
         self.prompt_keys, self.prompt_values = kept.keys.float(), kept.values.float()
         self.window = kept.sliding_window if isinstance(kept, DynamicSlidingWindowLayer) else None
-        self.keys = kept.keys.new_empty(0, kept.keys.shape[1], FEWEST, kept.keys.shape[3])
-        self.values = kept.values.new_empty(0, kept.values.shape[1], FEWEST, kept.values.shape[3])
+        self.keys = kept.keys.new_empty(0, kept.keys.shape[1], FEWEST_WORDS, kept.keys.shape[3])
+        self.values = kept.values.new_empty(0, kept.values.shape[1], FEWEST_WORDS, kept.values.shape[3])
         self.is_initialized = True
         self.longest = 0  # words behind any prompt
 

@@ -7,6 +7,7 @@ CHUNK_ELEMENTS = 2**24
 SLICE = 2**20  # logits that a CPU works on at a time: as many as stay in its cache
 BUCKET = 2**24  # elements of gradients that are summed over processes at a time: 64 MB
 DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
+FEWEST_WORDS = 16  # that there is room for behind a prompt that responses share; it doubles
 ON_CPU = 2048  # tokens of a micro-batch: more make short responses no faster there
 LARGEST = 2**16
 SHARE = 0.7  # of the free memory: what fragments, and what samples, need the rest

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from srlm.policies.transformer.continuation import Continuation
+from srlm.policies.transformer.continuation import Continuation, shares_prompts
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
@@ -39,6 +39,7 @@ from srlm.policies.transformer.weights import folded
 
 SPENT = 0.4  # seconds, about, on each of seven things
 ENOUGH = 2**28  # bytes of layers: no cache holds them
+SAID = 32  # words behind a prompt, at most, that are fed before a step is timed
 TIMED_TOKENS = 1024  # of a micro-batch: as good as a larger one
 SIDE = 2048  # of the square matrices of `quick`
 COPIED = 2**26  # bytes
@@ -88,40 +89,45 @@ def pace(
     masked: bool,
     decoded: int,
     cached: int,
+    said: int,
     unequal: bool,
     trust_remote_code: bool = False,
 ) -> Pace:
     """rows, tokens, edges, masked: of a typical micro-batch. decoded, cached: rows that are decoded at a time, tokens
-    in the cache behind which; unequal: are prompts that share a batch?"""
+    in the cache behind which, `said` of them words of their own; unequal: are prompts that share a batch?"""
     dtype = DTYPES[shape.dtype]
     layers = min(shape.layers, max(2, math.ceil(ENOUGH / (shape.plain / shape.layers * shape.size))))
     model = _some_layers(config, layers, dtype, trust_remote_code).to(device)
     head, times = Head.of(model), shape.layers / layers
     step: list[tuple[int, float]] = []
-    plain = Decoding(1, frozenset())
+    plain, shared = Decoding(1, frozenset()), shares_prompts(model)
     with torch.inference_mode():
         for rows_at_once in (max(1, decoded // 4), decoded):
             apart = unequal and rows_at_once > 1 and cached > 1  # a mask is read then
-            prompts = [[1] * cached, [1] * (cached - 1)] if apart else [[1] * cached]
-            said = Continuation(model, prompts, rows_at_once // len(prompts))
-            number = len(said.position)
+            own = min(said, SAID, cached - 1) if shared else 0
+            longest = cached - own
+            prompts = [[1] * longest, [1] * (longest - 1)] if apart and longest > 1 else [[1] * longest]
+            past = Continuation(model, prompts, rows_at_once // len(prompts), shared=shared)
+            number = len(past.position)
             word = torch.ones(number, dtype=torch.long, device=device)
+            for _ in range(own):
+                past.feed(word)
             uniform = torch.full((number,), 0.5, device=device, dtype=torch.float64)
             hidden = torch.randn(number, shape.hidden, device=device, dtype=dtype)
 
-            def fed(said: Continuation = said, word: Tensor = word) -> None:
-                said.feed(word)
+            def fed(past: Continuation = past, word: Tensor = word) -> None:
+                past.feed(word)
 
             def raw(hidden: Tensor = hidden) -> Tensor:
                 return F.linear(hidden, head.weight, head.bias)
 
-            def drawn(raw: Tensor = said.raw, uniform: Tensor = uniform) -> Tensor:
+            def drawn(raw: Tensor = past.raw, uniform: Tensor = uniform) -> Tensor:
                 return next_words(raw, head, uniform, plain)
 
             alone = _seconds(raw, device)  # once, however many layers there are
             layered = max(_seconds(fed, device) - alone, 0.0) * times
             step.append((number, layered + alone + _seconds(drawn, device)))
-            del said
+            del past
     if rank:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             model, _ = with_lora(model, rank=rank, alpha=None, gain=False, seed=0)
