@@ -203,6 +203,13 @@ def test_lengths_have_the_mean_that_is_expected() -> None:
     assert set(work().lengths(50)) == {12}
 
 
+@pytest.mark.parametrize(("a_round", "lengths"), [(None, (12, 4, 8, 4, 12)), (1, (8, 4, 12)), (0, (4, 12))])
+def test_prompts_that_a_round_writes_are_prompts_of_it(a_round, lengths) -> None:
+    """As long as those that are given; beside them, or alone."""
+    config = dataclasses.replace(CONFIG, written_prompts=2, prompts_per_round=a_round)
+    assert workload(config, [12, 4, 8], []).prompts == lengths
+
+
 def test_a_quantity_has_the_unit_of_what_is_shown() -> None:
     assert [quantity(v, "B") for v in (1.234e12, 999.7e9, 999.4e9, 1e6, 999.96, 0.0)] == [
         *("1.23 TB", "1 TB", "999 GB", "1 MB", "1 kB", "0 B")

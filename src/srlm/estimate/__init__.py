@@ -12,7 +12,7 @@ from srlm.estimate.memory import automatic, memory
 from srlm.estimate.rates import Rates
 from srlm.estimate.result import USABLE, Estimate
 from srlm.estimate.stages import stages
-from srlm.estimate.workload import Workload
+from srlm.estimate.workload import Workload, evenly
 from srlm.policies.transformer.limits import ON_CPU
 from srlm.policies.transformer.shape import Shape
 
@@ -32,11 +32,10 @@ def workload(
 ) -> Workload:
     """Of a run with these settings. prompts, held_out: tokens of each. uncounted: what else costs time, in words."""
     number = config.prompts_per_round
-    if number is not None and number < len(prompts):
-        lengths = sorted(prompts)
-        prompts = [lengths[int((i + 0.5) * len(lengths) / number)] for i in range(number)]
+    chosen = list(prompts) if number is None or number >= len(prompts) else evenly(prompts, number)
+    written = evenly(prompts, config.written_prompts) if prompts else []  # as long as those from which they are written
     return Workload(
-        prompts=tuple(prompts),
+        prompts=(*chosen, *written),
         held_out=tuple(held_out),
         samples=config.num_samples,
         held_samples=config.held_out_samples,

@@ -144,8 +144,12 @@ def _places(group: Group, members: Sequence[int]) -> tuple[int, int]:
     return min(places), max(places) + 1
 
 
+def evenly(lengths: Sequence[int], number: int) -> list[int]:
+    """So many, as long as those that are given, the short ones as often as the long ones."""
+    ordered = sorted(lengths)
+    return [ordered[int((i + 0.5) * len(ordered) / number)] for i in range(number)]
+
+
 def spread(lengths: Sequence[int], most: int) -> list[int]:
     """At most so many of them, evenly."""
-    if len(lengths) <= most:
-        return list(lengths)
-    return [sorted(lengths)[int((i + 0.5) * len(lengths) / most)] for i in range(most)]
+    return list(lengths) if len(lengths) <= most else evenly(lengths, most)

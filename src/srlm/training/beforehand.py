@@ -235,6 +235,8 @@ def _uncounted(config: SelfRewardConfig) -> list[str]:
         found.append(f"what --reward {config.reward} asks of the model beside log-probs")
     if config.kl_initial:
         found.append("log-probs under the untouched model (--kl-initial)")
+    if config.written_prompts:
+        found.append("the writing of prompts (--written-prompts); they are counted as long as those that are given")
     return found
 
 
