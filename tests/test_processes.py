@@ -5,10 +5,14 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed
 from support import SETTINGS, WORDS, command, measured, records, table, train_words, tree, write_held_out, write_prompts
+
+from srlm.policies.transformer.devices import watch as watch_module
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -35,6 +39,28 @@ main([*sys.argv[1:], "--output", sys.argv[-1] + "-compared", "--compare", "log_l
 print("\\ndone", flush=True)
 main(sys.argv[1:])  # refused, and no process waits for the other
 """
+
+
+def test_a_process_that_the_others_gave_up_still_sees_who_is_gone(monkeypatch):
+    """Else it would wait for them for ever, and not know: they end."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(watch_module, "EVERY", 0.01)
+    watch = watch_module.Watch(SimpleNamespace(process_index=1, num_processes=2))
+    said = {
+        watch._key("who", 0): json.dumps({"machine": watch_module._machine(), "pid": ended.pid, "host": "here"}),
+        watch._key("lost", 0): "1",  # no sign of life for a while: a machine that slept
+    }
+    watch._store = SimpleNamespace(
+        set=said.__setitem__, get=lambda key: said[key].encode(), check=lambda keys: set(keys) <= said.keys()
+    )
+    looking = threading.Thread(target=watch._look)
+    looking.start()
+    found = watch._found.wait(2)
+    watch.close()
+    looking.join()
+    assert found and "process 0 of 2" in watch.sentence() and "is gone" in watch.sentence()
 
 
 def test_two_processes_equal_one(tiny, tmp_path):

@@ -110,8 +110,9 @@ class Watch:
             count += 1
             self._say("sign", str(count))
             said = self._ask("lost", 0)
-            gone = int(said) if said is not None else next(filter(self._gone, range(self._world)), None)
-            if gone is None or gone == self._rank:
+            others = said is not None and int(said) != self._rank  # it may be this one that was given up, by mistake
+            gone = int(said or 0) if others else next(filter(self._gone, range(self._world)), None)
+            if gone is None:
                 continue
             self._say("lost", str(gone), 0)
             self._lost = gone
