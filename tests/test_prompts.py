@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm.answers import normalise
+from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import load_prompts
@@ -388,6 +389,17 @@ def test_a_dataset_is_streamed_no_further_than_it_is_asked_for(tmp_path):
     (home / "train-0.jsonl").write_text("".join(rows))
     (home / "train-1.jsonl").write_text("not looked at\n")
     assert load_prompts(home, streaming=5).prompts.items == tuple(f"Say {n}" for n in range(5))
+    (home / "train-1.jsonl").write_text("".join(rows).replace("Say", "Spell"))
+    shuffled = load_prompts(home, streaming=12, streaming_buffer=10)
+    items = shuffled.prompts.items
+    assert shuffled.note == f"{home} is streamed: 12 rows, shuffled in a buffer of 10" and len(set(items)) == 12
+    assert items == load_prompts(home, streaming=12, streaming_buffer=10).prompts.items
+    in_files = [load_prompts(home / f"train-{n}.jsonl").prompts.items for n in range(2)]
+    assert all(items != (one + other)[:12] for one, other in (in_files, in_files[::-1]))
+    with pytest.raises(UserError, match="beside prompts that a program hands over"):
+        load_prompts(["a"], streaming=1, streaming_buffer=1)
+    with pytest.raises(UserError, match="--streaming-buffer is 3 without --streaming"):
+        SelfRewardConfig(streaming_buffer=3)
     with pytest.raises(UserError, match="no dataset that could be streamed"):
         load_prompts(home / "train-0.jsonl", streaming=5)
     with pytest.raises(UserError, match=r"not a dataset that can be streamed .* check the split 'dev'"):

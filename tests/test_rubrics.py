@@ -13,6 +13,7 @@ import torch
 from support import command, records, refused, table, train_words
 from test_judge import STRENGTH, TEXTS, Scripted, comparison, rollouts, roomy
 
+from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.sample import Decoding
@@ -20,6 +21,7 @@ from srlm.rewards.judge_pairwise import opponents
 from srlm.rewards.judging import Judging
 from srlm.rewards.rubric import read_rubric, shipped
 from srlm.rewards.table import reward_function
+from srlm.training.parts import judging_of
 from srlm.types import Prompts
 
 
@@ -28,9 +30,19 @@ class Writer(Scripted):
 
     def __init__(self, says, script=lambda item, choices: [0.5] * len(choices)) -> None:
         super().__init__(script)
-        self.says, self.seeds, self.longest = says, list[int](), 0
+        self.says, self.seeds, self.longest, self.temperature = says, list[int](), 0, math.nan
 
-    def written(self, items: Sequence[str], openings: Sequence[str], number: int, seeds, *, max_new_tokens: int):
+    def written(
+        self,
+        items: Sequence[str],
+        openings: Sequence[str],
+        number: int,
+        seeds,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+    ):
+        self.temperature = temperature
         assert len(openings) == len(seeds) == len(items) and self.fits(items[0], max_new_tokens)
         self.seeds, self.longest = [*self.seeds, *seeds], max_new_tokens
         self.asked += items
@@ -227,6 +239,14 @@ def test_what_a_real_model_writes_has_the_probability_that_it_says(tmp_path: Pat
     assert [text.split("q")[0] for text in policy.texts(drawn)[0]] == made.texts[0]
 
 
+def test_judgements_are_written_at_their_temperature() -> None:
+    assert judging_of(SelfRewardConfig()).temperature == 1
+    judging = judging_of(SelfRewardConfig(reward="judge", judge_samples=2, judge_temperature=0.3))
+    policy = Writer(lambda item, n: "Score: 2")
+    reward_function("judge", judging=judging)(policy, rollouts(TEXTS))
+    assert policy.temperature == 0.3
+
+
 def test_a_run_with_written_judgements_counts_them_and_goes_on(tiny: Path, prompts_file: Path, tmp_path: Path) -> None:
     rubric = tmp_path / "r.yaml"
     rubric.write_text("scale: [0, 9]\nopening: 'x'\ntemplate: '{question}{response}'\n")
@@ -250,6 +270,8 @@ def test_a_run_with_written_judgements_counts_them_and_goes_on(tiny: Path, promp
         ({"reward": "judge_pairwise", "rubric": "additive"}, "the rubric additive is one of points"),
         ({"reward": "judge", "rubric": "none.yaml"}, "the rubric none.yaml cannot be read"),
         ({"reward": "judge", "judge_tokens": 9}, "--judge-tokens is 9, but no judgement is written"),
+        ({"reward": "judge", "judge_temperature": 0.5}, "--judge-temperature is 0.5, but no judgement is written"),
+        ({"reward": "judge", "judge_temperature": 0.0}, "--judge-temperature is 0.0, expected a finite number above 0"),
         ({"reward": "judge", "judge_opponents": 2}, "compares no responses"),
         ({"reward": "judge_pairwise", "judge_opponents": 0}, "--judge-opponents is 0, expected at least 1"),
         ({"reward": "judge", "judge_samples": -1}, "--judge-samples is -1, expected 0 or more"),

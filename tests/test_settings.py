@@ -86,6 +86,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "split": ("test", {"prompts": "saved", "held_out": None, "held_out_share": 0.34}),
     "dataset_config": ("second", {"prompts": "repository", "held_out": None, "held_out_share": 0.34}),
     "streaming": (4, {"prompts": "repository", "held_out": None, "held_out_share": 0.34}),
+    "streaming_buffer": (20, {"streaming": 4, "prompts": "repository", "held_out": None, "held_out_share": 0.34}),
     "system_prompt": ("Be brief.", {}),
     "instruction": ("Be brief.", {}),
     "overlong": ("skip", {"prompts": "long"}),
@@ -98,7 +99,8 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 ELSEWHERE = {"engine", "engine_weights", "engine_options", "engine_correction"}  # test_engines.py, which has engines
-ELSEWHERE |= {"rubric", "judge_samples", "judge_tokens", "judge_opponents"}  # test_rubrics.py, which has judges
+# test_rubrics.py, which has judges
+ELSEWHERE |= {"rubric", *(f"judge_{name}" for name in ("samples", "tokens", "temperature", "opponents"))}
 ELSEWHERE |= {"quantize"}  # test_packed.py, which has bitsandbytes or goes without
 ELSEWHERE |= {f"written_{name}" for name in ("prompts", "examples", "near", "length", "tokens", "temperature", "top_p")}
 

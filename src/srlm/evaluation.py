@@ -29,7 +29,7 @@ from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
-from srlm.starting import as_trained, beginning, refuse_another
+from srlm.starting import policy_asked
 from srlm.types import Record
 
 
@@ -91,6 +91,7 @@ def evaluate(
         stop=tuple(stop),
         dtype=dtype,
         token_budget=token_budget,
+        trust_remote_code=trust_remote_code,
         seed=seed,
         prompt_column=prompt_column,
         answer_column=answer_column,
@@ -122,21 +123,7 @@ def evaluate(
     rule, classes = match_rule(config.match), answer_classes(config.answers)
     check_answers(labelled, rule)
     called = model_name(model)
-    name, run, round = beginning(called)
-    policy = TransformerPolicy.load(
-        name,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        **as_trained(name, run, adapter),
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        raw_prompts=raw_prompts,
-        chat_template_kwargs=chat_template_kwargs,
-        token_budget=token_budget,
-        trained=False,
-    )
-    if run is not None:
-        refuse_another(policy, run, round)
+    policy, _ = policy_asked(called, config)
     labelled = fitting(policy, labelled, config.overlong, display)
     assert labelled.answers is not None
     policy.check_prompts(labelled.prompts, num_samples)

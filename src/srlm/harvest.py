@@ -12,12 +12,11 @@ from srlm import tasks
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
-from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.presets import Source
 from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.run.files import check_new_file, write_atomically
-from srlm.starting import as_trained, beginning, refuse_another
+from srlm.starting import policy_asked
 from srlm.types import Prompts
 from srlm.writing.filters import Filters
 from srlm.writing.write import Harvest, Pool, asked, write
@@ -70,7 +69,9 @@ def write_prompts(
         chat_template_kwargs=tuple(chat_template_kwargs),
         adapter=adapter,
         dtype=dtype,
+        trust_remote_code=trust_remote_code,
         token_budget=token_budget,
+        max_new_tokens=written_tokens,
         seed=seed,
     )
     about = output.with_suffix(".about.json")
@@ -81,20 +82,7 @@ def write_prompts(
     kept_out = None if held_out is None else prompts_of(held_out, config)
     for note in dict.fromkeys(one.note for one in (given, kept_out) if one is not None and one.note):
         display.say(note)
-    name, run, round = beginning(model)
-    policy = TransformerPolicy.load(
-        name,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        **as_trained(name, run, adapter),
-        max_new_tokens=written_tokens,
-        raw_prompts=raw_prompts,
-        chat_template_kwargs=chat_template_kwargs,
-        token_budget=token_budget,
-        trained=False,
-    )
-    if run is not None:
-        refuse_another(policy, run, round)
+    policy, round = policy_asked(model, config)
     filters = Filters(
         config,
         pool.texts,
@@ -111,7 +99,7 @@ def write_prompts(
         )
     if len(made.prompts) < number:
         display.say(f"{number} were asked for: give more --seeds, or a model that repeats itself less, for the others")
-    from_ = {"model": model, "seed": seed} | ({} if run is None else {"round": round})
+    from_ = {"model": model, "seed": seed} | ({} if round is None else {"round": round})
     lines = [
         {"prompt": one.prompt, "examples": list(one.examples), "draw": one.draw, "log_prob": one.log_prob} | from_
         for one in made.prompts

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import silent
@@ -53,6 +54,47 @@ def as_trained(name: str, run: RunFolder | None, adapter: str = "auto") -> dict[
         return {"adapter": adapter, "lora_rank": 0}
     adapter = config["adapter"] if name == run.manifest["model"] else "continue"
     return {"quantize": config["quantize"], "adapter": adapter, "lora_rank": int(adapter == "continue")}
+
+
+def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -> TransformerPolicy:
+    """model: RUN or RUN@2 is a run's policy of the round, else as `TransformerPolicy.load` takes it."""
+    how = {"adapter": config.adapter, "quantize": config.quantize, "lora_rank": config.lora_rank}
+    return _load(*beginning(model), config, how, trained=trained)
+
+
+def policy_asked(model: str, config: SelfRewardConfig) -> tuple[TransformerPolicy, int | None]:
+    """The policy of a model that is asked and not trained, and of which round of a run it is, if of any."""
+    name, run, round = beginning(model)
+    policy = _load(name, run, round, config, as_trained(name, run, config.adapter), trained=False)
+    return policy, None if run is None else round
+
+
+def _load(
+    name: str, run: RunFolder | None, round: int, config: SelfRewardConfig, how: dict[str, Any], *, trained: bool
+) -> TransformerPolicy:
+    policy = TransformerPolicy.load(
+        name,
+        **how,
+        trained=trained,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        lora_alpha=config.lora_alpha,
+        gain=config.gain_learning_rate > 0,
+        seed=config.seed,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_new_tokens=config.max_new_tokens,
+        stop=config.stop,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        raw_prompts=config.raw_prompts,
+        chat_template_kwargs=config.chat_template_kwargs,
+        prompts_per_step=config.prompts_per_step,
+        token_budget=config.token_budget,
+    )
+    if run is not None:
+        refuse_another(policy, run, round)
+    return policy
 
 
 def refuse_another(policy: TransformerPolicy, run: RunFolder, round: int) -> None:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from srlm.commands.asking import add_asking
 from srlm.commands.options import Parser, Shared, taken
-from srlm.config import RunSettings
 from srlm.errors import UserError
 from srlm.objectives.settings import ObjectiveSettings
-from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
@@ -53,13 +52,7 @@ def parser() -> Parser:
     made.add("How", PromptSettings, ("match",), match=None)
     made.add("How", Sizes, ("max_new_tokens",), max_new_tokens=None)
     made.add("How", ObjectiveSettings, ("clip",), clip=None)
-    made.add(
-        "How", DecodingSettings, ("stop", "raw_prompts", "chat_template_kwargs"), stop=None, chat_template_kwargs=None
-    )
-    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"), adapter=None, dtype=None)
-    made.add("How", OptimisationSettings, ("token_budget",), token_budget=None)
-    made.add("How", RunSettings, ("seed",))
-    made.add("How", Shared, ("quiet",))
+    add_asking(made, stop=None, chat_template_kwargs=None, adapter=None, dtype=None, token_budget=None)
     return made
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from srlm.commands.asking import add_asking
 from srlm.commands.options import Parser, Shared, taken
-from srlm.config import RunSettings
 from srlm.errors import UserError
-from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
@@ -30,11 +29,7 @@ def parser() -> Parser:
     made.add("What", RewardSettings, ("answers",))
     made.add("What", Evaluate)
     made.add("How", Sizes, ("num_samples", "max_new_tokens"))
-    made.add("How", DecodingSettings, ("stop", "raw_prompts", "chat_template_kwargs"))
-    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"))
-    made.add("How", OptimisationSettings, ("token_budget",))
-    made.add("How", RunSettings, ("seed",))
-    made.add("How", Shared, ("quiet",))
+    add_asking(made)
     return made
 
 

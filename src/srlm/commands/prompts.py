@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from srlm.commands.asking import DRESSED, add_asking
 from srlm.commands.options import Parser, Shared, taken
-from srlm.config import RunSettings
 from srlm.errors import UserError, expect
-from srlm.policies.transformer.settings import DecodingSettings, ModelSettings, OptimisationSettings
 from srlm.prompts.settings import PromptSettings
 from srlm.writing.settings import WritingSettings
 
@@ -41,11 +40,7 @@ def parser() -> Parser:
     made.add("What", PromptSettings, ("prompt_column", "split", "dataset_config", "instruction"))
     names = ("examples", "near", "length", "tokens", "temperature", "top_p")
     made.add("How", WritingSettings, tuple(f"written_{name}" for name in names))
-    made.add("How", DecodingSettings, ("raw_prompts", "chat_template_kwargs"))
-    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"))
-    made.add("How", OptimisationSettings, ("token_budget",))
-    made.add("How", RunSettings, ("seed",))
-    made.add("How", Shared, ("quiet",))
+    add_asking(made, DRESSED)
     return made
 
 

@@ -20,8 +20,8 @@ from srlm.diagnosis.history import History, history
 from srlm.errors import UserError
 from srlm.evaluation import held_out_generator
 from srlm.policies.transformer.policy import TransformerPolicy
-from srlm.prompts.given import Given
-from srlm.prompts.select import PromptSet
+from srlm.prompts.given import Given, gone, is_handed
+from srlm.prompts.select import PromptSet, prompt_set
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import REWARDS
 from srlm.run.columns import rows
@@ -30,7 +30,8 @@ from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
 from srlm.run.rounds import round_of
 from srlm.search import Found
-from srlm.training.parts import load_policy, prompt_sets
+from srlm.starting import load_policy
+from srlm.training.parts import prompt_sets
 from srlm.types import Prompts, Rollouts
 
 # Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
@@ -89,6 +90,8 @@ def subject(
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
     config, source, held_source = run_config(manifest, Path(run))
+    if prompts is None and is_handed(held_source or source):  # of which no answers are kept that would be matched
+        config = dataclasses.replace(config, match="auto")
     unused = {"reward": config.reward, "answers": config.answers}  # a diagnosis asks neither
     refuse_code(Path(run), config, unused | changes)
     if prompts is None:
@@ -119,7 +122,10 @@ def subject(
 def _prompts_of_run(
     manifest: dict[str, Any], run: Path, source: str, held_source: str | None, config: SelfRewardConfig
 ) -> PromptSet:
-    """The held-out prompts; those it was trained on where there are none."""
+    """The held-out prompts; those it was trained on where there are none. Of objects that a program handed over, what
+    the run kept of them."""
+    if is_handed(held_source or source):
+        return _kept(manifest, run, held_source or source)
     if held_source is not None:  # the others may be gone
         labelled = prompts_of(held_source, config).take(config.max_held_out, config.seed)
     else:
@@ -129,6 +135,20 @@ def _prompts_of_run(
     if labelled.fingerprint != then["fingerprint"]:
         raise UserError(f"{labelled.source} has changed since {run} was begun: restore it, or choose with --prompts")
     return labelled
+
+
+def _kept(manifest: dict[str, Any], run: Path, source: str) -> PromptSet:
+    """The prompts in a run folder, which have no answers.
+
+    Raises:
+        UserError: the run was not begun far enough to have kept any.
+    """
+    table = RunFolder(run, manifest).prompt_ids(_table_of(manifest))
+    if table is None:
+        raise gone(source)
+    items = [item if isinstance(item, str) else tuple(item) for item in table["prompt"].to_pylist()]
+    note = f"{source}: {len(items)} prompts as the run kept them, without answers; --prompts gives others, with theirs"
+    return dataclasses.replace(prompt_set(items, None, source), note=note)
 
 
 def _table_of(manifest: dict[str, Any]) -> str:

@@ -109,8 +109,7 @@ class Source:
             UserError: the run's code was not asked for, or its model is another one by now.
         """
         from srlm.run.columns import rows
-        from srlm.starting import refuse_another
-        from srlm.training.parts import load_policy
+        from srlm.starting import load_policy, refuse_another
 
         refuse_code(self.folder, self.needs_code, given)
         config = dataclasses.replace(self.config, dtype=dtype, quantize="none")

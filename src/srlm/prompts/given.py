@@ -37,13 +37,23 @@ def rows_of(given: Given, name: str) -> Iterator[tuple[str, Any]]:
         yield f"row {number} of {name}", {"prompt": row} if isinstance(row, list | tuple) else row
 
 
+def is_handed(source: str) -> bool:
+    """Is it a name that `name_of` gave?"""
+    return source.startswith(f"{HANDED}:")
+
+
 def refuse_name(source: str) -> None:
     """
     Raises:
         UserError: a name that `name_of` gave, whose prompts are not at hand any more.
     """
-    if source.startswith(f"{HANDED}:"):
-        raise UserError(
-            f"the prompts {source} are objects that a Python program handed over, expected a file or dataset: go on "
-            "from that program (SelfRewardTrainer(..., resume=True)), or give the same prompts as a file"
-        )
+    if is_handed(source):
+        raise gone(source)
+
+
+def gone(source: str) -> UserError:
+    """To be raised: prompts that only the program which handed them over has."""
+    return UserError(
+        f"the prompts {source} are objects that a Python program handed over, expected a file or dataset: go on "
+        "from that program (SelfRewardTrainer(..., resume=True)), or give the same prompts as a file"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from srlm.errors import expect
+from srlm.errors import UserError, expect
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class PromptSettings:
     """Of datasets that are not given as name:config[split]: the configuration to read."""
     streaming: int | None = None
     """Of datasets, stream the first so many rows instead of fetching all: for those larger than a disk."""
+    streaming_buffer: int = 0
+    """Stream them shuffled: files in random order, and each row drawn from a buffer of so many that are read ahead. The
+    same rows for every --seed; 0 takes them in order."""
     system_prompt: str | None = None
     """A system turn before every prompt."""
     instruction: str | None = None
@@ -51,6 +54,12 @@ class PromptSettings:
             expect(self, "consistency_band", 0 <= low < high <= 1, "two shares from 0 to 1, the lower one first")
         for name in ("max_prompts", "max_held_out", "streaming"):
             expect(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        expect(self, "streaming_buffer", self.streaming_buffer >= 0, "0 or more")
+        if self.streaming_buffer and self.streaming is None:
+            raise UserError(
+                f"--streaming-buffer is {self.streaming_buffer} without --streaming, expected the number of rows to "
+                "stream beside it: give --streaming, or leave it out"
+            )
         expect(self, "prompts_per_round", (self.prompts_per_round or 0) >= 0, "at least 1")
         expect(self, "held_out_share", 0 <= self.held_out_share < 1, "0 or more and below 1")
         expect(self, "overlong", self.overlong in ("refuse", "skip"), "refuse or skip")

@@ -36,6 +36,7 @@ class Wanted:
 
 Rows: TypeAlias = Iterator[tuple[str, Any]]  # where a row stands ("line 3 of x.jsonl"), and the row
 
+SHUFFLE = 0  # seed of a shuffled stream: which rows are read is the source's affair, not a run's
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -50,6 +51,7 @@ def load_prompts(
     instruction: str | None = None,
     keep_columns: bool = False,
     streaming: int | None = None,
+    streaming_buffer: int = 0,
 ) -> PromptSet:
     """Prompts from a .jsonl, .json, .csv, .parquet or .txt file, a folder saved by `datasets` or with the files of a
     dataset, a Hub id, a benchmark (gsm8k, math, math500: `srlm.prompts.presets`), or a task
@@ -65,7 +67,8 @@ def load_prompts(
 
     system_prompt: a system turn before every prompt. instruction: what every prompt ends with, on a line of its own;
     None leaves the one that a task or benchmark brings along. keep_columns: what else a row holds is kept as well.
-    streaming: of a dataset, read the first so many rows as they come, and no more.
+    streaming: of a dataset, read the first so many rows as they come, and no more; with a streaming_buffer in the order
+    of a shuffle by SHUFFLE that reads so many ahead.
     """
     given = None if isinstance(source, str | Path) else source
     if given is None:
@@ -93,13 +96,21 @@ def load_prompts(
     wanted = Wanted([*((one,) for one in names), *(one.columns for one in known)], (answer_column, *formats.BESIDE))
     part = (asked.split or split, asked.config or dataset_config)
     read: Iterator[tuple[str, Any]]
+    if given is not None and streaming_buffer:
+        raise UserError(
+            f"--streaming-buffer is {streaming_buffer} beside prompts that a program hands over, expected a dataset to "
+            "stream: shuffle them before"
+        )
     if given is not None:
         read = itertools.islice(rows_of(given, str(source)), streaming)
     elif streaming is None:
         read = _rows(name, *part, None if keep_columns else wanted)
     else:
-        read = _streamed(name, *part, streaming)
+        read = _streamed(name, *part, streaming, streaming_buffer)
     read, note = formats.translated(read, str(source), known)
+    if streaming_buffer:
+        shuffled = f"{source} is streamed: {streaming} rows, shuffled in a buffer of {streaming_buffer}"
+        note = shuffled if note is None else f"{shuffled}; {note}"
     own: list[Mapping[str, Any]] = []
     items: list[PromptItem] = []
     answers: list[tuple[str, ...]] = []
@@ -138,11 +149,12 @@ def prompts_of(
         instruction=settings.instruction,
         keep_columns=keep_columns,
         streaming=settings.streaming,
+        streaming_buffer=settings.streaming_buffer,
     )
 
 
-def _streamed(source: str, split: str | None, config: str | None, number: int) -> Rows:
-    """The first rows of a dataset, of which no more is fetched than they need."""
+def _streamed(source: str, split: str | None, config: str | None, number: int, buffer: int) -> Rows:
+    """The first rows of a dataset, or of one that is shuffled in a buffer; no more is fetched than they need."""
     import datasets
 
     path = shipped(Path(source).expanduser())
@@ -155,6 +167,7 @@ def _streamed(source: str, split: str | None, config: str | None, number: int) -
     split = split or "train"
     try:
         data: Any = datasets.load_dataset(*asked, split=split, streaming=True)
+        data = data.shuffle(seed=SHUFFLE, buffer_size=buffer) if buffer else data
         yield from _numbered(source, itertools.islice(data, number))  # data.take reads ahead
     except UserError:
         raise

@@ -32,9 +32,9 @@ def silent(name: str, number: float) -> None:
 @dataclass(frozen=True)
 class Judging:
     """rubrics: names or files; each reward takes those of its kind, or its own where there are none. samples:
-    judgements that are written for each question, at temperature 1, so that their mean estimates the judge's own
-    without bias; 0 reads the distribution of the grade from the logits. tokens: longest judgement. opponents: with how
-    many others a response is compared; all if None.
+    judgements that are written for each question; at temperature 1 their mean estimates the judge's own without bias;
+    0 reads the distribution of the grade from the logits. tokens: longest judgement. opponents: with how many others a
+    response is compared; all if None.
 
     Raises:
         UserError: a rubric that cannot be read.
@@ -45,6 +45,7 @@ class Judging:
     tokens: int = 256
     opponents: int | None = None
     seed: int = 0
+    temperature: float = 1.0
 
     def of(self, usual: Sequence[str], *, pairs: bool) -> list[Rubric]:
         """Rubrics of one kind: those given, or the `usual` ones."""
@@ -108,7 +109,8 @@ def written(
     flat = [question for row in questions for question in row]
     state = np.random.SeedSequence([judging.seed, _STREAM, *stream]).generate_state(len(flat), np.uint64)
     seeds = [int(one >> 2) for one in state]
-    said = iter(write(flat, [""] * len(flat), judging.samples, seeds, max_new_tokens=judging.tokens).texts)
+    how = {"max_new_tokens": judging.tokens, "temperature": judging.temperature}
+    said = iter(write(flat, [""] * len(flat), judging.samples, seeds, **how).texts)
     return [[next(said) for _ in row] for row in questions]
 
 

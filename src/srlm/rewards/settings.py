@@ -40,6 +40,9 @@ class RewardSettings(Sizes):
     logits, and nothing is written."""
     judge_tokens: int = 256
     """Longest judgement that is written."""
+    judge_temperature: float = 1.0
+    """Of writing judgements. At 1 the mean of several estimates the judge's own without bias; below it small models
+    keep to the form more often."""
     judge_opponents: int | None = None
     """For judge_pairwise: compare each response with at least this many others, drawn anew each round; all unless
     given."""
@@ -54,6 +57,8 @@ class RewardSettings(Sizes):
             )
         expect(self, "judge_samples", self.judge_samples >= 0, "0 or more")
         expect(self, "judge_tokens", self.judge_tokens >= 1, "at least 1")
+        warm = 0 < self.judge_temperature < float("inf")
+        expect(self, "judge_temperature", warm, "a finite number above 0")
         expect(self, "judge_opponents", self.judge_opponents is None or self.judge_opponents >= 1, "at least 1")
         known = self.teacher in ("live", "initial") or (self.average is not None and 0 < self.average < 1)
         expect(self, "teacher", known, "live, initial, or ema: with a share between 0 and 1, such as ema:.9")

@@ -36,7 +36,7 @@ LONGEST_NAME = 200  # bytes; file systems end at 255
 OWN = (  # what an arm may set for itself: nothing that round 0, which all share, or the number of samples depends on
     *("reward", "answers", "beta", "step", "clip", "anchor", "objective", "pairs", "margin", "label_smoothing", "nll"),
     *("length_normalised", "ratio_clip", "consistency_band"),
-    *("rubric", "judge_samples", "judge_tokens", "judge_opponents"),
+    *("rubric", "judge_samples", "judge_tokens", "judge_temperature", "judge_opponents"),
     *("length_penalty", "length_window", "kl_initial", "truncated", "learning_rate", "gain_learning_rate", "epochs"),
 )
 COLUMNS = {  # record key -> heading

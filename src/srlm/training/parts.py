@@ -18,7 +18,6 @@ from srlm.evaluation import check_answers
 from srlm.objectives import imitation, policy_gradient, preferences, regression
 from srlm.policies.transformer.engines import Engine
 from srlm.policies.transformer.engines.vllm import Backend, VllmEngine
-from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes
 from srlm.prompts.given import Given
 from srlm.prompts.select import PromptSet
@@ -26,42 +25,12 @@ from srlm.prompts.sources import prompts_of
 from srlm.rewards.judging import Judging
 from srlm.rewards.rubric import read_rubric
 from srlm.rewards.table import LABELLED, Teacher, checks, judged_by, judges, reward_function, votes
-from srlm.starting import beginning, refuse_another
+from srlm.starting import load_policy as load_policy
 from srlm.types import Level, Objective, Reward
 
 MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo": policy_gradient.dr_grpo}
 CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
-
-
-def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -> TransformerPolicy:
-    """model: RUN or RUN@2 is a run's policy of the round, else as `TransformerPolicy.load` takes it."""
-    name, run, round = beginning(model)
-    policy = TransformerPolicy.load(
-        name,
-        trained=trained,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        adapter=config.adapter,
-        quantize=config.quantize,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        gain=config.gain_learning_rate > 0,
-        seed=config.seed,
-        gradient_checkpointing=config.gradient_checkpointing,
-        max_new_tokens=config.max_new_tokens,
-        stop=config.stop,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        raw_prompts=config.raw_prompts,
-        chat_template_kwargs=config.chat_template_kwargs,
-        prompts_per_step=config.prompts_per_step,
-        token_budget=config.token_budget,
-    )
-    if run is not None:
-        refuse_another(policy, run, round)
-    return policy
 
 
 def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], object]) -> Engine | None:
@@ -147,7 +116,14 @@ def reward_of(
 
 
 def judging_of(config: SelfRewardConfig) -> Judging:
-    return Judging(config.rubric, config.judge_samples, config.judge_tokens, config.judge_opponents, config.seed)
+    return Judging(
+        config.rubric,
+        config.judge_samples,
+        config.judge_tokens,
+        config.judge_opponents,
+        config.seed,
+        config.judge_temperature,
+    )
 
 
 def rubric_texts(config: SelfRewardConfig) -> tuple[str, ...]:
@@ -193,7 +169,7 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
             "majority or one of their kind: leave it out or choose one"
         )
     kinds = judged_by(config.reward)
-    for name in ("rubric", "judge_samples", "judge_tokens", "judge_opponents"):
+    for name in ("rubric", "judge_samples", "judge_tokens", "judge_temperature", "judge_opponents"):
         if not kinds and getattr(config, name) != getattr(SelfRewardConfig, name):
             raise UserError(
                 f"--{name.replace('_', '-')} was given, but --reward {config.reward} does not judge, expected judge, "
@@ -206,11 +182,12 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
                 f"the rubric {name} is one of {kind}, which --reward {config.reward} does not ask for, expected "
                 f"{fitting} or meta_judge beside it: choose another rubric or reward"
             )
-    if config.judge_tokens != SelfRewardConfig.judge_tokens and not config.judge_samples:
-        raise UserError(
-            f"--judge-tokens is {config.judge_tokens}, but no judgement is written, expected --judge-samples 1 or more "
-            "beside it: leave it out or give both"
-        )
+    for name in ("judge_tokens", "judge_temperature"):
+        if getattr(config, name) != getattr(SelfRewardConfig, name) and not config.judge_samples:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {getattr(config, name)}, but no judgement is written, expected "
+                "--judge-samples 1 or more beside it: leave it out or give both"
+            )
     if config.judge_opponents is not None and "judge_pairwise" not in config.reward:
         raise UserError(
             f"--judge-opponents is {config.judge_opponents}, but --reward {config.reward} compares no responses, "
