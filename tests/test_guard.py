@@ -556,6 +556,8 @@ def test_a_run_by_tokens_goes_on_where_it_was_killed(place, tmp_path, monkeypatc
         ({"truncation_rate": 0.5, "effective_samples": 2.0}, []),
         ({"truncation_rate": 0.0, "effective_samples": 1.05}, ["1.05 effective samples of 8"]),
         ({"truncation_rate": 1.0, "effective_samples": 1.0}, ["--truncated drop", "--step"]),
+        ({"effective_samples": 1.5, "step": 2.5}, ["--step 1.0"]),
+        ({"effective_samples": 1.5, "step": 1.04}, ["--step 0.5"]),  # not the one it takes already
         ({}, []),
     ],
 )

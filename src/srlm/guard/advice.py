@@ -22,9 +22,11 @@ def advice(record: Record, sizes: Sizes) -> list[str]:
             "little: raise --max-new-tokens, or leave it out with --truncated drop"
         )
     if effective is not None and effective < LEAST_EFFECTIVE:
+        now, step = figure(record, "step"), math.log(sizes.num_samples) / 2
+        step = now / 2 if now is not None and now < 1.1 * step else step  # which that is already
         said.append(
             f"the update rests on {effective:.2f} effective samples of {sizes.num_samples}, so nearly on the best "
-            f"response of each prompt alone: give --step {math.log(sizes.num_samples) / 2:.1f}, or a reward of smaller "
+            f"response of each prompt alone: give --step {step:.1f}, or a reward of smaller "
             "spread"
         )
     return said
