@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def config_of(folder: Path, **options: Any) -> SelfRewardConfig:
     return SelfRewardConfig(**SETTINGS | {"output": str(folder), "rounds": 1, "match": "auto"} | options)
 
 
-def test_a_model_a_dataset_and_functions(tiny, tmp_path, monkeypatch):
+def test_a_model_a_dataset_and_functions(tiny, tmp_path, monkeypatch, capsys):
     """A run of objects is the run of the files that they came from, and goes on with the same objects alone."""
     monkeypatch.setenv("SRLM_CACHE", str(tmp_path / "cache"))
     model, tokenizer = make_model(), make_tokenizer()
@@ -105,6 +106,13 @@ def test_a_model_a_dataset_and_functions(tiny, tmp_path, monkeypatch):
     assert found["accuracy_greedy"] >= 0
     asked = diagnose((model, tokenizer), LABELLED, num_samples=2, max_new_tokens=3, search_budget=8, display=QUIET)
     assert asked.source == "python:list" and len(asked.prompts["prompt"]) == len(LABELLED)
+
+    show = {"num_samples": 2, "max_new_tokens": 3, "search_budget": 8}
+    later = diagnose(run=tmp_path / "run", round=1, **show, display=Display())
+    assert "without answers; --prompts gives" in capsys.readouterr().out and later.labels is None
+    assert list(later.prompts["prompt"]) == [row["prompt"] for row in LABELLED] and later.source == "python:list"
+    again = diagnose(run=tmp_path / "files", round=1, match=named(even), **show, display=QUIET)
+    assert again.labels is not None and repr(again.sequence) == repr(later.sequence)  # of files
 
     said = refused("train", "--resume", tmp_path / "run")
     assert "which runs code that the folder names" in said
@@ -176,6 +184,19 @@ def test_names_of_functions():
 def cells() -> list[str]:
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_shows_what_it_gave():
+    """A forge runs nothing."""
+    code = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    shown = [json.dumps(cell["outputs"]) for cell in code]
+    assert not re.search(r"/(root|home|tmp|work|usr)/|stderr|Traceback", "".join(shown))
+    for cell, outputs in zip(code, shown, strict=True):
+        last = cell["source"][-1]
+        assert ("image/png" in outputs) == (".plot(" in last)
+        says = any(word in "".join(cell["source"]) for word in (".train()", "print(", "sorted("))
+        assert says == ('"text/plain"' in outputs or '"stream"' in outputs)
 
 
 def test_the_notebook_runs(tiny, tmp_path, monkeypatch, capsys):
