@@ -71,7 +71,7 @@ def together(
     return [Rank(process.exitcode or 0, *texts) for process, texts in zip(started, said, strict=True)]
 
 
-def even_steps(eps: float = 1e-3) -> None:
+def even_steps(eps: float = 1e-4) -> None:
     """AdamW's epsilon far above what rounding makes of a gradient: then a step moves by little more than its gradient
     does. With 1e-8 a gradient of 1e-9, which is rounding alone, makes a step as large as any."""
     torch.optim.AdamW = partial(torch.optim.AdamW, eps=eps)  # type: ignore[assignment,misc]
