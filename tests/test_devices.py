@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="th
 # one has nothing to do.
 OPTIONS: dict[str, Any] = {"prompts_per_step": 5, "token_budget": 48}
 FULL = OPTIONS | {"lora_rank": 0, "learning_rate": 2e-3}
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 COLUMNS = ("log_prob", "entropy", "reward", "log_prob_next", "log_prob_initial")
 
 
@@ -257,11 +263,51 @@ def test_gradients_are_summed_in_buckets(monkeypatch):
     assert sizes == [12, 31, 3]
 
 
+def rank_of(run: Path, rank: int) -> int | None:
+    """Its process, if it has begun with this run."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            words, env = ((place / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if str(run).encode() in words and f"RANK={rank}".encode() in env:
+            return int(place.name)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by what Linux says of them")
+def test_a_launched_process_is_killed_and_one_goes_on(place, asked, alone):
+    """By `accelerate launch` and the sample config of shards; the launcher tells the other one to end meanwhile."""
+    run, said = place / "launched", place / "launched.txt"
+    chosen = ("--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "0")
+    words = [sys.executable, "-m", "accelerate.commands.launch", *chosen, "-m", "srlm.cli"]
+    with said.open("w") as both:
+        made = subprocess.Popen([*words, *asked("launched", **OPTIONS)], stdout=both, stderr=both)
+    try:
+        deadline = time.monotonic() + 60
+        while not (run / "round-000").exists():
+            assert made.poll() is None and time.monotonic() < deadline, said.read_text()
+            time.sleep(0.01)
+        killed = rank_of(run, 1)
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        assert made.wait(60)
+    finally:
+        made.kill()
+    lines = [line for line in said.read_text().splitlines() if "srlm: " in line]
+    assert len(lines) == 1 and re.search(r"process 1 of 2 \(pid \d+ on .*\) is gone, killed or crashed", lines[0]), (
+        lines
+    )
+    assert f"(pid {killed} on" in lines[0] and "[rank0]: Traceback" not in said.read_text()
+    assert command("train", "--resume", run).code == 0
+    assert_same(run, alone("one", **OPTIONS))
+
+
 def test_sample_configs_are_followed():
     """Each is one that accelerate reads, and asks for nothing that is refused."""
     import yaml
 
-    for file in (Path(__file__).parents[1] / "configs" / "accelerate").glob("*.yaml"):
+    for file in CONFIGS.glob("*.yaml"):
         config = yaml.safe_load(file.read_text())
         assert config["mixed_precision"] == "no"
         if config["distributed_type"] == "FSDP":

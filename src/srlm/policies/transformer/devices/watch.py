@@ -177,8 +177,11 @@ def watching(together: PartialState, hear: Callable[[Watch], Any] = lambda _: No
         yield watch
         return
 
+    ending = False
+
     def told(number: int, frame: FrameType | None) -> None:
-        raise Told
+        if not ending:  # a launcher tells all to end as soon as one is gone, mostly when that has been noticed already
+            raise Told
 
     mine = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, told) if mine else None
@@ -186,9 +189,11 @@ def watching(together: PartialState, hear: Callable[[Watch], Any] = lambda _: No
         yield watch
         together.wait_for_everyone()
     except UserError as error:
+        ending = True
         watch.leave(str(error))
         raise
     except (Told, RuntimeError) as error:
+        ending = True
         sentence = watch.lost()
         if sentence is None:
             watch.leave("it was told to end" if isinstance(error, Told) else one_line(str(error))[:300])
@@ -200,6 +205,7 @@ def watching(together: PartialState, hear: Callable[[Watch], Any] = lambda _: No
             )
         raise UserError(sentence) from error
     except BaseException as error:
+        ending = True
         watch.leave(one_line(f"{type(error).__name__} {error}")[:300])
         raise
     finally:
