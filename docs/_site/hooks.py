@@ -100,13 +100,15 @@ def cells(notebook: dict[str, Any]) -> str:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        printed = ""
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
-            printed = output.get("text") or data.get("text/plain")
             if picture := data.get("image/png"):
                 parts.append(f'<img alt="" src="data:image/png;base64,{"".join(picture).strip()}">')
-            elif printed:
-                parts.append(f"```text\n{''.join(printed).rstrip()}\n```")
+            else:
+                printed += "".join(output.get("text") or data.get("text/plain", "")).rstrip() + "\n"
+        if printed.strip():
+            parts.append(f"```text\n{printed}```")
     return "\n\n".join(parts) + "\n"
 
 
