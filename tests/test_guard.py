@@ -387,10 +387,10 @@ def damaged(record, before) -> bool:
 
 @pytest.mark.parametrize("way", BROKEN)
 def test_a_run_broken_on_purpose_is_caught_and_rolled_back(place, tmp_path, way):
-    result = train(place, tmp_path / "run", rounds=5, **BROKEN[way])
+    result = train(place, tmp_path / "run", rounds=6, **BROKEN[way])
     last, guard = len(result.records) - 1, manifest(result.output)["guard"]
     assert [(event["round"], event["action"]) for event in guard["events"]] == [(last, "roll back")]
-    assert guard["chosen"] == result.round < last < 5
+    assert guard["chosen"] == result.round < last < 6
     healthy = result.records[:last]  # caught no later than one round after the damage
     assert not any(damaged(r, healthy[:t]) for t, r in enumerate(healthy[:-1]) if t)
     assert result.records[result.round]["accuracy_sampled"] == max(r["accuracy_sampled"] for r in healthy)
