@@ -70,7 +70,10 @@ def memory(shape: Shape, work: Workload, *, cpu: bool) -> Memory:
     # What was learned is scored while masters are there. Small blocks stay with a process; those of logits do not.
     again = _scoring(shape, train) | {MASTERS: update[MASTERS]}
     if cpu:
-        again["activations"] = max(again["activations"], update["activations"])
+        stays = {"activations": max(again["activations"], update["activations"])}
+        again |= stays
+        if work.built_in:
+            moments.append(moment("sampling after an update", _drawing(shape, work, cpu=cpu) | stays, folded))
     moments.append(moment("scoring after an update", again, before))
     return Memory(moments, {} if cpu else always | before | folded | {"program": PROGRAM["cpu"]})
 
