@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,19 @@ def test_the_hosts_part_of_a_round_runs(tiny):
     assert "40 prompts × 30 responses × 20 tokens" in done.stdout
     rows = [line.split("|") for line in done.stdout.splitlines() if "most resident memory" in line]
     assert 0 < float(rows[0][2].strip(" *")) < 1
+
+
+def test_the_round_that_an_estimate_is_held_against_runs(tiny, capsys, monkeypatch):
+    """Responses go on to their last token, and every stage has its seconds and its peak."""
+    from benchmarks import estimate
+    from srlm.policies.transformer import respond
+    from srlm.run.ledger import Ledger
+    from srlm.training import trainer
+
+    patched = ((time, "perf_counter"), (respond, "decode"), (Ledger, "stage"), (trainer, "become"))
+    for owner, name in patched:  # by the benchmark; put back afterwards
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    estimate.run(estimate.Case(str(tiny), prompts=4, held_out=2, samples=2, tokens=3, rank=2))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"0 sample rollouts", "0 score rollouts", "0 update", "1 sample greedy"} <= found["seconds"].keys()
+    assert found["peaks"].keys() == found["seconds"].keys()

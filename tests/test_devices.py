@@ -118,12 +118,11 @@ def test_shards_of_a_whole_model_in_more_processes_than_prompts(place, asked, al
     assert_same(place / "full", alone("one-full", **options))
 
 
-@pytest.mark.parametrize("env", [{}, FSDP2], ids=["plain", "shards"])
-def test_a_process_is_killed_and_one_goes_on(place, asked, alone, env):
+def test_a_process_is_killed_and_one_goes_on(place, asked, alone):
     """The main one, while it writes a checkpoint of an update; the other says so, and one process goes on."""
-    name = f"killed-{len(env)}"
+    name = "killed"
     # lock and manifest, prompts, stages and columns of round 0, ...: the step checkpoints come late in that
-    said = together(place / f"said-{name}", 2, asked(name, **OPTIONS), env, killed=(0, 24))
+    said = together(place / f"said-{name}", 2, asked(name, **OPTIONS), killed=(0, 24))
     assert said[0].code == -9
     assert said[1].code == 2
     (line,) = [line for line in said[1].err.splitlines() if line.startswith("srlm: ")]
