@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -86,6 +87,11 @@ def kept(shape: Shape, held: Held) -> float:
 
 def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) -> Decoded:
     """prompts: tokens of each. cpu: is what was drawn looked at after every word?"""
+    return _played(tuple(prompts), samples, work, cpu)
+
+
+@lru_cache(64)  # remedies change what has nothing to do with it
+def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool) -> Decoded:
     mine = sorted(prompts[:: work.devices])
     sizes = spread(mine, MOST_PROMPTS)
     longest, budget = work.longest, DECODE_BUDGET * work.budget

@@ -61,8 +61,9 @@ def memory(shape: Shape, work: Workload, *, cpu: bool) -> Memory:
         return Moment(name, resident | parts | (always | host if cpu else {}))
 
     moments = []
+    drawing = _drawing(shape, work, cpu=cpu) if work.built_in else {}
     if work.built_in:
-        moments.append(moment("sampling", _drawing(shape, work, cpu=cpu), folded))
+        moments.append(moment("sampling", drawing, folded))
     moments.append(moment("scoring", _scoring(shape, train), {}))
     before = {KEPT: 2 * kept}
     update = _update(shape, work, train, cpu=cpu)
@@ -73,7 +74,7 @@ def memory(shape: Shape, work: Workload, *, cpu: bool) -> Memory:
         stays = {"activations": max(again["activations"], update["activations"])}
         again |= stays
         if work.built_in:
-            moments.append(moment("sampling after an update", _drawing(shape, work, cpu=cpu) | stays, folded))
+            moments.append(moment("sampling after an update", drawing | stays, folded))
     moments.append(moment("scoring after an update", again, before))
     return Memory(moments, {} if cpu else always | before | folded | {"program": PROGRAM["cpu"]})
 
