@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -226,12 +227,12 @@ def test_sampling_feeds_every_token_but_the_last_once() -> None:
     assert spent.weights == pytest.approx(11 * (found.parameters - found.table) * 4)
 
 
-@pytest.mark.parametrize("look", [1, 8])
-def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("look", "shared"), [(1, False), (8, False), (1, True)])
+def test_rows_are_begun_and_left_as_in_a_run(look: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real decoder, told where to end each response, takes the same steps of as many rows and slots."""
     made = dataclasses.replace(work(), longest=16, expected=6.0, budget=32)
     sizes = [3, 9, 5, 9, 4, 7, 3, 8, 5]
-    said = decoded(sizes, 3, made, cpu=look == 1)
+    said = decoded(sizes, 3, made, cpu=look == 1, shared=shared)
     assert any(one.before for one in said.begun) and said.times == 1
     ends = made.lengths(len(sizes) * 3, seed=3)
     steps: list[tuple[int, int]] = []
@@ -240,7 +241,9 @@ def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.Monk
 
     def fed(self: Continuation, word: torch.Tensor) -> None:
         feed(self, word)
-        steps.append((len(word), self.past._mask.shape[1]))
+        past: Any = self.past
+        slots = (past._size[past._prompt] + past._said).max() if shared else past._mask.shape[1]
+        steps.append((len(word), int(slots)))
 
     def begun(self: respond.Batch, units: list[Unit]) -> None:
         before = len(self)
@@ -259,9 +262,9 @@ def test_rows_are_begun_and_left_as_in_a_run(look: int, monkeypatch: pytest.Monk
     monkeypatch.setitem(respond.LOOK_EVERY, "cpu", look)
     prompts = [[5] * size for size in sorted(sizes)]
     drawn = respond.Drawn(len(prompts), 3, 16)
-    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32)]
+    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32, shared=shared)]
     how = Decoding(16, frozenset({1}))
-    respond.decode(make_model(), prompts, units, None, how, drawn, budget=8 * 32, refill=True)
+    respond.decode(make_model(), prompts, units, None, how, drawn, budget=8 * 32, refill=True, shared=shared)
     assert drawn.length.flatten().tolist() == ends
     assert admitted == [(one.prompts, one.before, one.rows) for one in said.begun]
     assert steps == [(one.rows, one.slots + t) for one in said.fed for t in range(one.steps)]

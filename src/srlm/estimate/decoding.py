@@ -18,7 +18,7 @@ MOST_PROMPTS = 512  # played; more are as many times these
 
 @dataclass(frozen=True)
 class Held:
-    """What is kept of the past where responses read one copy of their prompt: prompts that any row goes on from, tokens
+    """What is kept of the past where responses read one copy of their prompt: copies that any row goes on from, tokens
     of the longest, rows that there is room for, words of the row that has said most."""
 
     prompts: int
@@ -85,35 +85,49 @@ def kept(shape: Shape, held: Held) -> float:
     return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * shape.cached(room)
 
 
-def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool) -> Decoded:
-    """prompts: tokens of each. cpu: is what was drawn looked at after every word?"""
-    return _played(tuple(prompts), samples, work, cpu)
+def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool, shared: bool = False) -> Decoded:
+    """prompts: tokens of each. cpu: is what was drawn looked at after every word? shared: do responses share one copy
+    of their prompt?"""
+    return _played(tuple(prompts), samples, work, cpu, shared)
 
 
 @lru_cache(64)  # remedies change what has nothing to do with it
-def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool) -> Decoded:
+def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, shared: bool) -> Decoded:
     mine = sorted(prompts[:: work.devices])
     sizes = spread(mine, MOST_PROMPTS)
     longest, budget = work.longest, DECODE_BUDGET * work.budget
-    units = [unit for i, size in enumerate(sizes) for unit in units_of(i, size, samples, longest, budget)]
+    units = [
+        unit for i, size in enumerate(sizes) for unit in units_of(i, size, samples, longest, budget, shared=shared)
+    ]
     lengths = work.lengths(len(sizes) * samples, seed=samples)
     look = LOOK_EVERY["cpu"] if cpu else LOOK_ELSEWHERE
-    size, left, step, prompt = (np.zeros(0, np.int64) for _ in range(4))
+    size, left, step, unit_of = (np.zeros(0, np.int64) for _ in range(4))
     most = 0
 
     def held(more: int) -> Held:
-        return Held(len({*prompt.tolist()}), int(size.max()), most, int(step.max()) + more)
+        return Held(len({*unit_of.tolist()}), int(size.max()), most, int(step.max()) + more)
 
     begun: list[Begun] = []
     fed: list[Fed] = []
     number = 0
     while number < len(units) or len(left):
-        admitted = fitting(units, number, sizes, len(left), int(size.max(initial=0)), longest, budget)
+        admitted = fitting(
+            units,
+            number,
+            sizes,
+            rows=len(left),
+            begun=len({*unit_of.tolist()}),
+            size=int(size.max(initial=0)),
+            longest=longest,
+            budget=budget,
+            shared=shared,
+        )
         if admitted:
             words = [n for unit in admitted for n in lengths[unit.prompt * samples :][unit.first : unit.last]]
-            number_of = [unit.prompt for unit in admitted for _ in range(unit.rows)]
-            own, before = [sizes[i] for i in number_of], len(left)
-            size, left, prompt = np.append(size, own), np.append(left, words), np.append(prompt, number_of)
+            own = [sizes[unit.prompt] for unit in admitted for _ in range(unit.rows)]
+            numbers = [number + i for i, unit in enumerate(admitted) for _ in range(unit.rows)]
+            before = len(left)
+            size, left, unit_of = np.append(size, own), np.append(left, words), np.append(unit_of, numbers)
             most = max(most, len(left))
             step = np.append(step, np.zeros(len(words), np.int64))
             begun.append(Begun(len(admitted), max(own), len(left), int((size + step).max()), before))
@@ -126,7 +140,7 @@ def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool) -
         step, left = step + words_left, left - words_left
         stay = left > 0
         moved = not stay.all()
-        size, step, left, prompt = size[stay], step[stay], left[stay], prompt[stay]
+        size, step, left, unit_of = size[stay], step[stay], left[stay], unit_of[stay]
         if len(left):
             fed.append(Fed(len(left), int((size + step).max()), 1, moved, held(0)))
     return Decoded(begun, fed, len(mine) / len(sizes) if sizes else 0.0)

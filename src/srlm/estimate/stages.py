@@ -121,7 +121,8 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
     """Prompts are read, then a token a row and step is fed. Before, LoRA is folded in and put back afterwards; weights
     that are divided are gathered once."""
     found = folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
-    made, shared = decoded(prompts, samples, work, cpu=cpu), shares_prompts(shape, cpu=cpu)
+    shared = shares_prompts(shape, cpu=cpu)
+    made = decoded(prompts, samples, work, cpu=cpu, shared=shared)
     drawn = Work()
     for one in made.begun:
         tokens, pairs = one.prompts * one.tokens, one.prompts * one.tokens**2 / 2

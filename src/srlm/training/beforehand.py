@@ -14,7 +14,7 @@ import torch
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.estimate import Estimate, estimate, workload
-from srlm.estimate.decoding import decoded
+from srlm.estimate.decoding import decoded, shares_prompts
 from srlm.estimate.measured import of_pace
 from srlm.estimate.rates import ACCELERATORS, Rates, given, of_accelerator
 from srlm.estimate.settings import Asked
@@ -104,7 +104,7 @@ def _measured(
     batches = laid_out(work.prompts, work.samples, work, shape).batches
     typical = sorted(batches, key=lambda b: b.padded)[len(batches) // 2]
     cpu = device.type == "cpu"
-    drawn = decoded(work.prompts, work.samples, work, cpu=cpu)
+    drawn = decoded(work.prompts, work.samples, work, cpu=cpu, shared=shares_prompts(shape, cpu=cpu))
     try:
         found = pace(
             anatomy.config_of(model, adapter=config.adapter, trust_remote_code=config.trust_remote_code),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 REFILL = 0.25  # share of a full batch that has to be free before prompts are admitted: few at a time are slow
+SHARED = 2  # tokens that one of a prompt counts as where responses share it: it is kept in fp32 there
 LOOK_EVERY = {"cpu": 1}  # words between two looks at what was drawn, by kind of device
 LOOK_ELSEWHERE = 8  # a look waits for an accelerator
 
@@ -23,26 +24,43 @@ class Unit:
         return self.last - self.first
 
 
-def units_of(prompt: int, size: int, num_samples: int, longest: int, budget: float) -> list[Unit]:
+def kept_tokens(rows: int, units: int, size: int, longest: int, *, shared: bool) -> int:
+    """Of the past of some rows, at most: their prompt's for each row, or for each unit that shares it."""
+    return rows * longest + (SHARED * units if shared else rows) * size
+
+
+def units_of(
+    prompt: int, size: int, num_samples: int, longest: int, budget: float, *, shared: bool = False
+) -> list[Unit]:
     """The responses to a prompt of `size` tokens: one part after the other where there is no room for all."""
-    at_once = min(num_samples, max(1, int(budget // (size + longest))))
+    at_once = (budget - SHARED * size) // longest if shared else budget // (size + longest)
+    at_once = min(num_samples, max(1, int(at_once)))
     return [Unit(prompt, first, min(first + at_once, num_samples)) for first in range(0, num_samples, at_once)]
 
 
 def fitting(
-    units: Sequence[Unit], number: int, sizes: Sequence[int], rows: int, size: int, longest: int, budget: float
+    units: Sequence[Unit],
+    number: int,
+    sizes: Sequence[int],
+    *,
+    rows: int,
+    begun: int,
+    size: int,
+    longest: int,
+    budget: float,
+    shared: bool = False,
 ) -> list[Unit]:
     """Of the units from `number` on those that fit beside some rows; none as long as few do and more are to come.
 
-    sizes: tokens of each prompt. rows, size: how many are being decoded, tokens of the longest of their prompts.
-    budget: rows x (longest prompt + longest) of a batch; a unit that exceeds it goes alone.
+    sizes: tokens of each prompt. rows, begun, size: how many are being decoded, of how many units, tokens of the
+    longest of their prompts. budget: `kept_tokens` of a batch; a unit that exceeds it goes alone.
     """
     found: list[Unit] = []
     before = rows
     while number + len(found) < len(units):
         unit = units[number + len(found)]
         size = max(size, sizes[unit.prompt])
-        if rows and (rows + unit.rows) * (size + longest) > budget:
+        if rows and kept_tokens(rows + unit.rows, begun + len(found) + 1, size, longest, shared=shared) > budget:
             return found if rows - before >= REFILL * rows else []
         if found and unit.rows != found[0].rows:
             break

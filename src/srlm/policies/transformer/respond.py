@@ -168,9 +168,9 @@ def decode(
 ) -> None:
     """Fill in responses. Each depends on its own draws alone, whatever shares the batch; without draws they are greedy.
 
-    units: in the order in which they are begun. budget: rows x (longest prompt + max_new_tokens) of a batch; a unit
-    that exceeds it goes alone. refill: may prompts of unequal length share a batch, and join one that has begun?
-    done: is told of each that is complete.
+    units: in the order in which they are begun. budget: tokens that a batch keeps (`kept_tokens`); a unit that
+    exceeds it goes alone. refill: may prompts of unequal length share a batch, and join one that has begun?
+    shared: do the responses to a prompt read one copy of it (`Branches`)? done: is told of each unit that is complete.
     """
     batch = Batch(model, prompts, draws, how, drawn, shared)
     sizes = [len(ids) for ids in prompts]
@@ -178,7 +178,17 @@ def decode(
     number = 0
     while number < len(units) or len(batch):
         if not len(batch) or (refill and batch.joins):
-            admitted = fitting(units, number, sizes, len(batch), batch.longest, how.max_new_tokens, budget)
+            admitted = fitting(
+                units,
+                number,
+                sizes,
+                rows=len(batch),
+                begun=len(begun),
+                size=batch.longest,
+                longest=how.max_new_tokens,
+                budget=budget,
+                shared=shared,
+            )
             if admitted:
                 batch.admit(admitted)
             begun += admitted
@@ -229,7 +239,7 @@ def respond(
         units: list[Unit] = []
         for i in share:
             if not complete(i):
-                units += units_of(i, sizes[i], num_samples, how.max_new_tokens, budget)
+                units += units_of(i, sizes[i], num_samples, how.max_new_tokens, budget, shared=shared)
         decode(model, prompts, units, draws, how, drawn, budget=budget, refill=padding, shared=shared, done=done)
 
     for share in shares:
