@@ -196,7 +196,7 @@ def figures(found: Sequence[Curve], folder: Path) -> None:
             write_svg(folder / f"collapse-{reward}-{name.split('_')[0]}.svg", draw)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("study")
@@ -210,7 +210,7 @@ def main() -> None:
     for part in (one, two):
         part.add_argument("--output", type=Path, required=True)
         part.add_argument("--table", action="store_true", help="print the table of what is there and stop")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if not given.table:
         study(given) if given.part == "study" else collapse(given)
     if given.part == "study":

@@ -59,3 +59,25 @@ def test_the_round_that_an_estimate_is_held_against_runs(tiny, capsys, monkeypat
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"0 sample rollouts", "0 score rollouts", "0 update", "1 sample greedy"} <= found["seconds"].keys()
     assert found["peaks"].keys() == found["seconds"].keys()
+
+
+def test_gain_and_collapse_of_runs_that_are_there(tmp_path, capsys):
+    from benchmarks import reasoning
+
+    rank = "token_likelihood_rank"
+    told = {rank: 0.2, f"{rank}_error": 0.01, f"{rank}_prompts": 48}
+    for number, found in ((8, (0.2, 0.5, 0.1)), (32, (0.2, 0.4, 0.45))):
+        shared = {"accuracy_greedy": 0.4, "log10_kappa_upper_held_out": 1.5, "mode_fidelity": 0.9, "pass_at_8": 0.6}
+        records = [
+            {"round": t, "accuracy_sampled": value, **shared} | (told if value == 0.1 else {})
+            for t, value in enumerate(found)
+        ]
+        (tmp_path / f"log_likelihood-{number}").mkdir()
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"log_likelihood-{number}" / "records.jsonl").write_text(lines)
+    reasoning.main(["collapse", "--table", "--output", str(tmp_path), "--figures", str(tmp_path)])
+    eight, more = capsys.readouterr().out.splitlines()[2:]
+    assert eight.startswith("| log_likelihood | 8 | 2 | 0.20, 0.50 (1), 0.10 |") and eight.endswith("| round 2 |")
+    assert more.startswith("| log_likelihood | 32 | 2 | 0.20, 0.45 (2), 0.45 |") and more.endswith("| none |")
+    drawn = sorted(file.name for file in tmp_path.glob("*.svg"))
+    assert drawn == [f"collapse-log_likelihood-{name}.svg" for name in ("accuracy", "log10", "mode")]

@@ -63,9 +63,9 @@ def test_tensorboard_holds_every_number_and_the_samples(tmp_path, tiny):
 @needs_tensorboard
 def test_resumed_run_reports_each_round_once(tmp_path, tiny, monkeypatch):
     """Killed after the record of round 0; trackers may be chosen anew."""
-    from srlm.training.trainer import SelfRewardTrainer
+    from srlm.training.recording import Recorder
 
-    measure = SelfRewardTrainer._measure
+    measure = Recorder.__call__
 
     def stop(self, step):
         if step.round == 1:
@@ -73,7 +73,7 @@ def test_resumed_run_reports_each_round_once(tmp_path, tiny, monkeypatch):
         return measure(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SelfRewardTrainer, "_measure", stop)
+        patch.setattr(Recorder, "__call__", stop)
         assert command("train", *options(tmp_path, tiny, report_to="tensorboard"), "--quiet").code == 130
     assert command("train", "--resume", tmp_path / "run", "--quiet").code == 0
     scalars, texts, number = events(tmp_path / "run" / "trackers" / "tensorboard")
