@@ -190,7 +190,9 @@ def figures(found: Sequence[Curve], folder: Path) -> None:
                         curve.draw(axes, name)
                 axes.set_xlabel("round")
                 axes.set_ylabel(label)
-                axes.set_title(f"{reward}: crosses mark the guard's first alarm", fontsize=10)
+                alarmed = any(curve.alarm is not None for curve in found if curve.reward == reward)
+                said = "crosses mark the guard's first alarm" if alarmed else "the guard raises no alarm"
+                axes.set_title(f"{reward}: {said}", fontsize=10)
                 axes.legend(frameon=False)
 
             write_svg(folder / f"collapse-{reward}-{name.split('_')[0]}.svg", draw)
