@@ -193,8 +193,9 @@ def test_the_same_seeds_draw_the_same_inside(folder, inside, tmp_path):
     policy = loaded(folder)
     policy.engine = VllmEngine(inside, tmp_path / "engine", processes())
     policy.engine.sync(policy)
-    draw = partial(policy.engine.sample, IDS, 8, policy.decoding, progress=silent)
-    one, two, other = (draw(seeds=seeds) for seeds in ([1, 2], [1, 2], [3, 4]))
+    # One response alone: which requests vLLM takes up together, and so what each draws, goes with the machine's load.
+    draw = partial(policy.engine.sample, IDS[:1], 1, policy.decoding, progress=silent)
+    one, two, other = (draw(seeds=[seed]) for seed in (1, 1, 3))
     assert torch.equal(one.tokens, two.tokens) and not torch.equal(one.tokens, other.tokens)
 
 
