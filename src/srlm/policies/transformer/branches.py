@@ -1,8 +1,8 @@
 """Samples of one prompt read its keys and values where they lie: one copy for all of them, their own words behind it.
 
 A step of plain attention copies the whole cache, a prompt's part once for each of its K samples, and once more for each
-query head that shares it. On a CPU that takes longer than the rest of the model: here words are written into rows that
-are there already, and the samples of a prompt read it in one product.
+query head that shares it. On a CPU that takes longer than the rest of a model of 135M parameters, and a seventh of one
+of 1.5B: here words are written into rows that are there already, and the samples of a prompt read it in one product.
 """
 
 from __future__ import annotations
