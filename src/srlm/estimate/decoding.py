@@ -10,7 +10,7 @@ import numpy as np
 
 from srlm.estimate.workload import Workload, spread
 from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, units_of
-from srlm.policies.transformer.limits import DECODE_BUDGET, FEWEST_WORDS
+from srlm.policies.transformer.limits import DECODE_BUDGET, FEWEST_WORDS, MORE_WORDS
 from srlm.policies.transformer.shape import Shape
 
 MOST_PROMPTS = 512  # played; more are as many times these
@@ -78,10 +78,10 @@ def shares_prompts(shape: Shape, *, cpu: bool) -> bool:
 
 
 def kept(shape: Shape, held: Held) -> float:
-    """Bytes: prompts in fp32, and rows with room for words, which doubles."""
+    """Bytes: prompts in fp32, and rows with room for words, which doubles at first."""
     room = FEWEST_WORDS
     while room < held.words:
-        room *= 2
+        room += min(room, MORE_WORDS)
     return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * shape.cached(room)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from srlm.policies.transformer.limits import FEWEST_WORDS
+from srlm.policies.transformer.limits import FEWEST_WORDS, MORE_WORDS
 
 NAME = "srlm_branches"  # of this attention, among those of transformers
 _read: ContextVar[Branches] = ContextVar(NAME)
@@ -46,7 +46,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.longest = longest
         rows, columns = len(self.keys), self.keys.shape[2]
         if len(slot) > rows or longest > columns:
-            columns = columns if longest <= columns else max(longest, 2 * columns)
+            columns = columns if longest <= columns else max(longest, columns + min(columns, MORE_WORDS))
             more = (0, 0, 0, columns - self.keys.shape[2], 0, 0, 0, max(len(slot) - rows, 0))
             self.keys, self.values = F.pad(self.keys, more), F.pad(self.values, more)
         self.keys[slot, :, said], self.values[slot, :, said] = keys[:, :, 0], values[:, :, 0]
