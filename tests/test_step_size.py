@@ -258,9 +258,25 @@ def test_a_step_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> N
     ],
 )
 def test_what_is_taken_where_neither_is_given(given: dict[str, Any], beta: float, step: float | None) -> None:
-    taken = SelfRewardConfig(**given).with_strength()
+    taken = SelfRewardConfig(**given).with_defaults()
     assert (taken.beta, taken.step) == (beta, step)
-    assert taken.with_strength() == taken
+    assert taken.with_defaults() == taken
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({}, 1.5e-4),
+        ({"lora_rank": 0}, 1e-5),
+        ({"lora_rank": 0, "learning_rate": 3e-5}, 3e-5),
+        ({"learning_rate": 3e-5}, 3e-5),
+    ],
+)
+def test_what_is_trained_has_a_learning_rate_of_its_own(given: dict[str, Any], rate: float) -> None:
+    config = SelfRewardConfig(**given)
+    assert config.peak_rate == config.with_defaults().learning_rate == rate
+    begun = {"learning_rate": 7e-5}  # before there was this default
+    assert config.with_defaults(begun).learning_rate == given.get("learning_rate", 7e-5)
 
 
 # Runs
@@ -302,7 +318,7 @@ def test_a_reward_in_units_of_its_own_takes_a_step(tiny: Path, data: dict[str, P
     kept = json.loads((found / "manifest.json").read_text())
     assert (kept["config"]["beta"], kept["config"]["step"]) == (1, half)
     before = kept["config"] | {"step": None}  # begun before there was this default
-    assert SelfRewardConfig(**options).with_strength(before).step is None
+    assert SelfRewardConfig(**options).with_defaults(before).step is None
 
 
 def test_a_given_beta_says_how_far_it_goes(tiny: Path, data: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ from srlm.deprecated import Renaming
 from srlm.errors import UserError, expect
 from srlm.guard.settings import GuardSettings
 from srlm.objectives.settings import BETA, ObjectiveSettings, ShapingSettings
-from srlm.policies.transformer.settings import DecodingSettings, EngineSettings, ModelSettings, OptimisationSettings
+from srlm.policies.transformer.settings import (
+    LEARNING_RATE,
+    WHOLE_LEARNING_RATE,
+    DecodingSettings,
+    EngineSettings,
+    ModelSettings,
+    OptimisationSettings,
+)
 from srlm.prompts.settings import PromptSettings
 from srlm.rewards.settings import RewardSettings
 from srlm.sizes import Sizes
@@ -75,18 +82,27 @@ class SelfRewardConfig(
             return None
         return (BETA if self.beta is None else self.beta) + self.kl_initial
 
-    def with_strength(self, begun: Mapping[str, Any] | None = None) -> Self:
-        """With beta 1, or a step of half of log K, where neither of them is given. begun: what a run began with, which
-        stands then."""
-        if self.beta is not None:
-            return self
-        if self.step is not None or self.objective != "regression" or self.in_nats:
-            found: dict[str, Any] = {"beta": BETA}
-        else:
-            found = {"beta": BETA, "step": math.log(self.num_samples) / 2}
-        if begun is not None and self.step is None:
-            found = {name: begun.get(name) for name in ("beta", "step")}
+    def with_defaults(self, begun: Mapping[str, Any] | None = None) -> Self:
+        """With what depends on other settings, where it is not given: beta 1, or a step of half of log K, and the
+        learning rate of what is trained. begun: what a run began with, which stands then."""
+        found = {} if self.beta is not None else self._strength(begun)
+        if self.learning_rate is None:
+            found["learning_rate"] = (begun or {}).get("learning_rate") or self.peak_rate
         return replace(self, **found)
+
+    def _strength(self, begun: Mapping[str, Any] | None) -> dict[str, Any]:
+        if self.step is not None:
+            return {"beta": BETA}
+        if begun is not None:
+            return {name: begun.get(name) for name in ("beta", "step")}
+        if self.objective != "regression" or self.in_nats:
+            return {"beta": BETA}
+        return {"beta": BETA, "step": math.log(self.num_samples) / 2}
+
+    @property
+    def peak_rate(self) -> float:
+        """Peak step size: the one given, or that of what is trained."""
+        return self.learning_rate or (LEARNING_RATE if self.lora_rank else WHOLE_LEARNING_RATE)
 
     @property
     def fresh_prompts(self) -> bool:

@@ -114,7 +114,7 @@ class Stages:
                 ),
                 level=level_of(config),
                 optimisation=Optimisation(
-                    config.learning_rate,
+                    config.peak_rate,
                     config.epochs,
                     config.gain_learning_rate,
                     checkpoint_steps=config.checkpoint_steps,

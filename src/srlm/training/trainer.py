@@ -98,7 +98,7 @@ class SelfRewardTrainer:
         output = Path(config.output)
         begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
         config = settled(config, train.source, None if held is None else held.source, begun)
-        asked, config = config, config.with_strength(begun)
+        asked, config = config, config.with_defaults(begun)
         self.config = config
         self.processes = processes()
         self.main = self.processes.is_main_process

@@ -95,12 +95,17 @@ def _is_address(url: str) -> bool:
     return whole and bare
 
 
+LEARNING_RATE = 1.5e-4  # of LoRA; docs/evidence.md
+WHOLE_LEARNING_RATE = 1e-5  # of all weights; docs/evidence.md
+
+
 @dataclass(frozen=True)
 class OptimisationSettings:
     """Optimisation"""
 
-    learning_rate: float = 1.5e-4
-    """Peak step size of AdamW; falls linearly to zero within each round."""
+    learning_rate: float | None = None
+    """Peak step size of AdamW, which falls linearly to zero within each round: 1.5e-4 by default, 1e-5 where all
+    weights are trained."""
     gain_learning_rate: float = 0.1
     """Peak step size of the logarithm of the final norm's gain, which sharpens every next-token distribution alike; 0
     leaves the gain as it is."""
@@ -123,7 +128,8 @@ class OptimisationSettings:
         fits = budget == "auto" if isinstance(budget, str) else budget >= 1
         expect(self, "token_budget", fits, "at least 1, or auto")
         rate, gain = self.learning_rate, self.gain_learning_rate
-        expect(self, "learning_rate", math.isfinite(rate) and rate > 0, "a finite number above 0")
+        fits = rate is None or (math.isfinite(rate) and rate > 0)
+        expect(self, "learning_rate", fits, "a finite number above 0")
         expect(self, "gain_learning_rate", math.isfinite(gain) and gain >= 0, "a finite number of 0 or more")
 
 
