@@ -82,7 +82,7 @@ class TransformerPolicy:
         self.model = model.to(self.processes.device) if asked is None else model
         self.tokenizer = cast(Any, tokenizer)
         self.name = name
-        self.notes: list[str] = []  # what a person should know of how it was loaded
+        self.notes = [asked.note] if asked is not None and asked.note else []  # what a person should know of it
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.encode = Encoder(
             *(tokenizer, name),

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from torch import Tensor
 
-from srlm.policies.transformer.devices.asked import refuse_too_many, refuse_unknown
+from srlm.policies.transformer.devices.asked import read_config, refuse_too_many
 from srlm.policies.transformer.limits import BUCKET
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
@@ -27,7 +27,7 @@ def processes() -> PartialState:
         UserError: they were started with a config that cannot be followed.
     """
     if PartialState._shared_state == {}:
-        refuse_unknown(os.environ)
+        read_config(os.environ)
     started = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if started > 1 and PartialState._shared_state == {}:
         there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0

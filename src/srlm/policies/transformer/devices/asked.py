@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from srlm.errors import UserError
+from srlm.policies.transformer.devices.deepspeed import follow_zero, followed_zero
 
 _IDLE = ("", "0", "1", "no", "false", "none")
 
@@ -18,11 +19,12 @@ _IDLE = ("", "0", "1", "no", "false", "none")
 @dataclass(frozen=True)
 class Sharding:
     """plugin: accelerate's reading of the config. reshard: after its forward pass a layer goes back to shards.
-    recompute: activations are."""
+    recompute: activations are. note: what a person should know of it."""
 
     plugin: Any
     reshard: bool
     recompute: bool
+    note: str
 
 
 def sharding() -> Sharding | None:
@@ -32,7 +34,7 @@ def sharding() -> Sharding | None:
         UserError: the config asks for what is not there.
     """
     env = os.environ
-    refuse_unknown(env)
+    read_config(env)
     if env.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     if env.get("FSDP_VERSION", "1") != "2":
@@ -66,14 +68,18 @@ def sharding() -> Sharding | None:
         raise UserError(
             "the accelerate config sets fsdp_ignored_modules, expected every weight in shards: leave it out"
         )
-    return Sharding(plugin, bool(plugin.reshard_after_forward), bool(plugin.activation_checkpointing))
+    return Sharding(
+        plugin, bool(plugin.reshard_after_forward), bool(plugin.activation_checkpointing), followed_zero(env)
+    )
 
 
-def refuse_unknown(env: Mapping[str, str]) -> None:
-    """
+def read_config(env: MutableMapping[str, str]) -> None:
+    """DeepSpeed becomes FSDP2.
+
     Raises:
         UserError: the config asks for something that neither sharded nor plain processes do here.
     """
+    follow_zero(env)
 
     def on(name: str) -> bool:
         return env.get(name, "").lower() not in _IDLE or env.get(name, "").lower() == "true"
@@ -81,14 +87,6 @@ def refuse_unknown(env: Mapping[str, str]) -> None:
     def refuse(what: str, expected: str) -> None:
         raise UserError(f"the accelerate config asks for {what}, expected {expected}")
 
-    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        stage = env.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "")
-        reshard = "false" if stage in ("1", "2") else "true"
-        refuse(
-            f"DeepSpeed{f' ZeRO-{stage}' if stage else ''}",
-            f"FSDP2, which shards the same: distributed_type: FSDP with fsdp_version: 2 and "
-            f"fsdp_reshard_after_forward: {reshard} (srlm's configs/fsdp2.yaml)",
-        )
     if env.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
         refuse("Megatron-LM", "FSDP2 (srlm's configs/fsdp2.yaml) or none: change distributed_type")
     precision = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
