@@ -1,6 +1,6 @@
 """docs/reasoning.md: does self-reward improve word problems, and how do gain and collapse go with prompts and rounds?
 
-    python -m benchmarks.reasoning study --output DIR [--seeds 2] [--prompts 16] [--held-out 32] [--rounds 2] [--table]
+    python -m benchmarks.reasoning study --output DIR [--seeds 2] [--prompts 12] [--held-out 24] [--rounds 2] [--table]
     python -m benchmarks.reasoning collapse --output DIR [--prompts 8 32 128 512] [--figures FOLDER] [--table]
 
 The study asks `srlm diagnose` first and is then one `srlm train --compare`, seed by seed; collapse is one `srlm train`
@@ -44,11 +44,13 @@ def study(given: argparse.Namespace) -> None:
     held_out, diagnosis = PROBLEMS.format(200, 2), given.output / "diagnosis"
     shared = ("--model", given.model, "--answers", "number", "--instruction", BRIEF, "--max-new-tokens", 160)
     if not diagnosis.exists():
-        size = ("--max-prompts", given.held_out, "--samples", 8, "--search-budget", 64)
+        size = ("--max-prompts", 32, "--samples", 8, "--search-budget", 64)
         log = given.output / "diagnosis.log"
         srlm(["diagnose", *shared, *size, "--prompts", held_out, "--output", diagnosis], log)
     size = ("--max-prompts", given.prompts, "--max-held-out", given.held_out, "--held-out-samples", 4)
-    how = ("--rounds", given.rounds, "--epochs", 2, "--step", 1, "--truncated", "penalise", "--quiet")
+    # Twelve steps a round: small ones, of one prompt each, and twice as large as the default's.
+    steps = ("--epochs", 1, "--prompts-per-step", 1, "--learning-rate", 3e-4, "--step", 1)
+    how = ("--rounds", given.rounds, *steps, "--truncated", "penalise", "--quiet")
     words = ["train", *shared, *size, *how, "--prompts", PROBLEMS.format(400, 1), "--held-out", held_out]
     for seeds in range(1, given.seeds + 1):  # so that every arm has its first seed before one has its second
         arms = ("--compare", ",".join(ARMS), "--seeds", seeds, "--output", given.output / "arms")
@@ -203,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("study")
     one.add_argument("--model", default="qwen2.5-coder-1.5b")
-    for name, value in (("seeds", 2), ("prompts", 16), ("held-out", 32), ("rounds", 2)):
+    for name, value in (("seeds", 2), ("prompts", 12), ("held-out", 24), ("rounds", 2)):
         one.add_argument(f"--{name}", type=int, default=value)
     two = parts.add_parser("collapse")
     two.add_argument("--prompts", type=int, nargs="+", default=[8, 32, 128, 512])

@@ -77,6 +77,13 @@ def even_steps(eps: float = 1e-4) -> None:
     torch.optim.AdamW = partial(torch.optim.AdamW, eps=eps)  # type: ignore[assignment,misc]
 
 
+def small_buckets() -> None:
+    """Gradients of this model travel in several of them, most while the last backward pass goes on."""
+    from srlm.policies.transformer import sums
+
+    sums.BUCKET = 200
+
+
 def die_with_even_steps(folder: Path, words: list[str], files: int) -> None:
     """`run_and_die` of one process."""
     even_steps()

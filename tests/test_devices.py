@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from ranks import FSDP2, die_with_even_steps, even_steps, together
+from ranks import FSDP2, die_with_even_steps, even_steps, small_buckets, together
 from support import (
     SETTINGS,
     WORDS,
@@ -98,7 +98,7 @@ def assert_same(mine: Path, theirs: Path, *, everywhere: bool = False) -> None:
 
 
 def test_two_plain_processes(place, asked, alone):
-    said = together(place / "said-plain", 2, asked("plain", **OPTIONS))
+    said = together(place / "said-plain", 2, asked("plain", **OPTIONS), prepare=small_buckets)
     assert [one.code for one in said] == [0, 0], said
     assert_same(place / "plain", alone("one", **OPTIONS))
 
@@ -233,32 +233,6 @@ def test_more_processes_than_accelerators():
     refuse_too_many(1, 2, 2)
     with pytest.raises(UserError, match="8 processes were started on this machine, which has 2 accelerators"):
         refuse_too_many(2, 8, 2)
-
-
-def test_gradients_are_summed_in_buckets(monkeypatch):
-    from srlm.policies.transformer import processes
-
-    class Two:
-        num_processes = 2
-
-    class Done:
-        def wait(self) -> None:
-            pass
-
-    sizes: list[int] = []
-
-    def doubled(flat, async_op):
-        sizes.append(flat.numel())
-        flat.mul_(2)
-        return Done()
-
-    monkeypatch.setattr(torch.distributed, "all_reduce", doubled)
-    monkeypatch.setattr(processes, "BUCKET", 10)
-    values = [torch.arange(6.0), torch.ones(2, 3), torch.tensor(5.0), torch.ones(30), torch.ones(3)]
-    expected = [2 * value for value in values]
-    processes.add_up(Two(), values)
-    assert all(torch.equal(one, other) for one, other in zip(values, expected, strict=True))
-    assert sizes == [12, 31, 3]
 
 
 def rank_of(run: Path, rank: int) -> int | None:

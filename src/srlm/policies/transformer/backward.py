@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +34,9 @@ class Learning:
     weight: Tensor
     length: Tensor
 
-    def backward(self, parts: Sequence[Share], size: int) -> Tensor:
-        """Add to the gradients those of what the groups of `parts` lose, as part of a step of `size` prompts.
+    def backward(self, parts: Sequence[Share], size: int, last: Callable[[], object] | None = None) -> Tensor:
+        """Add to the gradients those of what the groups of `parts` lose, as part of a step of `size` prompts; `last` is
+        called before the last backward pass, if there is one.
 
         A group in several micro-batches: its objective L needs all of its log-ratios at once, the backward pass does
         not. With c_k = dL / d log pi(y_k|x), taken from a pass without gradients, the gradient of L is that of
@@ -72,6 +73,8 @@ class Learning:
                 own = self._place(part, batch).to(coefficient.device)
                 if bool((coefficient[own] != 0).any()):
                     passes.append(partial(pull, part, batch, coefficient))
+        if passes and last is not None:
+            passes[-1] = partial(_after, last, passes[-1])
         self.scorer.even(passes, learning=True)
         return total
 
@@ -104,3 +107,8 @@ class Learning:
     def _place(self, part: Share, batch: Sequence[Piece]) -> Tensor:
         k, row = self.reward.shape[-1], {number: i for i, number in enumerate(part.groups)}
         return torch.tensor([row[number] * k + member for number, members in batch for member in members])
+
+
+def _after(first: Callable[[], object], then: Callable[[], object]) -> None:
+    first()
+    then()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeAlias, cast
 
@@ -13,7 +13,6 @@ from accelerate.utils import reduce
 from torch import Tensor
 
 from srlm.policies.transformer.devices.asked import read_config, refuse_too_many
-from srlm.policies.transformer.limits import BUCKET
 
 Progress: TypeAlias = Callable[[int, int], None]  # (done, total)
 
@@ -42,33 +41,6 @@ def gather(together: PartialState, mine: Tensor) -> Tensor:
     if together.num_processes == 1:
         return mine
     return cast(Tensor, reduce(mine.to(together.device), "sum")).to(mine.device)
-
-
-def add_up(together: PartialState, values: Sequence[Tensor]) -> None:
-    """Sum each over processes, in place; a bucket travels while the next one is packed, and one whole copy of all never
-    exists."""
-    if together.num_processes == 1 or not values:
-        return
-    under_way: list[tuple[list[Tensor], Tensor, torch.distributed.Work]] = []
-
-    def unpack() -> None:
-        some, flat, work = under_way.pop(0)
-        work.wait()
-        for value, summed in zip(some, torch.split(flat, [v.numel() for v in some]), strict=True):
-            value.copy_(summed.view_as(value))
-
-    bucket: list[Tensor] = []
-    size = 0
-    for number, value in enumerate(values):
-        bucket, size = [*bucket, value], size + value.numel()
-        if size >= BUCKET or number + 1 == len(values):
-            flat = torch.cat([v.flatten() for v in bucket])
-            under_way.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
-            bucket, size = [], 0
-        if len(under_way) > 1:
-            unpack()
-    while under_way:
-        unpack()
 
 
 def silent(done: int, total: int) -> None:

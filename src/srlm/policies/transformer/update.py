@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from srlm.errors import UserError
@@ -19,6 +19,7 @@ from srlm.policies.transformer.devices.parts import Parts
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress, gather, silent
+from srlm.policies.transformer.sums import Sums
 from srlm.types import Level, Objective, Rollouts, UpdateInfo
 
 
@@ -55,15 +56,21 @@ class MasterAdamW:
     """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step.
 
     The final norm is trained through one scalar, the logarithm of its gain; it is the last of the masters. parts: of
-    each parameter this process has one, and masters and moments are of that shape.
+    each parameter this process has one, and masters and moments are of that shape. together: whose gradients are one.
     """
 
     def __init__(
-        self, parameters: Sequence[Tensor], gain: Gain | None, how: Optimisation, parts: Parts | None = None
+        self,
+        parameters: Sequence[Tensor],
+        gain: Gain | None,
+        how: Optimisation,
+        parts: Parts | None = None,
+        together: PartialState | None = None,
     ) -> None:
         self.gain, self.parts = gain, parts or Parts()
-        scaled = {id(p) for p in self._scaled()}
-        self.parameters = [p for p in parameters if id(p) not in scaled]
+        scaled = () if gain is None else gain.parameters
+        self.parameters = [p for p in parameters if all(p is not own for own in scaled)]
+        self.sums = Sums([*self.parameters, *scaled], self.parts, together)
         self.masters = [self.parts.local(p).detach().float().clone() for p in self.parameters]
         groups = [{"params": list(self.masters), "peak": how.learning_rate}]
         if gain is not None:
@@ -72,40 +79,17 @@ class MasterAdamW:
             self.masters.append(log_gain)
             groups.append({"params": [log_gain], "peak": how.gain_learning_rate})
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
-        self.sums: dict[Tensor, Tensor] = {}  # of the gradients of a step's micro-batches
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Meanwhile gradients are added up here, from nothing, in fp32: a bf16 model would round each sum."""
-        self.sums = {}
-        for parameter in (*self.parameters, *self._scaled()):
-            parameter.grad = None
-
-        def add(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            gradient, parameter.grad = self.parts.local(parameter.grad).float(), None
-            self.sums[parameter] = self.sums[parameter].add_(gradient) if parameter in self.sums else gradient
-
-        hooks = [cast(Any, p).register_post_accumulate_grad_hook(add) for p in (*self.parameters, *self._scaled())]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def gradients(self) -> list[Tensor]:
-        """One fp32 gradient per master; the next step begins without any."""
-        found = [self.sums[p] if p in self.sums else torch.zeros_like(m) for p, m in self._pairs()]
+        """One fp32 gradient per master, over all processes; the next step begins without any."""
+        sums = self.sums.collect()
+        found = [sums[p] if p in sums else torch.zeros_like(m) for p, m in self._pairs()]
         if self.gain is not None:
-            found.append(self.gain.gradient(self.sums))
-        self.sums = {}
+            found.append(self.gain.gradient(sums))
         return found
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self.parameters, self.masters, strict=False)  # that of the gain comes last
-
-    def _scaled(self) -> tuple[Tensor, ...]:
-        return () if self.gain is None else self.gain.parameters
 
     def step(self, gradients: list[Tensor], share: float) -> None:
         """One step at `share` of the peak step sizes."""
@@ -198,7 +182,8 @@ def fit(
         weight=rollouts.weight,
         length=rollouts.responses.length,
     )
-    optimiser = MasterAdamW(list(policy.trainable().values()), policy.gain, optimisation, policy.weights.parts)
+    own = list(policy.trainable().values())
+    optimiser = MasterAdamW(own, policy.gain, optimisation, policy.weights.parts, policy.processes)
     start = {name: value.detach().to("cpu", copy=True) for name, value in policy.weights.held().items()}
     losses = torch.zeros(len(steps), dtype=torch.float64)
     first = 0
@@ -213,13 +198,13 @@ def fit(
 
     def learn(step: Sequence[int]) -> Tensor:
         """The loss of a step; its gradients are in the optimiser."""
-        with optimiser.listening(), scorer.working():
-            return learning.backward(scorer.shares(groups, step), len(step))
+        with optimiser.sums.listening(), scorer.working():
+            return learning.backward(scorer.shares(groups, step), len(step), optimiser.sums.last)
 
     for number in range(first, len(steps)):
         loss = scorer.room.within(partial(learn, steps[number]))
         gradients = optimiser.gradients()
-        norm = optimiser.parts.sum_gradients(gradients, optimiser.parameters, policy.processes)
+        norm = optimiser.parts.norm(gradients, optimiser.parameters, policy.processes)
         losses[number] = gather(policy.processes, loss).item()
         if not (math.isfinite(losses[number]) and bool(torch.isfinite(norm))):
             raise diverged(

@@ -8,8 +8,6 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from srlm.policies.transformer.processes import add_up
-
 
 class Parts:
     """Of a model that every process holds whole."""
@@ -26,18 +24,15 @@ class Parts:
         """The tensor of the shape of a parameter that all have parts of, for the main process; all ask at once."""
         return part
 
-    def sum_gradients(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], together: PartialState
-    ) -> Tensor:
-        """Sum gradients of some parameters, and of whatever comes behind those, over processes, in place.
+    def divides(self, parameter: Tensor) -> bool:
+        """Has this process only a part of it?"""
+        return False
 
-        Returns:
-            The Euclidean norm of all of them.
-        """
-        add_up(together, gradients)
-        return norm(gradients)
+    def norm(self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], together: PartialState) -> Tensor:
+        """Euclidean norm of gradients of some parameters, and of whatever comes behind those, over all parts."""
+        return length(gradients)
 
 
-def norm(values: Sequence[Tensor]) -> Tensor:
+def length(values: Sequence[Tensor]) -> Tensor:
     found: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in values]))
     return found

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer.devices.asked import Sharding, refuse_precision
-from srlm.policies.transformer.devices.parts import Parts, norm
+from srlm.policies.transformer.devices.parts import Parts, length
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.load.checks import first_line
 from srlm.policies.transformer.log_prob import Statistic, response_log_prob
-from srlm.policies.transformer.processes import add_up
+from srlm.policies.transformer.processes import gather
 
 
 class _Scoring(nn.Module):
@@ -161,9 +161,7 @@ class Shards(Parts):
             return value.to_local()
 
     def part(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        from torch.distributed.tensor import DTensor
-
-        if not isinstance(parameter, DTensor):
+        if not self.divides(parameter):
             return whole
         pieces = torch.chunk(whole, self._together.num_processes)
         rank = self._together.process_index
@@ -180,20 +178,21 @@ class Shards(Parts):
             part = spread.full_tensor()
         return self.kept(part)
 
-    def sum_gradients(
-        self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], together: PartialState
-    ) -> Tensor:
-        """Those of parts are sums already."""
+    def divides(self, parameter: Tensor) -> bool:
         from torch.distributed.tensor import DTensor
 
-        cut = [isinstance(parameter, DTensor) for parameter in parameters]
+        return isinstance(parameter, DTensor)
+
+    def norm(self, gradients: Sequence[Tensor], parameters: Sequence[Tensor], together: PartialState) -> Tensor:
+        cut = [self.divides(parameter) for parameter in parameters]
         cut += [False] * (len(gradients) - len(cut))
-        others = [gradient for gradient, one in zip(gradients, cut, strict=True) if not one]
-        add_up(together, others)
-        parts = [gradient for gradient, one in zip(gradients, cut, strict=True) if one]
-        square = norm(parts).square() if parts else torch.zeros((), device=together.device)
-        add_up(together, [square])
-        return torch.sqrt(square + norm(others).square()) if others else square.sqrt()
+        parts, others = (
+            [gradient for gradient, one in zip(gradients, cut, strict=True) if one is wanted]
+            for wanted in (True, False)
+        )
+        square = length(parts).square() if parts else torch.zeros((), device=together.device)
+        square = gather(together, square)
+        return torch.sqrt(square + length(others).square()) if others else square.sqrt()
 
     def kept(self, value: Tensor) -> Tensor:
         """On the host of the main process; nothing elsewhere."""
