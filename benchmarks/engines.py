@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,25 +38,25 @@ def run(
     cast(Any, repeated)._shared = False  # as on devices where it is the better way
     merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
 
-    def drawn(engine: Any) -> Sampled:
+    def drawn(engine: Any, prompts: Prompts) -> Sampled:
         policy.engine = engine
         policy.sample(few, 2, torch.Generator().manual_seed(0))  # the weights go before the clock runs
         return ours(policy, prompts, sizes.k, next(seeds))
 
-    arms: dict[str, Callable[[], Sampled]] = {
-        "built-in": lambda: drawn(builtin),
-        "built-in, a prompt for each response": lambda: drawn(repeated),
-        "generate, LoRA merged": lambda: theirs(merged, policy, prompts, sizes.k, next(seeds)),
+    arms: dict[str, Callable[[Prompts], Sampled]] = {
+        "built-in": partial(drawn, builtin),
+        "built-in, a prompt for each response": partial(drawn, repeated),
+        "generate, LoRA merged": lambda prompts: theirs(merged, policy, prompts, sizes.k, next(seeds)),
     }
     engine = None
     if importlib.util.find_spec("vllm") is not None and "vLLM" not in without:
         engine = VllmEngine(Inside(dtype, options, trust_remote_code=False), scratch / "engine", policy.processes)
-        arms["vLLM"] = lambda: drawn(engine)
+        arms["vLLM"] = partial(drawn, engine)
     arms = {name: arm for name, arm in arms.items() if not name.startswith(tuple(without))}
     say("  warming up")
     for arm in arms.values():
-        arm()
-    got = interleave(arms, sizes.rounds)
+        arm(few)
+    got = interleave({name: partial(arm, prompts) for name, arm in arms.items()}, sizes.rounds)
     if engine is not None:
         engine.close()
     rate = {name: [sampled.rate for sampled in each] for name, each in got.items()}
