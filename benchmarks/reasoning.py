@@ -1,6 +1,7 @@
 """docs/reasoning.md: does self-reward improve word problems, and how do gain and collapse go with prompts and rounds?
 
-    python -m benchmarks.reasoning study --output DIR [--seeds 2] [--prompts 12] [--held-out 24] [--rounds 2] [--table]
+    python -m benchmarks.reasoning study --output DIR [--seeds 2] [--prompts 12] [--held-out 24] [--rounds 2]
+        [--figures FOLDER] [--table]
     python -m benchmarks.reasoning collapse --output DIR [--prompts 8 32 128 512] [--figures FOLDER] [--table]
 
 The study asks `srlm diagnose` first and is then one `srlm train --compare`, seed by seed; collapse is one `srlm train`
@@ -17,16 +18,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from srlm.config import SelfRewardConfig
 from srlm.figures import write_svg
 from srlm.guard.signals import alarms
 from srlm.training.comparison import file_name
 
-ARMS = ("log_likelihood", "mean_log_likelihood", "majority", "random", "oracle")
+CONTROLS = ("random", "oracle")
+ARMS = ("log_likelihood", "mean_log_likelihood", "majority", *CONTROLS)
 PROBLEMS = "reasoning-gym:gsm_symbolic?size={}&seed={}&difficulty=1.0"
 # Of five, on twelve other problems (seed 77), greedy: 8 right, in 85 tokens. Terser ones: 2 to 4 right, in 18 to 51.
 BRIEF = "Be brief: one short line for each step, at most four, and end with 'Answer: ' and the number."
@@ -111,6 +115,25 @@ def study_table(output: Path, seeds: int) -> str:
                 ]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def study_figures(output: Path, seeds: int, folder: Path) -> None:
+    """By round, the mean over those seeds of an arm that have come as far."""
+    names = {"accuracy_sampled": "sampled accuracy", "maj_at_4": "majority of 4", "mean_length": "tokens of a response"}
+    for name, label in names.items():
+
+        def draw(axes: Axes, name: str = name, label: str = label) -> None:
+            for arm in ARMS:
+                runs = [records_of(output / "arms" / f"{file_name(arm)}-seed-{seed}") for seed in range(seeds)]
+                last = min((len(run) for run in runs if run), default=0)
+                means = [fmean(float(run[t][name]) for run in runs if run) for t in range(last)]
+                axes.plot(range(last), means, marker=".", linestyle=":" if arm in CONTROLS else "-", label=arm)
+            axes.set_xlabel("round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_ylabel(label)
+            axes.legend(frameon=False)
+
+        write_svg(folder / f"reasoning-{name.replace('_', '-')}.svg", draw)
 
 
 def _number(value: Any) -> str:
@@ -210,8 +233,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     two = parts.add_parser("collapse")
     two.add_argument("--prompts", type=int, nargs="+", default=[8, 32, 128, 512])
     two.add_argument("--rewards", nargs="+", default=["log_likelihood", "majority"])
-    two.add_argument("--figures", type=Path, help="folder to draw into")
     for part in (one, two):
+        part.add_argument("--figures", type=Path, help="folder to draw into")
         part.add_argument("--output", type=Path, required=True)
         part.add_argument("--table", action="store_true", help="print the table of what is there and stop")
     given = parser.parse_args(argv)
@@ -219,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         study(given) if given.part == "study" else collapse(given)
     if given.part == "study":
         print(study_table(given.output, given.seeds))
+        if given.figures:
+            study_figures(given.output, given.seeds, given.figures)
         return
     found = curves(given)
     print(collapse_table(found))
