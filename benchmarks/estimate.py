@@ -1,6 +1,6 @@
 """What `srlm estimate` says of a small round against what the round takes: seconds and peak memory, stage by stage.
 
-python -m benchmarks.estimate [--only 135M,270M] [--save FILE]
+python -m benchmarks.estimate [--only 135M,270M] [--save FILE]       (135M-4bit and -8bit need bitsandbytes)
 
 A round runs in a process of its own (`--run`): a peak is a peak since it was last forgotten, and here that is at the
 beginning of every stage. Responses go on to their last token, so that what is compared is the same work. Both sides
@@ -40,6 +40,7 @@ class Case:
     prompts_per_step: int = 4
     budget: int = 2048
     rank: int = 16
+    quantize: str = "none"
 
     def words(self) -> list[str]:
         """Options of `srlm train` and `srlm estimate`."""
@@ -53,6 +54,7 @@ class Case:
             "prompts_per_step": self.prompts_per_step,
             "token_budget": self.budget,
             "lora_rank": self.rank,
+            "quantize": self.quantize,
         }
         return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -61,6 +63,8 @@ CASES = {
     "135M": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=32),
     "135M-long": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=160),
     "135M-whole": Case("smollm2", prompts=8, held_out=4, samples=8, tokens=32, rank=0),
+    "135M-4bit": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=32, quantize="4bit"),
+    "135M-8bit": Case("smollm2", prompts=4, held_out=2, samples=8, tokens=32, quantize="8bit"),
     "270M": Case("gemma3-270m", prompts=4, held_out=2, samples=8, tokens=32),
     "1.5B": Case("qwen2.5-coder-1.5b", prompts=2, held_out=1, samples=4, tokens=16, budget=512),
 }

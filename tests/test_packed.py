@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +26,20 @@ from support import (
     write_held_out,
     write_prompts,
 )
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from srlm import SelfRewardConfig, UserError
-from srlm.policies.transformer import anatomy
-from srlm.policies.transformer.load import packed
+from srlm.estimate import Rates, workload
+from srlm.estimate.stages import learning, sampling, scoring
+from srlm.estimate.workload import laid_out
+from srlm.policies.transformer import anatomy, pace
+from srlm.policies.transformer.bits import quantised
+from srlm.policies.transformer.load import load_model, packed
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import silent
 from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.shape import PACKED
 from srlm.starting import as_trained, beginning
 from srlm.types import Prompts
 
@@ -128,7 +135,70 @@ def test_packed_layers_are_estimated_as_such(wide):
     assert plain.weights - eight.weights == linear
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_unpacking_is_estimated_by_its_bytes(wide, kind):
+    """4 bits: by every pass; 8 bits: where gradients go back. LoRA is beside the weights while words are drawn."""
+    model = anatomy.unloaded(str(wide), dtype="bf16", rank=4, trust_remote_code=False)
+    plain, few = (anatomy.shape_of("wide", model, quantize=q) for q in ("none", kind))
+    work = workload(SelfRewardConfig(num_samples=4, max_new_tokens=6, token_budget=64, epochs=1), [9] * 6, [])
+    batches = laid_out(work.prompts, 4, work, few)
+    passes, forward = len(batches.batches) * batches.times, kind == "4bit"
+    once = few.packed * (PACKED[kind] + 2)
+    assert scoring(batches, few, work, heads=1).unpack == passes * forward * once
+    assert not any(batch.several or batch.large for batch in batches.batches)
+    assert learning(batches, few, work).unpack == passes * (1 + forward) * once
+    drawn, merged = (sampling(work.prompts, 4, shape, work, cpu=True) for shape in (few, plain))
+    assert drawn.unpack == (5 + 1) * forward * once  # 5 of 6 words are fed, behind one pass over all prompts
+    assert drawn.decode - merged.decode == pytest.approx(2 * 5 * 6 * 4 * few.adapter)
+    assert (drawn.fold, merged.unpack) == (0, 0) and merged.fold > 0
+    assert merged.weights - drawn.weights == (0 if forward else 5 * few.packed)
+    rates = Rates.plain(1e9, 1e6, "given")
+    without = dataclasses.replace(drawn, unpack=0).seconds(rates)
+    assert drawn.seconds(rates) - without == pytest.approx(drawn.unpack / 1e6)
+
+
+def test_an_estimate_says_that_unpacking_was_not_timed(wide, monkeypatch):
+    asked = ("estimate", "--model", wide, "--num-prompts", 4, "--max-new-tokens", 4, "--lora-rank", 4)
+    given = ("--flops", 1e9, "--bandwidth", 1e9)
+    said = "unpacking 4bit layers is counted by its bytes, its time is not known (--measure)"
+    assert said in command(*asked, *given, "--quantize", "4bit").out
+    assert "unpacking" not in command(*asked, *given).out
+    monkeypatch.setattr(packed, "installed", lambda: False)
+    assert "is not installed: run `pip install 'srlm[qlora]'`" in refused(*asked, "--measure", "--quantize", "4bit")
+
+
 # With bitsandbytes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_are_timed_are_packed(wide, kind, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    timed: list[str] = []
+
+    def seconds(work, device, spend=0.0):
+        work()
+        (model,) = [c.cell_contents for c in work.__closure__ or () if isinstance(c.cell_contents, nn.Module)] or [None]
+        if model is not None:
+            timed.append(quantised(model))
+        return 1.0
+
+    monkeypatch.setattr(pace, "_seconds", seconds)
+    words = ("--num-prompts", 4, "--max-new-tokens", 4, "--lora-rank", 4, "--quantize", kind, "--measure", "--json")
+    found = json.loads(command("estimate", "--model", wide, *words).out)
+    assert found["rates"]["sure"] and found["rates"]["unpack"] is None
+    assert not any("unpacking" in line for line in found["assumed"])
+    assert timed and {*timed} == {kind}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_in_memory_is_packed_as_one_that_is_read(wide, kind):
+    pytest.importorskip("bitsandbytes")
+    plain = AutoModelForCausalLM.from_pretrained(wide, dtype=torch.float32).eval()
+    made, read = packed.in_memory(plain, kind), load_model(str(wide), dtype="fp32", quantize=kind)[0]
+    assert quantised(made) == kind and quantised(plain) == "none"
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert torch.equal(made(input_ids=ids).logits, read(input_ids=ids).logits)
 
 
 def loaded(folder: Path, kind: str, **options) -> TransformerPolicy:

@@ -92,6 +92,9 @@ def estimate(
     )
     if rates is not None:
         assumed.append(f"rates: {rates.source}")
+        if shape.packed and rates.unpack is None:
+            bits = shape.quantize
+            assumed.append(f"unpacking {bits} layers is counted by its bytes, its time is not known (--measure)")
         if work.devices > 1 and rates.link is None:
             assumed.append("the time of talking between devices is unknown and not counted (--link)")
     if not work.built_in:

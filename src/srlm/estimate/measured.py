@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from srlm.estimate.rates import Rates
-from srlm.estimate.stages import folding
+from srlm.estimate.stages import folding, weights_of_pass
 from srlm.policies.transformer.shape import Shape
 
 if TYPE_CHECKING:  # torch is for who measures
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is for who measures
 
 def of_pace(pace: Pace, shape: Shape, cached: int, *, cpu: bool, link: float | None = None) -> Rates:
     """cached: tokens behind which decoding was timed. A step of decoding takes a + b rows: a is put down to weights
-    that are read, b to what a row multiplies, its cache included."""
+    that are read, and unpacked, b to what a row multiplies, its cache included."""
     trained = shape.cost.token if shape.whole else float(shape.adapter)
     forward = pace.tokens * shape.cost.token + pace.pairs * shape.cost.pair
     back = pace.tokens * (shape.cost.token + trained) + 2.5 * pace.pairs * shape.cost.pair
@@ -32,11 +32,12 @@ def of_pace(pace: Pace, shape: Shape, cached: int, *, cpu: bool, link: float | N
         head=2 * head / (pace.log_prob + pace.entropy),
         head_learn=(4 if shape.whole else 2) * head / pace.head_learn,
         decode=multiplied / row if row else math.inf,
-        weights=(shape.parameters - shape.table) * shape.size / fixed,
+        weights=weights_of_pass(shape) / fixed,
         cache=math.inf,
         bandwidth=pace.bandwidth,
         link=link,
         fold=made.fold / copying if pace.fold and made.fold else None,
+        unpack=math.inf,  # in what was timed
         source="measured here, on some of the model's layers at this run's sizes",
         sure=True,
     )

@@ -18,8 +18,8 @@ class Rates:
     measurement of another rate has counted already is infinite.
 
     call: seconds that a layer takes in a step of decoding whatever it computes. fold: bytes/s where LoRA is folded in,
-    if that is slower than other memory, since blocks are new each time. source: where they are from, in words. sure:
-    was this very work measured?
+    if that is slower than other memory, since blocks are new each time. unpack: bytes/s where layers of few bits are
+    unpacked, if not those of other memory. source: where they are from, in words. sure: was this very work measured?
     """
 
     forward: float
@@ -35,6 +35,7 @@ class Rates:
     call: float = 0.0
     host: float = math.inf
     fold: float | None = None
+    unpack: float | None = None
     sure: bool = False
 
     @classmethod

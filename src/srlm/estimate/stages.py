@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from srlm.estimate.decoding import decoded, kept, shares_prompts
 from srlm.estimate.rates import Rates
 from srlm.estimate.workload import Batches, Workload, laid_out
-from srlm.policies.transformer.shape import Shape
+from srlm.policies.transformer.shape import PACKED, Shape
 
 FROM_CACHE = 3  # times that a step moves the KV cache: read, and read and written where a token is appended
 OPTIMISER_PASSES = 16  # over fp32 numbers of what is trained: gradients summed, scaled and clipped, moments, masters
@@ -18,8 +18,8 @@ PER_LOGIT = 24  # bytes moved to draw a word: logits, their maximum, exponential
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, where LoRA is folded in, of others,
-    between devices, and between a device and its host.
+    """FLOPs by kind, and bytes: of weights read by steps of decoding, of KV caches, where LoRA is folded in, where
+    layers of few bits are unpacked, of others, between devices, and between a device and its host.
     read: what forward and backward passes read of weights; no second is counted for it. calls: of layers, in steps of
     decoding."""
 
@@ -31,6 +31,7 @@ class Work:
     weights: float = 0.0
     cache: float = 0.0
     fold: float = 0.0
+    unpack: float = 0.0
     other: float = 0.0
     link: float = 0.0
     host: float = 0.0
@@ -49,13 +50,13 @@ class Work:
 
     @property
     def bytes(self) -> float:
-        return self.weights + self.cache + self.fold + self.other + self.read
+        return self.weights + self.cache + self.fold + self.unpack + self.other + self.read
 
     def seconds(self, rates: Rates) -> float:
         """One after another: nothing is taken to overlap."""
         names = ("forward", "learn", "head", "head_learn", "decode", "weights", "cache", "host")
         spent: float = sum(getattr(self, name) / getattr(rates, name) for name in names) + self.other / rates.bandwidth
-        spent += self.fold / (rates.fold or rates.bandwidth)
+        spent += self.fold / (rates.fold or rates.bandwidth) + self.unpack / (rates.unpack or rates.bandwidth)
         spent += self.calls * rates.call
         return spent + (self.link / rates.link if rates.link else 0.0)
 
@@ -85,7 +86,11 @@ def scoring(batches: Batches, shape: Shape, work: Workload, *, heads: int) -> Wo
             batch.edges * shape.cost.head,
         )
         found += Work(
-            forward=2 * (token + pair), head=2 * heads * head, read=_weights(shape), link=_gathered(shape, work)
+            forward=2 * (token + pair),
+            head=2 * heads * head,
+            unpack=_unpacked(shape, 1),
+            read=weights_of_pass(shape),
+            link=_gathered(shape, work),
         )
     return found * batches.times
 
@@ -106,7 +111,8 @@ def learning(batches: Batches, shape: Shape, work: Workload) -> Work:
             learn=2 * (forward * (1 + again) + back),
             head=logits * batch.several,
             head_learn=logits * (4 if shape.whole else 2),
-            read=(2 + batch.several) * _weights(shape),
+            unpack=_unpacked(shape, 1 + again + batch.several, back=1),
+            read=(2 + batch.several) * weights_of_pass(shape),
             link=(2 - (work.shard == "zero2") + batch.several) * _gathered(shape, work),
         )
     own = shape.trained / (work.devices if work.shard != "none" else 1)
@@ -131,14 +137,16 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
             head=2 * one.prompts * shape.cost.head,
             other=2 * one.rows * shape.cached(one.slots) * (one.before > 0 and not shared),  # caches become one
             cache=PER_LOGIT * float(one.rows - one.before) * shape.vocabulary,
-            read=_weights(shape),
+            unpack=_unpacked(shape, 1),
+            read=weights_of_pass(shape),
         )
     for fed in made.fed:
         number, middle = fed.rows * fed.steps, fed.slots + (fed.steps - 1) / 2
         held = kept(shape, fed.held) if shared else fed.rows * shape.cached(middle)
         drawn += Work(
             decode=2 * number * (shape.plain + shape.cost.head + middle * shape.cost.pair),
-            weights=fed.steps * _weights(shape),
+            weights=fed.steps * weights_of_pass(shape),
+            unpack=_unpacked(shape, fed.steps),
             cache=FROM_CACHE * fed.steps * held + PER_LOGIT * float(number) * shape.vocabulary,
             other=2 * held * (fed.moved and not shared),  # what is left of a cache is copied
             calls=float(fed.steps * shape.layers),
@@ -195,9 +203,17 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cp
     ]
 
 
-def _weights(shape: Shape) -> float:
-    """Bytes of weights that a pass reads: a table of words that is no head is looked up."""
-    return float((shape.parameters - shape.table) * shape.size)
+def weights_of_pass(shape: Shape) -> float:
+    """Bytes of weights that the products of a pass read: a table of words that is no head is looked up, layers of 8
+    bits are multiplied as they are."""
+    eight = shape.packed if shape.quantize == "8bit" else 0
+    return (shape.parameters - shape.table - eight) * shape.size + eight * PACKED["8bit"]
+
+
+def _unpacked(shape: Shape, forward: int, back: int = 0) -> float:
+    """Bytes that are read and written to unpack layers for so many passes; those of 8 bits are for going back alone."""
+    passes = back + (0 if shape.quantize == "8bit" else forward)
+    return passes * shape.packed * (PACKED[shape.quantize] + shape.size)
 
 
 def _gathered(shape: Shape, work: Workload) -> float:

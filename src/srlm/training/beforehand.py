@@ -99,7 +99,7 @@ def _measured(
 ) -> Rates:
     """
     Raises:
-        UserError: the model has no layers that could be left out, or some of them do not fit.
+        UserError: the model has no layers that could be left out, or some of them do not fit, or cannot be packed.
     """
     batches = laid_out(work.prompts, work.samples, work, shape).batches
     typical = sorted(batches, key=lambda b: b.padded)[len(batches) // 2]
@@ -121,6 +121,8 @@ def _measured(
             unequal=len(set(work.prompts)) > 1,
             trust_remote_code=config.trust_remote_code,
         )
+    except UserError:
+        raise
     except UNFIT as error:
         raise UserError(
             f"--measure could not time some layers of {shape.name} here ({type(error).__name__}), expected a model of "

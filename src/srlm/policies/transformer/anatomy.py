@@ -124,7 +124,7 @@ def shape_of(
         rank=max((p.shape[0] for key, p in parameters.items() if "lora_A" in key), default=0),
         table=0 if words is head else words.numel(),
         cost=cost,
-        plain=cost.token - adapter,
+        plain=cost.token - (0 if packed else adapter),  # nothing is folded into packed layers
         vocabulary=int(head.shape[0]),
         hidden=hidden,
         layers=layers,

@@ -24,6 +24,7 @@ from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.load.hub import DTYPES
+from srlm.policies.transformer.load.packed import in_memory
 from srlm.policies.transformer.log_prob import (
     Head,
     attention_mask,
@@ -97,7 +98,10 @@ def pace(
     in the cache behind which, `said` of them words of their own; unequal: are prompts that share a batch?"""
     dtype = DTYPES[shape.dtype]
     layers = min(shape.layers, max(2, math.ceil(ENOUGH / (shape.plain / shape.layers * shape.size))))
-    model = _some_layers(config, layers, dtype, trust_remote_code).to(device)
+    model = _some_layers(config, layers, dtype, trust_remote_code)
+    model = in_memory(model, shape.quantize).to(device)
+    if shape.packed:  # is then drawn from with LoRA beside
+        model = _adapted(model, rank)
     head, times = Head.of(model), shape.layers / layers
     step: list[tuple[int, float]] = []
     plain, shared = Decoding(1, frozenset()), shares_prompts(model)
@@ -128,9 +132,8 @@ def pace(
             layered = max(_seconds(fed, device) - alone, 0.0) * times
             step.append((number, layered + alone + _seconds(drawn, device)))
             del past
-    if rank:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            model, _ = with_lora(model, rank=rank, alpha=None, gain=False, seed=0)
+    if rank and not shape.packed:
+        model = _adapted(model, rank)
     adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
 
     def fold() -> None:
@@ -195,6 +198,11 @@ def _some_layers(config: Any, layers: int, dtype: torch.dtype, trust_remote_code
         for parameter in model.parameters():
             parameter.uniform_(-0.02, 0.02)
     return cast(PreTrainedModel, model.eval())
+
+
+def _adapted(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+        return with_lora(model, rank=rank, alpha=None, gain=False, seed=0)[0]
 
 
 def _packed(rows: int, tokens: int, edges: int, *, masked: bool) -> Packed:

@@ -17,7 +17,7 @@ class Shape:
     parameters: of the model without adapter. adapter: LoRA's beside them. trained: of both, what is learned.
     folded: weights that LoRA, of this rank, is folded into while decoding. table: of the input embedding where the head
     is another.
-    cost: multiply-adds with the adapter; plain: of a decoder's token once it is folded.
+    cost: multiply-adds with the adapter; plain: of a decoder's token once it is folded, as far as it is.
     vocabulary V, hidden D, widest: of words, of a hidden state, of the widest linear layer.
     saved: bytes of a token that a backward pass keeps, of the whole decoder; kept: of those, what it keeps with
     recomputation.

@@ -67,6 +67,22 @@ def packing(name: str, config: Any, quantize: str, dtype: torch.dtype) -> dict[s
     return {"quantization_config": BitsAndBytesConfig(**how), "device_map": {"": str(processes().device)}}
 
 
+def in_memory(model: PreTrainedModel, quantize: str) -> PreTrainedModel:
+    """The model, packed as one that is read would be.
+
+    Raises:
+        UserError: bitsandbytes is missing, or the weights are quantised already.
+    """
+    if quantize == "none":
+        return model
+    refuse_unready(quantize, trained=False)
+    kind, config = cast(Any, type(model)), model.config
+    how = packing(config.name_or_path, config, quantize, model.dtype)
+    made = kind.from_pretrained(None, config=config, state_dict=model.state_dict(), dtype=model.dtype, **how).eval()
+    settle(made)
+    return cast(PreTrainedModel, made)
+
+
 def settle(model: PreTrainedModel) -> None:
     """Of a packed model that was just loaded."""
     for module in cast(nn.Module, model).modules():
