@@ -31,8 +31,8 @@ from srlm.prompts.sources import load_prompts
 from srlm.starting import beginning
 from srlm.writing.filters import FILTERS, Filters, scripts, spread
 from srlm.writing.near import MARGIN, PERMUTATIONS, Near, Quoted
-from srlm.writing.settings import WritingSettings
-from srlm.writing.write import ATTEMPTS, Pool, write
+from srlm.writing.settings import ATTEMPTS, WritingSettings
+from srlm.writing.write import Pool, write
 
 SEEDS = [
     f"Tell me about the {word} of the {place}." for word in ("colour", "size", "age") for place in ("sky", "sea", "sun")

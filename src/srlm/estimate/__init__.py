@@ -12,11 +12,12 @@ from srlm.estimate.memory import automatic, memory
 from srlm.estimate.rates import Rates
 from srlm.estimate.result import USABLE, Estimate
 from srlm.estimate.stages import stages
-from srlm.estimate.workload import Workload, evenly
+from srlm.estimate.workload import Workload, Writing, evenly
 from srlm.policies.transformer.limits import ON_CPU
 from srlm.policies.transformer.shape import Shape
+from srlm.writing.settings import ATTEMPTS
 
-__all__ = ["Estimate", "Rates", "Workload", "estimate", "workload"]
+__all__ = ["Estimate", "Rates", "Workload", "Writing", "estimate", "workload"]
 
 
 def workload(
@@ -28,9 +29,11 @@ def workload(
     devices: int = 1,
     shard: str = "none",
     votes: int = 0,
+    writing: Writing | None = None,
     uncounted: Sequence[str] = (),
 ) -> Workload:
-    """Of a run with these settings. prompts, held_out: tokens of each. uncounted: what else costs time, in words."""
+    """Of a run with these settings. prompts, held_out: tokens of each. writing: of prompts, if there is any. uncounted:
+    what else costs time, in words."""
     number = config.prompts_per_round
     chosen = list(prompts) if number is None or number >= len(prompts) else evenly(prompts, number)
     written = evenly(prompts, config.written_prompts) if prompts else []  # as long as those from which they are written
@@ -50,6 +53,7 @@ def workload(
         built_in=config.engine == "builtin",
         devices=devices,
         shard=shard,
+        writing=writing,
         uncounted=tuple(uncounted),
     )
 
@@ -90,6 +94,11 @@ def estimate(
         if work.expected is None
         else f"responses have {work.expected:g} tokens on average, {work.longest} at most"
     )
+    if work.writing is not None:
+        assumed.append(
+            f"written prompts have {work.writing.mean:.3g} tokens, as their examples do, and none is dropped (up to "
+            f"{ATTEMPTS} times as many are written otherwise)"
+        )
     if rates is not None:
         assumed.append(f"rates: {rates.source}")
         if shape.packed and rates.unpack is None:

@@ -108,8 +108,10 @@ def _drawing(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
     shared = shares_prompts(shape, cpu=cpu)
     found = {GATHERED: _whole(shape)} if _divided(work) > 1 else {}
     most = rows = prefill = 0.0
-    for prompts, samples in ((work.prompts, max(work.samples, work.votes)), (work.held_out, work.held_samples)):
-        for one in (made := decoded(prompts, samples, work, cpu=cpu, shared=shared)).begun:
+    drawn = [(work.prompts, max(work.samples, work.votes), work), (work.held_out, work.held_samples, work)]
+    drawn += [(tuple(asked), 1, work.of_writing) for asked, _ in work.writing_batches()]
+    for prompts, samples, own in drawn:
+        for one in (made := decoded(prompts, samples, own, cpu=cpu, shared=shared)).begun:
             read = one.prompts * shape.cached(one.tokens)
             most = max(most, read if shared else one.rows * shape.cached(one.slots))
             prefill = max(prefill, _passing(shape, one.prompts * one.tokens))

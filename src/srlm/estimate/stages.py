@@ -154,6 +154,16 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
     return found + drawn * made.times
 
 
+def writing(shape: Shape, work: Workload, *, cpu: bool) -> tuple[Work, float]:
+    """Prompts are drawn, one behind each opening, and scored; and tokens of all of them."""
+    made, tokens, own = Work(), 0.0, work.of_writing
+    for asked, times in work.writing_batches():
+        drawn = sampling(asked, 1, shape, own, cpu=cpu) if work.built_in else Work()
+        made += (drawn + scoring(laid_out(asked, 1, own, shape), shape, own, heads=1)) * times
+        tokens += times * len(asked) * own.mean
+    return made, tokens
+
+
 def folding(shape: Shape, *, cpu: bool) -> Work:
     """LoRA put into weights, which are copied before and put back afterwards."""
     if not shape.adapter:
@@ -178,6 +188,8 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cp
         len(work.held_out) * work.held_samples * work.mean,
     )
     found: list[tuple[str, Work, float]] = []
+    if work.writing:
+        found.append(("write prompts", *writing(shape, work, cpu=cpu)))
     if work.built_in:
         found.append(("sample rollouts", sampling(work.prompts, work.samples, shape, work, cpu=cpu), number))
     found.append(("score rollouts", scoring(train, shape, work, heads=2), number))

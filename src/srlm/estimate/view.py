@@ -37,10 +37,11 @@ def _head(made: Estimate) -> list[str]:
     trained = "all trained" if shape.whole else f"{shape.trained / 1e6:.1f}M trained"
     devices = made.device if work.devices == 1 else f"{work.devices} × {made.device}, {_shard(work.shard)}"
     packed = "" if shape.quantize == "none" else f" ({shape.packed / 1e6:.0f}M packed into {shape.quantize})"
+    written = f", {work.writing.number} of them written," if work.writing else ""
     held = f", {len(work.held_out)} × {work.held_samples} held out" if work.held_out else ""
     return [
         f"{shape.name} · {shape.parameters / 1e6:.0f}M parameters, {trained}, {shape.dtype}{packed} · {devices}",
-        f"a round: {len(work.prompts)} prompts × {work.samples} responses of {work.mean:g} tokens{held}, "
+        f"a round: {len(work.prompts)} prompts{written} × {work.samples} responses of {work.mean:g} tokens{held}, "
         f"{work.epochs} epochs, {work.rounds} rounds",
     ]
 

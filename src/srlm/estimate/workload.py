@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -15,9 +15,26 @@ from srlm.policies.transformer.layout.batches import Plan, shares
 from srlm.policies.transformer.layout.cost import SLACK
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.shape import Shape
+from srlm.writing.settings import AT_ONCE, at_once
 
 MOST_GROUPS = 64  # laid out; more prompts are as many times these
 SHARDS = ("none", "zero2", "zero3", "fsdp")
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Prompts that the policy of every round writes: how many, tokens of what it is asked for some of them, tokens of
+    one on average and at most."""
+
+    number: int
+    asked: tuple[int, ...]
+    mean: float
+    longest: int
+
+    @classmethod
+    def of(cls, number: int, asked: Sequence[int], mean: float, longest: int) -> Writing:
+        """mean: of a text that may be longer than what is written."""
+        return cls(number, tuple(asked), min(max(mean, 1.0), float(longest)), longest)
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,8 @@ class Workload:
     average, if it is known (lengths are then geometric, cut at the longest); else all are of the longest.
 
     votes: drawn beside the K. epochs, step: passes, and prompts per optimiser step. recompute: activations. built_in:
-    does the model itself draw? devices, shard: how many, and what they divide among them.
+    does the model itself draw? devices, shard: how many, and what they divide among them. writing: of prompts, some of
+    which are among `prompts`.
     """
 
     prompts: tuple[int, ...]
@@ -45,6 +63,7 @@ class Workload:
     devices: int = 1
     shard: str = "none"
     uncounted: tuple[str, ...] = field(default=())
+    writing: Writing | None = None
 
     def __post_init__(self) -> None:
         if self.expected is not None and not 1 <= self.expected <= self.longest:
@@ -61,6 +80,20 @@ class Workload:
     def mean(self) -> float:
         """Tokens of a response, the one that ends it included."""
         return float(self.longest) if self.expected is None else self.expected
+
+    def writing_batches(self) -> list[tuple[list[int], float]]:
+        """Tokens of what is asked at once, and how often. None that is written is dropped."""
+        if self.writing is None:
+            return []
+        full, rest = divmod(self.writing.number, AT_ONCE)
+        sizes = [(AT_ONCE, full)] * (full > 0) + [(at_once(rest), 1)] * (rest > 0)
+        return [(evenly(self.writing.asked, size), float(times)) for size, times in sizes]
+
+    @property
+    def of_writing(self) -> Workload:
+        """With responses that are prompts."""
+        assert self.writing is not None
+        return replace(self, longest=self.writing.longest, expected=self.writing.mean)
 
     @cached_property
     def alive(self) -> NDArray[np.float64]:

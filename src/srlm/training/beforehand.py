@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from srlm.estimate.decoding import decoded, shares_prompts
 from srlm.estimate.measured import of_pace
 from srlm.estimate.rates import ACCELERATORS, Rates, given, of_accelerator
 from srlm.estimate.settings import Asked
-from srlm.estimate.workload import Workload, laid_out
+from srlm.estimate.workload import Workload, Writing, laid_out
 from srlm.policies.transformer import anatomy
 from srlm.policies.transformer.load.hub import resolve_dtype
 from srlm.policies.transformer.log_prob import UNFIT
@@ -28,6 +28,10 @@ from srlm.policies.transformer.shape import Shape
 from srlm.rewards.table import asks_model, votes
 from srlm.starting import beginning
 from srlm.training.parts import prompt_sets
+from srlm.training.writing import pool_of
+from srlm.types import PromptItem
+from srlm.writing.settings import at_once
+from srlm.writing.write import Pool, asking
 
 QUICK = {"forward": 0.6, "learn": 0.5, "head": 0.3, "decode": 0.3, "streamed": 0.5}
 """Of a square matrix product's FLOP/s, and of a copy's bytes/s: assumed where the work itself is not measured."""
@@ -41,7 +45,7 @@ def estimated(
         UserError: the model, the prompts or what is asked are not what they should be.
     """
     name, _, _ = beginning(model)
-    train, held = _lengths(name, config, prompts, held_out, asked)
+    train, held, writing = _lengths(name, config, prompts, held_out, asked)
     shape = _shape(name, config, config.lora_rank)
     work = workload(
         config,
@@ -51,6 +55,7 @@ def estimated(
         devices=asked.devices,
         shard=asked.shard,
         votes=_votes(config),
+        writing=writing,
         uncounted=_uncounted(config),
     )
     device = _device()
@@ -131,11 +136,29 @@ def _measured(
     return of_pace(found, shape, drawn.seen, cpu=cpu, link=link)
 
 
+def writing_of(
+    config: SelfRewardConfig, pool: Pool, tokens: Callable[[Sequence[PromptItem]], Sequence[int]]
+) -> Writing:
+    """Of prompts, from examples of the pool; what is written is as long as they are. tokens: of prompts."""
+    examples = config.written_examples
+    chosen = [pool.draw(examples, config.seed, 0, draw) for draw in range(at_once(config.written_prompts))]
+    item, openings = asking([[""] * examples, *([pool.texts[place] for place in places] for places in chosen)])
+    bare, *asked = tokens([item + opening for opening in openings])
+    each = statistics.fmean(size - bare for size in asked) / examples + 1  # and what ends it
+    return Writing.of(config.written_prompts, asked, each, config.written_tokens)
+
+
 def foreseen(
-    name: str, policy: TransformerPolicy, config: SelfRewardConfig, prompts: Sequence[int], held_out: Sequence[int]
+    name: str,
+    policy: TransformerPolicy,
+    config: SelfRewardConfig,
+    prompts: Sequence[int],
+    held_out: Sequence[int],
+    pool: Pool | None = None,
 ) -> Estimate | None:
-    """Of a policy that is loaded, in a fraction of a second; None if it cannot be told."""
-    model, together = policy.model, policy.processes
+    """Of a policy that is loaded, in a fraction of a second; None if it cannot be told. pool: of examples from which it
+    writes prompts."""
+    model, together, passing = policy.model, policy.processes, policy.encode.passing
     try:
         shape = anatomy.shape_of(name, model, trees=policy.shared, quantize=policy.quantised)
         settled = dataclasses.replace(config, token_budget=policy.room.tokens)
@@ -145,6 +168,7 @@ def foreseen(
             held_out,
             devices=together.num_processes,
             votes=_votes(config),
+            writing=None if pool is None else writing_of(config, pool, lambda some: [len(passing(i)) for i in some]),
             uncounted=_uncounted(config),
         )
         rates = usual(model.device, shape.dtype, together.num_processes)
@@ -184,7 +208,8 @@ def usual(device: torch.device, dtype: str, devices: int = 1) -> Rates:
 
 def _lengths(
     name: str, config: SelfRewardConfig, prompts: str | None, held_out: str | None, asked: Asked
-) -> tuple[list[int], list[int]]:
+) -> tuple[list[int], list[int], Writing | None]:
+    number = config.written_prompts
     if asked.num_prompts is not None:
         if prompts or held_out:
             raise UserError(
@@ -192,22 +217,26 @@ def _lengths(
                 "one out"
             )
         held = min(64, int(config.held_out_share * asked.num_prompts))
-        return [asked.prompt_length] * asked.num_prompts, [asked.prompt_length] * held
+        each = asked.prompt_length
+        writing = Writing.of(number, [config.written_examples * each], each, config.written_tokens) if number else None
+        return [each] * asked.num_prompts, [each] * held, writing
     if not prompts:
         raise UserError("no prompts were given: name a file or dataset with --prompts, or how many with --num-prompts")
     train, held_set = prompt_sets(prompts, held_out, config)
 
-    def read(items: Sequence[object]) -> list[int]:
+    def read(items: Sequence[PromptItem]) -> list[int]:
         return anatomy.prompt_lengths(
             name,
-            items,  # type: ignore[arg-type]
+            items,
             adapter=config.adapter,
             raw_prompts=config.raw_prompts,
             chat_template_kwargs=config.chat_template_kwargs,
             trust_remote_code=config.trust_remote_code,
         )
 
-    return read(train.prompts.items), [] if held_set is None else read(held_set.prompts.items)
+    pool = pool_of(config, train) if number else None
+    writing = None if pool is None else writing_of(config, pool, read)
+    return read(train.prompts.items), [] if held_set is None else read(held_set.prompts.items), writing
 
 
 def _shape(name: str, config: SelfRewardConfig, rank: int) -> Shape:
@@ -237,8 +266,6 @@ def _uncounted(config: SelfRewardConfig) -> list[str]:
         found.append(f"what --reward {config.reward} asks of the model beside log-probs")
     if config.kl_initial:
         found.append("log-probs under the untouched model (--kl-initial)")
-    if config.written_prompts:
-        found.append("the writing of prompts (--written-prompts); they are counted as long as those that are given")
     return found
 
 

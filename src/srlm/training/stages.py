@@ -26,6 +26,7 @@ from srlm.training.parts import level_of, objective_function
 from srlm.training.tables import Tables
 from srlm.training.teacher import Teacher
 from srlm.training.weighing import Weighing
+from srlm.training.writing import Writer
 from srlm.types import Prompts, Rollouts, UpdateInfo, Votes
 
 VOTES = 2_000_003  # added to the seed of votes, which are to meet no draw of others
@@ -37,7 +38,7 @@ class NothingToLearn(Diverged):
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What the loop is handed. writer: (policy, round) -> new prompts and their numbers."""
+    """What the loop is handed. writer: of new prompts, if there are any."""
 
     config: SelfRewardConfig
     ledger: Ledger
@@ -45,7 +46,7 @@ class Stages:
     weighing: Weighing
     classes: Callable[[Any], Hashable | None]
     teacher: Teacher
-    writer: Callable[[TransformerPolicy, int], tuple[Prompts, tuple[int, ...]]] | None = None
+    writer: Writer | None = None
 
     def rollouts(self, policy: TransformerPolicy, prompts: Prompts, round: int, generator: torch.Generator) -> Rollouts:
         config, rows = self.config, None

@@ -281,7 +281,8 @@ class SelfRewardTrainer:
             [] if prompts is None else [len(ids) for ids in policy.ids(prompts)]
             for prompts in (self.prompts, None if self.held_out is None else self.held_out.prompts)
         )
-        made = foreseen(self.model, policy, self.config, lengths, held_out)
+        pool = None if self.stages.writer is None else self.stages.writer.pool
+        made = foreseen(self.model, policy, self.config, lengths, held_out, pool)
         if made is not None:
             self.display.say(brief(made))
 

@@ -23,6 +23,15 @@ from srlm.writing.write import Pool, write
 TABLE, STAGE = "written", "write prompts"
 
 
+def pool_of(config: SelfRewardConfig, train: PromptSet) -> Pool:
+    """
+    Raises:
+        UserError: there are too few prompts to draw examples from.
+    """
+    ending = ending_of(train.source, config.instruction)
+    return Pool(train.prompts.items, config.written_examples, train.source, ending)
+
+
 @dataclass(frozen=True)
 class Writer:
     """pool: of the prompts that were given. given: how many these are; written ones are numbered behind them. ending:
@@ -50,7 +59,7 @@ class Writer:
             UserError: there are too few prompts to draw examples from.
         """
         ending = ending_of(train.source, config.instruction)
-        pool = Pool(train.prompts.items, config.written_examples, train.source, ending)
+        pool = pool_of(config, train)
         kept_out = [] if held_out is None else texts_of(held_out.prompts)
         return cls(config, ledger, pool, len(train.prompts), ending, kept_out, say)
 

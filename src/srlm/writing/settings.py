@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from srlm.errors import expect
 
+ATTEMPTS = 10  # prompts that are written for each that is asked for, at most
+AT_ONCE, AT_LEAST = 64, 8  # that are written before some are dropped
+
+
+def at_once(wanted: int) -> int:
+    """How many are written where so many are wanted yet."""
+    return min(AT_ONCE, max(AT_LEAST, wanted))
+
 
 @dataclass(frozen=True)
 class WritingSettings:

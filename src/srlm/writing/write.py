@@ -14,14 +14,12 @@ import numpy as np
 from srlm.errors import UserError
 from srlm.types import PromptItem
 from srlm.writing.filters import FILTERS, Filters
-from srlm.writing.settings import WritingSettings
+from srlm.writing.settings import ATTEMPTS, WritingSettings, at_once
 
 INSTRUCTION = "Come up with a list of {number} different tasks that a user might give to an assistant.\n\n"
 HEADING = "Task {number}:\n"
 _HEADED = re.compile(r"\s*Task \d+:")  # the next one at once: this one is empty
 STOP, PARAGRAPH = "\nTask ", "\n\n"
-ATTEMPTS = 10  # prompts that are written for each that is asked for, at most
-AT_ONCE = 64  # that are written before some are dropped
 _STREAM = 4  # so that no draw here is one of others of the same seed
 
 Progress = Callable[[int, int], None]
@@ -109,9 +107,9 @@ def write(
     kept: list[WrittenPrompt] = []
     drawn, most = 0, ATTEMPTS * number
     while len(kept) < number and drawn < most:
-        draws = range(drawn, min(most, drawn + min(AT_ONCE, max(8, number - len(kept)))))
+        draws = range(drawn, min(most, drawn + at_once(number - len(kept))))
         chosen = [pool.draw(settings.written_examples, seed, round, draw) for draw in draws]
-        item, openings = _asking([[pool.texts[place] for place in places] for places in chosen])
+        item, openings = asking([[pool.texts[place] for place in places] for places in chosen])
         if any(not policy.fits(item + opening, settings.written_tokens) for opening in openings):
             raise UserError(
                 f"the context of the model has no room for {settings.written_examples} examples of up to "
@@ -140,7 +138,7 @@ def write(
     return Harvest(tuple(kept), drawn, {name: filters.dropped[name] for name in FILTERS})
 
 
-def _asking(examples: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
+def asking(examples: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
     """What is asked, and how each answer begins."""
     openings, number = [], 0
     for some in examples:
