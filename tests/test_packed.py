@@ -26,6 +26,7 @@ from support import (
     write_held_out,
     write_prompts,
 )
+from support import words as words_of
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -167,7 +168,68 @@ def test_an_estimate_says_that_unpacking_was_not_timed(wide, monkeypatch):
     assert "is not installed: run `pip install 'srlm[qlora]'`" in refused(*asked, "--measure", "--quantize", "4bit")
 
 
+def asks(tmp_path: Path) -> dict[str, list[object]]:
+    """Commands that ask a model, whichever."""
+    held = write_held_out(tmp_path)
+    few = {"number": 2, "written_examples": 2, "written_tokens": 4}
+    return {
+        "evaluate": ["evaluate", "--prompts", held, "--match", "regex", "--num-samples", 2],
+        "diagnose": ["diagnose", "--prompts", held, "--match", "regex", "--samples", 2, "--search-budget", 8],
+        "prompts": ["prompts", "--seeds", held, "--output", tmp_path / "new.jsonl", *words_of(**few)],
+    }
+
+
+@pytest.fixture(scope="module")
+def unpacked(wide, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("unpacked")
+    words = train_words(model=wide, prompts=write_prompts(folder), rounds=1, epochs=1, output=folder / "run")
+    assert command(*words).code == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "diagnose", "prompts"])
+def test_whoever_asks_a_run_asks_it_as_it_was_trained(unpacked, tmp_path, name):
+    ask = asks(tmp_path)[name]
+    said = refused(*ask, "--model", unpacked, "--quantize", "4bit")
+    assert f"--quantize is '4bit', but {unpacked} was trained with 'none', expected the same: leave it out" in said
+    if name == "diagnose":
+        assert "was trained with 'none'" in refused(*ask, "--run", unpacked, "--quantize", "8bit")
+
+
+def test_an_adapter_that_is_asked_packed_lies_on_its_base(tmp_path):
+    assert as_trained("model", None, "auto", "4bit") == {"adapter": "auto", "quantize": "4bit", "lora_rank": 0}
+    assert as_trained("model", None, "continue", "8bit") == {"adapter": "continue", "quantize": "8bit", "lora_rank": 1}
+    assert as_trained("model", None, "continue") == {"adapter": "continue", "quantize": "none", "lora_rank": 0}
+
+
 # With bitsandbytes
+
+
+@pytest.mark.parametrize("name", ["evaluate", "diagnose", "prompts"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_asked_can_be_packed(wide, tmp_path, monkeypatch, name, kind):
+    pytest.importorskip("bitsandbytes")
+    found: list[TransformerPolicy] = []
+    begin = TransformerPolicy.__init__
+
+    def noted(self, *given, **options):
+        begin(self, *given, **options)
+        found.append(self)
+
+    monkeypatch.setattr(TransformerPolicy, "__init__", noted)
+    said = command(*asks(tmp_path)[name], "--model", wide, "--quantize", kind)
+    assert said.code == 0 or "passed the filters" in said.err, said
+    (policy,) = found
+    assert policy.quantised == kind and not policy.weights.peft_model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_on_a_packed_base_is_asked(wide, tmp_path, kind):
+    pytest.importorskip("bitsandbytes")
+    save_adapter(wide, tmp_path / "adapter")
+    ask = [*asks(tmp_path)["evaluate"], "--model", tmp_path / "adapter", "--quantize", kind]
+    assert "continue it with --adapter continue" in refused(*ask)
+    assert command(*ask, "--adapter", "continue").code == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -366,6 +428,9 @@ def test_a_run_is_evaluated_as_it_was_trained_and_goes_on(run, wide, tmp_path):
     kind, folder = run
     name, begun, _ = beginning(str(folder))
     assert as_trained(name, begun) == {"quantize": kind, "adapter": "continue", "lora_rank": 1}
+    assert as_trained(name, begun, quantize=kind) == as_trained(name, begun)
+    with pytest.raises(UserError, match=f"was trained with '{kind}', expected the same: leave it out"):
+        as_trained(name, begun, quantize={"4bit": "8bit", "8bit": "4bit"}[kind])
     held = write_held_out(tmp_path)
     assert command("evaluate", "--model", folder, "--prompts", held, "--match", "regex", "--dtype", "fp32").code == 0
     policy = TransformerPolicy.load(name, dtype="fp32", max_new_tokens=6, trained=False, **as_trained(name, begun))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -46,14 +47,34 @@ def beginning(model: str) -> tuple[str, RunFolder | None, int]:
     return str(weights), run, round
 
 
-def as_trained(name: str, run: RunFolder | None, adapter: str = "auto") -> dict[str, Any]:
+def as_trained(name: str, run: RunFolder | None, adapter: str = "auto", quantize: str = "none") -> dict[str, Any]:
     """How to load `name`, of which `beginning` found the run, without training it. A base that was packed is packed
-    again, and the adapter lies on it; else an adapter is merged, or what was asked for."""
+    again, and the adapter lies on it; else an adapter is merged, or what was asked for.
+
+    Raises:
+        UserError: a run is to be packed otherwise than it was trained.
+    """
     config = {} if run is None else run.manifest["config"]
-    if run is None or config.get("quantize", "none") == "none":
-        return {"adapter": adapter, "lora_rank": 0}
-    adapter = config["adapter"] if name == run.manifest["model"] else "continue"
-    return {"quantize": config["quantize"], "adapter": adapter, "lora_rank": int(adapter == "continue")}
+    packed = config.get("quantize", "none")
+    if run is not None and quantize != "none":
+        refuse_packed_otherwise(quantize, packed, run.path)
+    if run is not None and packed != "none":
+        adapter = config["adapter"] if name == run.manifest["model"] else "continue"
+    quantize = packed if run is not None else quantize
+    on = quantize != "none" and adapter == "continue"  # nothing is merged into packed weights
+    return {"adapter": adapter, "quantize": quantize, "lora_rank": int(on)}
+
+
+def refuse_packed_otherwise(quantize: str, packed: str, run: Path) -> None:
+    """
+    Raises:
+        UserError: a run is to be packed otherwise than it was trained.
+    """
+    if quantize != packed:
+        raise UserError(
+            f"--quantize is {quantize!r}, but {run} was trained with {packed!r}, expected the same: leave it out, or "
+            "give a model instead of a run"
+        )
 
 
 def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -> TransformerPolicy:
@@ -65,7 +86,7 @@ def load_policy(model: str, config: SelfRewardConfig, *, trained: bool = True) -
 def policy_asked(model: str, config: SelfRewardConfig) -> tuple[TransformerPolicy, int | None]:
     """The policy of a model that is asked and not trained, and of which round of a run it is, if of any."""
     name, run, round = beginning(model)
-    policy = _load(name, run, round, config, as_trained(name, run, config.adapter), trained=False)
+    policy = _load(name, run, round, config, as_trained(name, run, config.adapter, config.quantize), trained=False)
     return policy, None if run is None else round
 
 

@@ -15,7 +15,7 @@ DRESSED = ("raw_prompts", "chat_template_kwargs")
 def add_asking(made: Parser, decoding: Sequence[str] = ("stop", *DRESSED), **defaults: Any) -> None:
     """decoding: which settings of it matter. defaults: as `Parser.add` takes them."""
     made.add("How", DecodingSettings, decoding, **defaults)
-    made.add("How", ModelSettings, ("adapter", "dtype", "trust_remote_code"), **defaults)
+    made.add("How", ModelSettings, ("adapter", "dtype", "quantize", "trust_remote_code"), **defaults)
     made.add("How", OptimisationSettings, ("token_budget",), **defaults)
     made.add("How", RunSettings, ("seed",))
     made.add("How", Shared, ("quiet",))

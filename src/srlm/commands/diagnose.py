@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from srlm.commands.asking import add_asking
+from srlm.commands.asking import DRESSED, add_asking
 from srlm.commands.options import Parser, Shared, taken
 from srlm.errors import UserError
 from srlm.objectives.settings import ObjectiveSettings
@@ -52,7 +52,8 @@ def parser() -> Parser:
     made.add("How", PromptSettings, ("match",), match=None)
     made.add("How", Sizes, ("max_new_tokens",), max_new_tokens=None)
     made.add("How", ObjectiveSettings, ("clip",), clip=None)
-    add_asking(made, stop=None, chat_template_kwargs=None, adapter=None, dtype=None, token_budget=None)
+    unsaid = ("stop", "chat_template_kwargs", "adapter", "dtype", "quantize", "token_budget")
+    add_asking(made, ("stop", *DRESSED), **dict.fromkeys(unsaid))
     return made
 
 

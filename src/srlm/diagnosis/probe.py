@@ -30,7 +30,7 @@ from srlm.run.folder import RunFolder
 from srlm.run.manifest import read_manifest, refuse_code, run_config
 from srlm.run.rounds import round_of
 from srlm.search import Found
-from srlm.starting import load_policy
+from srlm.starting import load_policy, policy_asked, refuse_packed_otherwise
 from srlm.training.parts import prompt_sets
 from srlm.types import Prompts, Rollouts
 
@@ -82,10 +82,10 @@ def subject(
             raise UserError(f"--round {round} is a round of a run: name its folder with --run")
         if prompts is None:
             raise UserError("no prompts were given: name a file or dataset with --prompts")
-        config = SelfRewardConfig(**changes, lora_rank=0, gain_learning_rate=0.0)
+        config = SelfRewardConfig(**changes, gain_learning_rate=0.0)
         labelled = prompts_of(prompts, config)
         name = model or "smollm2"
-        return name, partial(load_policy, name, config, trained=False), labelled, config, History()
+        return name, lambda: policy_asked(name, config)[0], labelled, config, History()
     if model is not None:
         raise UserError(f"both --model {model} and --run {run} were given: choose one")
     manifest = read_manifest(Path(run), "--run")
@@ -100,6 +100,7 @@ def subject(
         labelled = prompts_of(prompts, dataclasses.replace(config, **changes))
     chosen = round_of(Path(run), manifest, round, "--round")
     as_run, config = config, dataclasses.replace(config, **changes)
+    refuse_packed_otherwise(config.quantize, as_run.quantize, Path(run))
     alike = ("raw_prompts", "chat_template_kwargs")
     own_prompts = prompts is None and all(getattr(config, name) == getattr(as_run, name) for name in alike)
 
