@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partialmethod
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -166,8 +167,13 @@ def whole(run: Path, rounds: int = SETTINGS["rounds"]) -> dict[str, Any]:
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    ["srlm.cli", "srlm.training.trainer", "peft", "transformers.models.llama.modeling_llama"]
+    ["srlm.commands.train", "srlm.training.trainer", "peft", "transformers.models.llama.modeling_llama", "pandas"]
 )
+
+
+def get_ready() -> None:
+    """The server begins to import, beside whatever else is done before it is needed."""
+    forkserver.ensure_running()
 
 
 def alive(target: Callable[..., None], *arguments: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from support import (
     WORDS,
     alive,
     command,
+    get_ready,
     measured,
     records,
     table,
@@ -42,6 +44,7 @@ COLUMNS = ("log_prob", "entropy", "reward", "log_prob_next", "log_prob_initial")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
+    get_ready()
     folder = tmp_path_factory.mktemp("devices")
     write_prompts(folder)
     write_held_out(folder)
@@ -98,9 +101,10 @@ def assert_same(mine: Path, theirs: Path, *, everywhere: bool = False) -> None:
 
 
 def test_two_plain_processes(place, asked, alone):
+    expected = alone("one", **OPTIONS)
     said = together(place / "said-plain", 2, asked("plain", **OPTIONS), prepare=small_buckets)
     assert [one.code for one in said] == [0, 0], said
-    assert_same(place / "plain", alone("one", **OPTIONS))
+    assert_same(place / "plain", expected)
 
 
 def test_shards_of_a_model_with_lora(place, asked, alone):
@@ -134,13 +138,21 @@ def test_a_process_is_killed_and_one_goes_on(place, asked, alone):
     assert_same(place / name, alone("one", **OPTIONS))
 
 
+@pytest.fixture(scope="module")
+def stopped(place, asked) -> Path:
+    """A run of one process, of a whole model, that was killed in an update."""
+    run = place / "stopped"
+    *words, _, _ = asked(run.name, **FULL)  # without --output
+    assert alive(die_with_even_steps, run, words, 24) == -9
+    assert list(run.glob("round-*/update.safetensors")), "it was killed in an update"
+    return run
+
+
 @pytest.mark.parametrize("env", [{}, FSDP2], ids=["plain", "shards"])
-def test_two_go_on_where_one_process_stopped(place, asked, alone, env, monkeypatch):
+def test_two_go_on_where_one_process_stopped(place, stopped, alone, env, monkeypatch):
     """A whole model; with even steps every single weight is what one process learns."""
     name = f"was-one-{len(env)}"
-    words = [word for word in asked(name, **FULL) if word != str(place / name)][:-1]
-    assert alive(die_with_even_steps, place / name, words, 24) == -9
-    assert list((place / name).glob("round-*/update.safetensors")), "it was killed in an update"
+    shutil.copytree(stopped, place / name)
     said = together(place / f"said-{name}", 2, ["train", "--resume", str(place / name)], env, prepare=even_steps)
     assert [one.code for one in said] == [0, 0], said
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.AdamW)  # is put back
