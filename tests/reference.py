@@ -61,6 +61,8 @@ TREES: dict[str, dict[str, object]] = {
 # Models of which one thing or another is tried.
 MORE: dict[str, dict[str, object]] = {
     "laguna": {**_EXPERTS, "num_attention_heads_per_layer": [4, 4], "shared_expert_intermediate_size": 16},
+    "jetmoe": {**_EXPERTS, "kv_channels": 8},
+    "codegen": {**_GPT, "rotary_dim": 8, "n_ctx": 256},
     "moshi": {"ffn_dim": 64, "sliding_window": WINDOW},
     "zamba": {
         "num_hidden_layers": 4,

@@ -362,6 +362,12 @@ def test_padding_is_read_or_not() -> None:
     assert reads_padding(sharp)
 
 
+@pytest.mark.parametrize("name", ["codegen", "jetmoe"])
+def test_an_attention_of_its_own_shares_nothing_however_little_it_matters(name: str) -> None:
+    """One never asks for ours, one repeats keys in another order; in bf16 a probe may take that for rounding."""
+    assert not shares_prompts(build(name, scale=2.0).bfloat16())
+
+
 def test_a_cache_that_is_not_the_text_is_refused() -> None:
     """Moshi looks through its window when it goes on from a cache, and past it otherwise."""
     with pytest.raises(UserError, match="MoshiForCausalLM goes on from its cache otherwise than from the whole text"):

@@ -113,7 +113,7 @@ class Branches(Cache):  # type: ignore[misc]
         self._seen, self._size = mask.bool(), mask.sum(-1)
         self._prompt = torch.arange(len(mask)).repeat_interleave(num_samples)
         self._slot, self._said = torch.arange(len(self._prompt)), torch.zeros_like(self._prompt)
-        self._at = 0  # layer that was written last
+        self._unread: tuple[int, Tensor, Tensor] | None = None  # layer, keys and values that were written last
         self._sorted()
 
     @property
@@ -188,18 +188,39 @@ class Branches(Cache):  # type: ignore[misc]
             for number, config in configs.items():
                 config._attn_implementation = before[number]
             _read.reset(token)
+        self._refuse_unread()
         self._said = self._said + 1
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         if key_states.shape[2] != 1:
             raise ValueError("one word of each row at a time")
-        self._at = layer_idx
+        self._refuse_unread()
+        self._unread = layer_idx, key_states, value_states
         self.layers[layer_idx].write(key_states, value_states, self._slot, self._said, int(self._said.max()) + 1)
         return key_states, value_states
 
-    def attention(self, query: Tensor, scaling: float | None, window: int | None, softcap: float | None) -> Tensor:
-        """query [N, heads, 1, D] -> [N, 1, heads, D]"""
-        layer: _Layer = self.layers[self._at]
+    def _refuse_unread(self) -> None:
+        if self._unread is not None:
+            raise ValueError("a layer with an attention of its own")
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """query [N, heads, 1, D] -> [N, 1, heads, D]
+
+        Raises:
+            ValueError: it is not asked of the keys and values that have just been written, as they are.
+        """
+        if self._unread is None or self._unread[1] is not key or self._unread[2] is not value:
+            raise ValueError("keys or values that are not those of the cache")
+        layer: _Layer = self.layers[self._unread[0]]
+        self._unread = None
         if layer.window is not None and layer.window != window:
             raise ValueError("a layer whose window is not its attention's")
         rows, heads, _, width = query.shape
@@ -263,7 +284,7 @@ def _attend(
         or any(others.get(name) is not None for name in ("s_aux", "position_bias"))
     ):
         raise ValueError("an attention that is more than products of queries and keys")
-    return _read.get().attention(query, scaling, sliding_window, softcap), None
+    return _read.get().attention(query, key, value, scaling, sliding_window, softcap), None
 
 
 AttentionInterface.register(NAME, _attend)
