@@ -5,6 +5,8 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import ROWS, TREES, VOCABULARY, alone, build, first_above, next_logits
+from reference import ROWS, TREES, VOCABULARY, WINDOW, alone, build, first_above, next_logits
 from scipy.stats import chisquare
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.mistral import modeling_mistral
 
 from srlm.errors import UserError
 from srlm.policies.transformer import admission, respond
@@ -370,5 +374,35 @@ def test_an_attention_of_its_own_shares_nothing_however_little_it_matters(name: 
 
 def test_a_cache_that_is_not_the_text_is_refused() -> None:
     """Moshi looks through its window when it goes on from a cache, and past it otherwise."""
-    with pytest.raises(UserError, match="MoshiForCausalLM goes on from its cache otherwise than from the whole text"):
-        reads_padding(build("moshi"))
+    for window in (WINDOW, 200):  # inside which a short probe would stay
+        with pytest.raises(UserError, match="MoshiForCausalLM goes on from its cache otherwise than from the whole"):
+            reads_padding(build("moshi", sliding_window=window))
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3_text"])
+def test_a_window_that_is_seen_past_once_prompts_and_responses_are_long(name: str) -> None:
+    """Longer than what a probe reads; layers keep it in several places."""
+    model, uniform, how = build(name, sliding_window=64), uniforms(2, 2, 40), Decoding(40, frozenset())
+    told = str(model.config), str([vars(module) for module in model.modules() if hasattr(module, "sliding_window")])
+    assert shares_prompts(model) and reads_padding(model)
+    assert told == (str(model.config), str([vars(m) for m in model.modules() if hasattr(m, "sliding_window")]))
+    prompts = [[(7 * i * i + 3) % VOCABULARY for i in range(size)] for size in (90, 50)]
+    for shared in (False, True):
+        drawn = decode(model, prompts, uniform, 2, how, shared=shared)
+        for row, prompt in enumerate(prompts):
+            for k, (ids, _) in enumerate(taken(drawn, row)):
+                log_p = torch.softmax(next_logits(model, prompt, ids).double(), -1).numpy()
+                assert ids == [first_above(p, float(u)) for p, u in zip(log_p, uniform[row, k], strict=True)]
+
+
+def test_a_window_of_which_neither_cache_nor_attention_is_told_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As models that bring their own code may have it: in the mask alone."""
+    model, real = build("mistral", sliding_window=64), ALL_ATTENTION_FUNCTIONS.get_interface
+
+    def untold(*which: Any) -> Any:
+        return lambda *given, sliding_window=None, **more: real(*which)(*given, **more)
+
+    assert shares_prompts(model)
+    monkeypatch.setattr(modeling_mistral, "ALL_ATTENTION_FUNCTIONS", SimpleNamespace(get_interface=untold))
+    monkeypatch.setattr(modeling_mistral, "DynamicCache", lambda config: DynamicCache())
+    assert reads_padding(model) and not shares_prompts(model)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from srlm.errors import UserError
 from srlm.policies.transformer.bits import exact
 from srlm.policies.transformer.branches import Branches
-from srlm.policies.transformer.log_prob import CACHES, UNFIT, Head, decoder_of
+from srlm.policies.transformer.log_prob import CACHES, UNFIT, Head, decoder_of, short_windows
 from srlm.policies.transformer.repeated import Repeated
 
 
@@ -118,10 +118,11 @@ def reads_padding(model: PreTrainedModel) -> bool:
         UserError: not even prompts without padding do.
     """
     short, long = _prompts(model)
-    if _continues(model, [short, long], 1):
-        return True
-    if all(_continues(model, [prompt], 1) for prompt in (short, long)):
-        return False
+    with short_windows(model):
+        if _continues(model, [short, long], 1):
+            return True
+        if all(_continues(model, [prompt], 1) for prompt in (short, long)):
+            return False
     raise UserError(
         f"model class {type(model).__name__} goes on from its cache otherwise than from the whole text, so its samples "
         "would not be its own: use a causal LM with a transformers Cache"
@@ -131,7 +132,10 @@ def reads_padding(model: PreTrainedModel) -> bool:
 def shares_prompts(model: PreTrainedModel) -> bool:
     """Can several responses read one copy of their prompt, and is that the better way? On CPUs, where it has been
     measured (benchmarks/drawing.py), if they go on as the model's own forward does."""
-    return model.device.type == "cpu" and _continues(model, _prompts(model), 2, shared=True)
+    if model.device.type != "cpu":
+        return False
+    with short_windows(model):
+        return _continues(model, _prompts(model), 2, shared=True)
 
 
 def _prompts(model: PreTrainedModel) -> list[list[int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer.bits import exact
@@ -226,6 +227,28 @@ def by_response(each: Tensor, packed: Packed, width: int) -> Tensor:
     return each.new_zeros(inside.shape).masked_scatter(inside, each)
 
 
+@contextmanager
+def short_windows(model: PreTrainedModel) -> Iterator[bool]:
+    """Meanwhile sliding windows are so short that a probe sees past them. Has the model any?"""
+    config = cast(Any, model.config).get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not isinstance(window, int):
+        yield False
+        return
+    modules = list(model.modules())
+    told = (one for module in modules if isinstance(one := getattr(module, "config", None), PreTrainedConfig))
+    holders = {id(one): one for one in (config, *modules, *told)}.values()
+    named = [(one, name, value) for one in holders for name, value in vars(one).items() if "window" in name]
+    found = [(one, name) for one, name, value in named if type(value) is int and value == window]
+    try:
+        for one, name in found:
+            setattr(one, name, PROBED_WINDOW)
+        yield True
+    finally:
+        for one, name in found:
+            setattr(one, name, window)
+
+
 def reads_trees(model: PreTrainedModel) -> bool:
     """Does a prefix tree give this model's own log-probs? False for models that mix tokens outside attention, and for
     those whose config names a window through which they do not look.
@@ -237,15 +260,9 @@ def reads_trees(model: PreTrainedModel) -> bool:
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
     # A mask cannot express other kinds (chunks, convolutions, recurrence), nor a short probe find them all out.
     if kinds <= {"full_attention", "sliding_attention", "global"} and _reproduces(model, masked=True):
-        window = getattr(config, "sliding_window", None)
-        if not isinstance(window, int):
-            return True
-        config.sliding_window = PROBED_WINDOW  # short enough for the probe to see
-        try:
-            if _reproduces(model, masked=True):
+        with short_windows(model) as shortened:
+            if not shortened or _reproduces(model, masked=True):
                 return True
-        finally:
-            config.sliding_window = window
     if _reproduces(model, masked=False):
         return False
     raise UserError(
