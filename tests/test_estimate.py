@@ -28,7 +28,7 @@ from srlm.estimate.rates import given as given_rates
 from srlm.estimate.stages import learning, sampling, scoring, whole
 from srlm.estimate.view import lines, quantity
 from srlm.estimate.workload import Workload, laid_out
-from srlm.policies.transformer import respond
+from srlm.policies.transformer import admission, respond
 from srlm.policies.transformer.admission import Unit, units_of
 from srlm.policies.transformer.anatomy import of_config, shape_of
 from srlm.policies.transformer.continuation import Continuation
@@ -227,13 +227,20 @@ def test_sampling_feeds_every_token_but_the_last_once() -> None:
     assert spent.weights == pytest.approx(11 * (found.parameters - found.table) * 4)
 
 
-@pytest.mark.parametrize(("look", "shared"), [(1, False), (8, False), (1, True)])
-def test_rows_are_begun_and_left_as_in_a_run(look: int, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("look", "shared", "most"), [(1, False, None), (8, False, None), (1, True, None), (1, True, 7), (1, True, 2)]
+)
+def test_rows_are_begun_and_left_as_in_a_run(
+    look: int, shared: bool, most: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real decoder, told where to end each response, takes the same steps of as many rows and slots."""
     made = dataclasses.replace(work(), longest=16, expected=6.0, budget=32)
     sizes = [3, 9, 5, 9, 4, 7, 3, 8, 5]
-    said = decoded(sizes, 3, made, cpu=look == 1, shared=shared)
+    if most is not None:  # of whose logits there is room
+        monkeypatch.setattr(admission, "MOST_LOGITS", 259 * (most + 1) - 1)
+    said = decoded(sizes, 3, made, cpu=look == 1, shared=shared, vocabulary=259)
     assert any(one.before for one in said.begun) and said.times == 1
+    assert most is None or said.rows <= most
     ends = made.lengths(len(sizes) * 3, seed=3)
     steps: list[tuple[int, int]] = []
     admitted: list[tuple[int, int, int]] = []
@@ -262,7 +269,8 @@ def test_rows_are_begun_and_left_as_in_a_run(look: int, shared: bool, monkeypatc
     monkeypatch.setitem(respond.LOOK_EVERY, "cpu", look)
     prompts = [[5] * size for size in sorted(sizes)]
     drawn = respond.Drawn(len(prompts), 3, 16)
-    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32, shared=shared)]
+    rows = math.inf if most is None else most
+    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32, shared=shared, most=rows)]
     how = Decoding(16, frozenset({1}))
     respond.decode(make_model(), prompts, units, None, how, drawn, budget=8 * 32, refill=True, shared=shared)
     assert drawn.length.flatten().tolist() == ends

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from srlm.estimate.workload import Workload, spread
-from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, units_of
+from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, most_rows, units_of
 from srlm.policies.transformer.limits import DECODE_BUDGET, FEWEST_WORDS, MORE_WORDS
 from srlm.policies.transformer.shape import Shape
 
@@ -85,27 +85,31 @@ def kept(shape: Shape, held: Held) -> float:
     return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * shape.cached(room)
 
 
-def decoded(prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool, shared: bool = False) -> Decoded:
+def decoded(
+    prompts: Sequence[int], samples: int, work: Workload, *, cpu: bool, shared: bool = False, vocabulary: int = 1
+) -> Decoded:
     """prompts: tokens of each. cpu: is what was drawn looked at after every word? shared: do responses share one copy
     of their prompt?"""
-    return _played(tuple(prompts), samples, work, cpu, shared)
+    return _played(tuple(prompts), samples, work, cpu, shared, most_rows(vocabulary, shared=shared))
 
 
 @lru_cache(64)  # remedies change what has nothing to do with it
-def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, shared: bool) -> Decoded:
+def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, shared: bool, most: float) -> Decoded:
     mine = sorted(prompts[:: work.devices])
     sizes = spread(mine, MOST_PROMPTS)
     longest, budget = work.longest, DECODE_BUDGET * work.budget
     units = [
-        unit for i, size in enumerate(sizes) for unit in units_of(i, size, samples, longest, budget, shared=shared)
+        unit
+        for i, size in enumerate(sizes)
+        for unit in units_of(i, size, samples, longest, budget, shared=shared, most=most)
     ]
     lengths = work.lengths(len(sizes) * samples, seed=samples)
     look = LOOK_EVERY["cpu"] if cpu else LOOK_ELSEWHERE
     size, left, step, unit_of = (np.zeros(0, np.int64) for _ in range(4))
-    most = 0
+    fullest = 0
 
     def held(more: int) -> Held:
-        return Held(len({*unit_of.tolist()}), int(size.max()), most, int(step.max()) + more)
+        return Held(len({*unit_of.tolist()}), int(size.max()), fullest, int(step.max()) + more)
 
     begun: list[Begun] = []
     fed: list[Fed] = []
@@ -121,6 +125,7 @@ def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, s
             longest=longest,
             budget=budget,
             shared=shared,
+            most=most,
         )
         if admitted:
             words = [n for unit in admitted for n in lengths[unit.prompt * samples :][unit.first : unit.last]]
@@ -128,7 +133,7 @@ def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, s
             numbers = [number + i for i, unit in enumerate(admitted) for _ in range(unit.rows)]
             before = len(left)
             size, left, unit_of = np.append(size, own), np.append(left, words), np.append(unit_of, numbers)
-            most = max(most, len(left))
+            fullest = max(fullest, len(left))
             step = np.append(step, np.zeros(len(words), np.int64))
             begun.append(Begun(len(admitted), max(own), len(left), int((size + step).max()), before))
             number += len(admitted)

@@ -111,7 +111,8 @@ def _drawing(shape: Shape, work: Workload, *, cpu: bool) -> dict[str, float]:
     drawn = [(work.prompts, max(work.samples, work.votes), work), (work.held_out, work.held_samples, work)]
     drawn += [(tuple(asked), 1, work.of_writing) for asked, _ in work.writing_batches()]
     for prompts, samples, own in drawn:
-        for one in (made := decoded(prompts, samples, own, cpu=cpu, shared=shared)).begun:
+        made = decoded(prompts, samples, own, cpu=cpu, shared=shared, vocabulary=shape.vocabulary)
+        for one in made.begun:
             read = one.prompts * shape.cached(one.tokens)
             most = max(most, read if shared else one.rows * shape.cached(one.slots))
             prefill = max(prefill, _passing(shape, one.prompts * one.tokens))

@@ -128,7 +128,7 @@ def sampling(prompts: Sequence[int], samples: int, shape: Shape, work: Workload,
     that are divided are gathered once."""
     found = folding(shape, cpu=cpu) + Work(link=_gathered(shape, work))
     shared = shares_prompts(shape, cpu=cpu)
-    made = decoded(prompts, samples, work, cpu=cpu, shared=shared)
+    made = decoded(prompts, samples, work, cpu=cpu, shared=shared, vocabulary=shape.vocabulary)
     drawn = Work()
     for one in made.begun:
         tokens, pairs = one.prompts * one.tokens, one.prompts * one.tokens**2 / 2

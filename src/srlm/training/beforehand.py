@@ -109,7 +109,8 @@ def _measured(
     batches = laid_out(work.prompts, work.samples, work, shape).batches
     typical = sorted(batches, key=lambda b: b.padded)[len(batches) // 2]
     cpu = device.type == "cpu"
-    drawn = decoded(work.prompts, work.samples, work, cpu=cpu, shared=shares_prompts(shape, cpu=cpu))
+    shared = shares_prompts(shape, cpu=cpu)
+    drawn = decoded(work.prompts, work.samples, work, cpu=cpu, shared=shared, vocabulary=shape.vocabulary)
     try:
         found = pace(
             anatomy.config_of(model, adapter=config.adapter, trust_remote_code=config.trust_remote_code),

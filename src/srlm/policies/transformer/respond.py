@@ -10,7 +10,7 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, Unit, fitting, units_of
+from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, Unit, fitting, most_rows, units_of
 from srlm.policies.transformer.continuation import Continuation
 from srlm.policies.transformer.limits import DECODE_BUDGET, SLICE
 from srlm.policies.transformer.log_prob import Head
@@ -174,6 +174,7 @@ def decode(
     """
     batch = Batch(model, prompts, draws, how, drawn, shared)
     sizes = [len(ids) for ids in prompts]
+    most = most_rows(Head.of(model).weight.shape[0], shared=shared)
     begun: list[Unit] = []
     number = 0
     while number < len(units) or len(batch):
@@ -188,6 +189,7 @@ def decode(
                 longest=how.max_new_tokens,
                 budget=budget,
                 shared=shared,
+                most=most,
             )
             if admitted:
                 batch.admit(admitted)
@@ -225,6 +227,7 @@ def respond(
     alike = [range(len(prompts))] if padding else [_places(sizes, size) for size in sorted({*sizes})]
     shares = [sorted(some[together.process_index :: together.num_processes], key=sizes.__getitem__) for some in alike]
     total = sum(map(len, shares))
+    most = most_rows(Head.of(model).weight.shape[0], shared=shared)
 
     def complete(prompt: int) -> bool:
         return bool(drawn.length[prompt].all())
@@ -239,7 +242,7 @@ def respond(
         units: list[Unit] = []
         for i in share:
             if not complete(i):
-                units += units_of(i, sizes[i], num_samples, how.max_new_tokens, budget, shared=shared)
+                units += units_of(i, sizes[i], num_samples, how.max_new_tokens, budget, shared=shared, most=most)
         decode(model, prompts, units, draws, how, drawn, budget=budget, refill=padding, shared=shared, done=done)
 
     for share in shares:
