@@ -402,6 +402,58 @@ def test_an_answer_that_is_no_json_is_a_sentence(folder, tmp_path):
             engine.sample(IDS, 2, policy.decoding, [1, 2], silent)
 
 
+def twice(choices: list[Any]) -> None:
+    choices[1] = choices[0]
+
+
+def unsure(value: Any) -> Any:
+    def mangled(choices: list[Any]) -> None:
+        choices[-1]["logprobs"]["token_logprobs"][0] = value
+
+    return mangled
+
+
+def named(token: Any) -> Any:
+    def mangled(choices: list[Any]) -> None:
+        choices[0]["token_ids"][-1] = token
+
+    return mangled
+
+
+@pytest.mark.parametrize(
+    "mangled", [twice, unsure(math.nan), unsure(-math.inf), unsure(None), unsure("-1.0"), named("65"), named(-1)]
+)
+def test_an_answer_that_is_half_one_is_a_sentence(folder, tmp_path, mangled):
+    """The same response for another, log-probs that are none, ids that are none."""
+    policy = loaded(folder)
+
+    def mangle(answer: Any) -> Any:
+        mangled(answer["choices"])
+        return answer
+
+    with FakeVllm(folder) as one:
+        engine = engine_on(policy, tmp_path, one.url)
+        engine.sync(policy)
+        one.mangle = mangle
+        with pytest.raises(UserError, match="answers without 2 responses as token ids with their log-probs"):
+            engine.sample(IDS, 2, policy.decoding, [1, 2], silent)
+
+
+def test_an_engine_that_goes_on_behind_an_end_is_cut_there(folder, tmp_path):
+    policy = loaded(folder)
+
+    def deaf(answer: Any) -> Any:
+        for choice in answer["choices"]:
+            choice["token_ids"][1] = 2
+        return answer
+
+    with FakeVllm(folder) as one:
+        one.mangle = deaf
+        made = engine_on(policy, tmp_path, one.url).sample(IDS, 3, policy.decoding, [1, 2], silent)
+    assert made.finished.all() and (made.length == 2).all() and (made.tokens[..., 1] == 2).all()
+    assert not made.tokens[..., 2:].any() and not made.log_prob[..., 2:].any()
+
+
 def test_a_context_that_is_too_small_for_the_server(folder, data, tmp_path):
     with FakeVllm(folder, most=10) as one:
         assert "max_tokens" in sentence(run(folder, tmp_path / "run", data, one.url).err)

@@ -131,7 +131,11 @@ class VllmEngine:
             ]
             said = self._said(first, lambda done: progress(done, len(prompts)))
             told = len(how.stop) <= MOST_STOPS  # of all of them
-            rows = {(p, k): one if told else _cut(one, how) for p, row in enumerate(said) for k, one in enumerate(row)}
+            rows = {
+                (p, k): one if told and how.eos.isdisjoint(one.tokens[:-1]) else _cut(one, how)
+                for p, row in enumerate(said)
+                for k, one in enumerate(row)
+            }
             while open_ := [at for at, one in rows.items() if self._open(one, how)]:
                 # It saw an end where we see none: on with it, as our own decoder would go on.
                 more = [

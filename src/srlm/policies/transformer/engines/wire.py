@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import re
 import threading
@@ -248,9 +249,13 @@ def read(answer: Any, asked: Asked, url: str) -> list[Said]:
                 "0.32 or later, and nothing between that rewrites prompts"
             )
         said = [Said(list(choice["token_ids"]), list(choice["logprobs"]["token_logprobs"])) for choice in choices]
-        if len(said) != asked.number or any(not 0 < len(one.tokens) == len(one.log_prob) for one in said):
+        if [choice["index"] for choice in choices] != list(range(asked.number)):
             raise ValueError
-        if any(len(one.tokens) > asked.most for one in said):
+        if any(not 0 < len(one.tokens) == len(one.log_prob) or len(one.tokens) > asked.most for one in said):
+            raise ValueError
+        if any(type(token) is not int or token < 0 for one in said for token in one.tokens):
+            raise ValueError
+        if not all(math.isfinite(value) for one in said for value in one.log_prob):
             raise ValueError
     except UserError:
         raise
