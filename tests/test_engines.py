@@ -7,6 +7,8 @@ import importlib.util
 import json
 import math
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +235,37 @@ def test_a_server_that_comes_back_gets_its_weights_again(folder, tmp_path):
             responses = engine.sample(IDS, 4, policy.decoding, [5, 6], silent)
             assert [path for path, _, _ in again.asked].count("/collective_rpc") == 1
     assert apart(policy, responses) < 1e-4
+
+
+def test_the_last_prompts_are_not_lost_by_hands_that_had_nothing_to_do(folder, tmp_path, monkeypatch):
+    """A dozen of them, each of which would send the prompt to the server that has just died."""
+    monkeypatch.setattr(servers_module, "PAUSE", 0.5)
+    policy, prompts = loaded(folder), [IDS[0]] * 12
+    with FakeVllm(folder) as one:
+        engine = engine_on(policy, tmp_path, one.url)
+        nudge(policy)
+        engine.sync(policy)
+        one.dies_after = 11
+        found: list[FakeVllm] = []
+
+        def start_again() -> None:
+            while not one.dead:
+                time.sleep(0.005)
+            one.stop()
+            time.sleep(0.2)
+            found.append(FakeVllm(folder, port=one.port))
+            found[0].started += 1
+
+        supervisor = threading.Thread(target=start_again)
+        supervisor.start()
+        try:
+            made = engine.sample(prompts, 2, policy.decoding, list(range(12)), silent)
+        finally:
+            supervisor.join()
+            found[0].stop()
+    each = torch.zeros(made.tokens.shape)
+    policy.scorer.score(policy.scorer.groups(prompts, made), None, silent, each)
+    assert float((each - made.log_prob).abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("carrier", ["folder", "adapter"])

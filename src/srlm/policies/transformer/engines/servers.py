@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from srlm.errors import UserError
@@ -132,23 +133,35 @@ class Servers:
 
     def _serve(self, server: Server, work: _Work) -> None:
         """One of the hands that keep a server busy."""
-        while (number := work.take(lambda: server.url not in self._away)) is not None:
+        while (number := work.take(lambda: server.url not in self._away, lambda: not server.doubts)) is not None:
             try:
                 work.put(number, server.complete(work.asked[number], self._salt))
             except Gone as gone:
-                lost = work.give_back(number, gone)
-                self._revive(server, gone, work)
+                with self._doubted(server):
+                    lost = work.give_back(number, gone)
+                    self._revive(server, gone, work)
                 if work.error is None:  # it may be there and busy
                     time.sleep(PAUSE * 2 ** (lost - 1))
             except Refused as error:
                 if error.status == 404 and self._restarted(server):  # it does not know the adapter any more
                     anew = Gone("it was started anew")
-                    work.give_back(number, anew)
-                    self._revive(server, anew, work)
+                    with self._doubted(server):
+                        work.give_back(number, anew)
+                        self._revive(server, anew, work)
                 else:
                     work.fail(error)
             except Exception as error:
                 work.fail(error)
+
+    @staticmethod
+    @contextmanager
+    def _doubted(server: Server) -> Iterator[None]:
+        """Until it is known to be there with its weights no idle hand sends it anything: each would lose the prompt."""
+        server.doubts.append(None)
+        try:
+            yield
+        finally:
+            server.doubts.pop()
 
     @staticmethod
     def _kept(server: Server) -> bool:
@@ -204,11 +217,12 @@ class _Work:
         self._lost = [0] * len(asked)
         self._changed = threading.Condition()
 
-    def take(self, there: Callable[[], bool]) -> int | None:
-        """The next prompt, as soon as there is one, for a server that is there; None: nothing more is to be done."""
+    def take(self, there: Callable[[], bool], ready: Callable[[], bool]) -> int | None:
+        """The next prompt, as soon as there is one, for a server that is there and ready; None: nothing more is to be
+        done."""
         with self._changed:
             while self.left and self.error is None and there():
-                if self._waiting:
+                if self._waiting and ready():
                     return self._waiting.popleft()
                 self._changed.wait(0.1)
             return None

@@ -71,6 +71,7 @@ class Server:
         self.seeds = False  # may a request bring its own? On CPUs that ends vLLM's engine
         self.start: float | None = None
         self.lock = threading.Lock()
+        self.doubts: list[None] = []  # one of each hand that got no answer and has not found out why
 
     # What it is
 
