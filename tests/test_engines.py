@@ -268,6 +268,38 @@ def test_the_last_prompts_are_not_lost_by_hands_that_had_nothing_to_do(folder, t
     assert float((each - made.log_prob).abs().max()) < 1e-4
 
 
+def test_a_server_that_was_started_anew_while_it_had_nothing_to_do_gets_its_weights_again(folder, tmp_path):
+    policy, prompts = loaded(folder), [IDS[0]] * 4
+    with FakeVllm(folder) as idle, FakeVllm(folder) as other:
+        engine = engine_on(policy, tmp_path, idle.url, other.url)
+        nudge(policy)
+        engine.sync(policy)
+        done, untouched, each_has_one = threading.Event(), FakeVllm(folder), threading.Barrier(4, timeout=10)
+
+        def answers(answer: Any) -> Any:
+            if not done.is_set():
+                each_has_one.wait()
+            return answer
+
+        def dies(answer: Any) -> Any:
+            each_has_one.wait()
+            done.wait(10)
+            other.dead = True
+            raise ConnectionError
+
+        def progress(count: int, total: int) -> None:
+            if count == 2:  # the other one has the rest
+                idle.base, idle.started = untouched.base, idle.started + 1
+                done.set()
+
+        idle.mangle, other.mangle, other._server.handle_error = answers, dies, lambda *_: None
+        made = engine.sample(prompts, 2, policy.decoding, list(range(4)), progress)
+        untouched.stop()
+    each = torch.zeros(made.tokens.shape)
+    policy.scorer.score(policy.scorer.groups(prompts, made), None, silent, each)
+    assert float((each - made.log_prob).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("carrier", ["folder", "adapter"])
 @pytest.mark.parametrize("metrics", [(404, {"detail": "Not Found"}), (200, "process_start_time_seconds \n")])
 def test_a_server_that_comes_back_and_does_not_tell_gets_its_weights_again(folder, tmp_path, carrier, metrics):

@@ -133,8 +133,11 @@ class Servers:
 
     def _serve(self, server: Server, work: _Work) -> None:
         """One of the hands that keep a server busy."""
-        while (number := work.take(lambda: server.url not in self._away, lambda: not server.doubts)) is not None:
+        while (taken := work.take(lambda: server.url not in self._away, lambda: not server.doubts)) is not None:
+            number, waited = taken
             try:
+                if waited and self._put is not None and server.start is not None and not self._kept(server):
+                    raise Gone("it was started anew")
                 work.put(number, server.complete(work.asked[number], self._salt))
             except Gone as gone:
                 with self._doubted(server):
@@ -217,14 +220,16 @@ class _Work:
         self._lost = [0] * len(asked)
         self._changed = threading.Condition()
 
-    def take(self, there: Callable[[], bool], ready: Callable[[], bool]) -> int | None:
-        """The next prompt, as soon as there is one, for a server that is there and ready; None: nothing more is to be
-        done."""
+    def take(self, there: Callable[[], bool], ready: Callable[[], bool]) -> tuple[int, bool] | None:
+        """The next prompt, as soon as there is one, for a server that is there and ready, and whether it was waited
+        for; None: nothing more is to be done."""
+        waited = False
         with self._changed:
             while self.left and self.error is None and there():
                 if self._waiting and ready():
-                    return self._waiting.popleft()
+                    return self._waiting.popleft(), waited
                 self._changed.wait(0.1)
+                waited = True
             return None
 
     def put(self, number: int, said: list[Said]) -> None:
