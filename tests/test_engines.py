@@ -671,6 +671,21 @@ def test_an_engine_that_says_nothing_is_not_asked_for_ever(folder, tmp_path):
     assert list(nobody.tokens.shape) == [0, 2, 8]
 
 
+def test_token_ids_of_another_model_are_refused(folder, tmp_path):
+    def foreign(answer: Any) -> Any:
+        answer["choices"][-1]["token_ids"][0] = words
+        return answer
+
+    policy = loaded(folder)
+    words = policy.model.get_input_embeddings().weight.shape[0]
+    with FakeVllm(folder) as one:
+        engine = engine_on(policy, tmp_path, one.url)
+        engine.sync(policy)
+        one.mangle = foreign
+        with pytest.raises(UserError, match=f"answers with the token id {words}, expected ids below {words}, as many"):
+            engine.sample(IDS, 2, policy.decoding, None, silent)
+
+
 def test_seeds_go_to_servers_that_can_take_them(folder, tmp_path):
     for device, sent in (("cpu", [None, None]), ("cuda", [11, 12])):
         policy = loaded(folder)

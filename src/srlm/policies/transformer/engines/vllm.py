@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 import uuid
@@ -53,6 +54,7 @@ class VllmEngine:
     def __init__(self, backend: Backend, folder: Path, together: PartialState) -> None:
         self.backend, self._folder, self._together = backend, folder, together
         self._gain = 1.0
+        self._words: float = math.inf  # ids of the model, which the first sync tells
 
     def sync(self, policy: TransformerPolicy) -> SyncReport:
         start = time.perf_counter()
@@ -76,6 +78,7 @@ class VllmEngine:
                 shutil.rmtree(one, ignore_errors=True)  # in the worst case it lies there a round longer
         self._together.wait_for_everyone()
         self._gain = policy.sharpness() if adapter else 1.0
+        self._words = policy.model.get_input_embeddings().weight.shape[0]
         seconds = time.perf_counter() - start
         report = checked(policy, self._draw, self.backend.name, gained=not adapter)
         return SyncReport(report.difference, report.tokens, report.facts | {"sync_seconds": seconds})
@@ -157,13 +160,20 @@ class VllmEngine:
     def _said(self, asked: Sequence[Asked], progress: Callable[[int], object]) -> list[list[Said]]:
         """
         Raises:
-            UserError: there is nothing in an answer; asked for the rest, it would be asked for ever.
+            UserError: there is nothing in an answer (asked for the rest, it would be asked for ever), or words of
+                another model.
         """
         said = self.backend.complete(asked, progress) if asked else []
         if any(not one.tokens for row in said for one in row):
             raise UserError(
                 f"the engine ({self.backend.name}) answers a prompt with no token, expected at least one: see what it "
                 "logged, and go on with --resume"
+            )
+        foreign = next((t for row in said for one in row for t in one.tokens if t >= self._words), None)
+        if foreign is not None:
+            raise UserError(
+                f"the engine ({self.backend.name}) answers with the token id {foreign}, expected ids below "
+                f"{self._words}, as many as the model has: have it serve the very model that is trained"
             )
         return said
 
