@@ -1,6 +1,7 @@
 """Who draws fastest: the built-in decoder, vLLM in this process and transformers' `generate`, in turns.
 
-    python -m benchmarks.engines --model smollm2 --prompts 16 --k 8 --tokens 128 --rounds 3 [--without generate vLLM]
+    python -m benchmarks.engines --model smollm2 --prompts 16 --k 8 --tokens 128 --rounds 3 [--endless]
+        [--without generate vLLM]
 
 The built-in one twice: its responses read one copy of their prompt, or one each. Run it in the environment that
 `make test-vllm` makes; without vLLM the others are compared.
@@ -36,7 +37,6 @@ def run(
     few = Prompts.uniform(prompts.items[:2])
     builtin, repeated, seeds = policy.engine, copy.copy(policy.engine), iter(range(10**6))
     cast(Any, repeated)._shared = False  # as on devices where it is the better way
-    merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
 
     def drawn(engine: Any, prompts: Prompts) -> Sampled:
         policy.engine = engine
@@ -46,8 +46,10 @@ def run(
     arms: dict[str, Callable[[Prompts], Sampled]] = {
         "built-in": partial(drawn, builtin),
         "built-in, a prompt for each response": partial(drawn, repeated),
-        "generate, LoRA merged": lambda prompts: theirs(merged, policy, prompts, sizes.k, next(seeds)),
     }
+    if "generate" not in without:  # a second model
+        merged = cast(Any, copy.deepcopy(policy.weights.peft_model)).merge_and_unload()
+        arms["generate, LoRA merged"] = lambda prompts: theirs(merged, policy, prompts, sizes.k, next(seeds))
     engine = None
     if importlib.util.find_spec("vllm") is not None and "vLLM" not in without:
         engine = VllmEngine(Inside(dtype, options, trust_remote_code=False), scratch / "engine", policy.processes)
@@ -74,12 +76,16 @@ def main() -> None:
     for name, value in (("prompts", 16), ("k", 8), ("tokens", 128), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--without", nargs="*", default=[], help="arms to leave out, by how they begin")
+    parser.add_argument("--endless", action="store_true", help="no response ends before its last token")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--engine-options", nargs="*", default=["max_model_len=1024"])
     given = parser.parse_args()
     sizes = Sizes(given.prompts, given.k, given.tokens, given.rounds, 4, 2048, 4)
     policy = load_policy(given.model, given.dtype, sizes)
+    if given.endless:  # a word that is next to never said
+        last = policy.model.get_input_embeddings().weight.shape[0] - 1
+        policy.decoding = dataclasses.replace(policy.decoding, eos=frozenset({last}))
     print(machine(policy.model.device.type, policy.model.dtype))
     with tempfile.TemporaryDirectory() as scratch:
         print(run(policy, sizes, Path(scratch), given.dtype, given.engine_options, given.without))
