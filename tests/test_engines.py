@@ -683,7 +683,7 @@ def test_token_ids_of_another_model_are_refused(folder, tmp_path):
         engine.sync(policy)
         one.mangle = foreign
         with pytest.raises(UserError, match=f"answers with the token id {words}, expected ids below {words}, as many"):
-            engine.sample(IDS, 2, policy.decoding, None, silent)
+            engine.sample(IDS, 2, policy.decoding, [1, 2], silent)
 
 
 def test_seeds_go_to_servers_that_can_take_them(folder, tmp_path):
