@@ -373,3 +373,18 @@ def test_a_large_margin_with_many_labels_left(d: int, m: int, mass: float, margi
         for v in range(n + 1)
     )  # fmt: skip
     assert HardInstance(d, m, mass, margin).bayes_failure(n) == pytest.approx(mass * expected / m, rel=1e-9)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+@pytest.mark.parametrize(("prompts", "labels", "mass", "n", "k"), [(3, 100, 0.6, 50, 20), (20, 200, 0.5, 200, 20)])
+def test_that_a_label_is_left_need_not_be_certain(prompts, labels, mass, n, k, margin):
+    """What is left out is then next to nothing of the failure, and inclusion and exclusion say the same."""
+    instance = HardInstance(prompts, labels, mass, margin)
+    exact = mass * instance._surplus_by_inclusion_exclusion(n, k)
+    assert instance.bayes_failure(n, k) == pytest.approx(exact, rel=1e-11)
+
+
+def test_many_labels_that_may_all_be_drawn_take_no_sum_over_them():
+    """96,871 labels of 2 draws each on average; by inclusion and exclusion it took minutes."""
+    instance = HardInstance(3, 96_871, 0.000299370290079488, 0.0)
+    assert 0 < instance.bayes_failure(100_000, 19_415) < instance.informative_mass

@@ -159,13 +159,16 @@ class HardInstance:
         return log_prob, weight
 
     def _bayes_failure(self, num_samples: float, draws: float) -> float:
-        if self._all_drawn_at_most(num_samples, draws) > 1e-16:
-            return self.informative_mass * self._surplus_by_inclusion_exclusion(int(num_samples), int(draws))
-        # Some label is as good as always left, and dozens are on average: (U - 1)_+ = U - 1 cancels nothing.
         labels = float(self.num_labels)
         missed = self._power_mean(num_samples, draws * math.log1p(-(1 + self.margin) / labels))
         thinned = self._power_mean(num_samples, draws * math.log1p(-self.margin / (labels - 1)))
-        return self.informative_mass * (missed - thinned / labels)
+        surplus = missed - thinned / labels  # E[rho^N (U - 1)]/M, which differs by no more than P(U = 0)/M
+        none_left = self._all_drawn_at_most(num_samples, draws)
+        cancels = thinned / labels > missed / 2
+        # Some label is as good as always left, and dozens are on average; or what is left out is next to nothing of it.
+        if none_left <= 1e-16 or (not cancels and none_left <= 1e-12 * labels * surplus):
+            return self.informative_mass * surplus
+        return self.informative_mass * self._surplus_by_inclusion_exclusion(int(num_samples), int(draws))
 
     def _power_mean(self, num_samples: float, log_base: float) -> float:
         """E[b^m] = (1 - s (1 - b))^n for the visits m ~ Bin(n, s) of one prompt."""
