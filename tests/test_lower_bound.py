@@ -385,6 +385,13 @@ def test_that_a_label_is_left_need_not_be_certain(prompts, labels, mass, n, k, m
 
 
 def test_many_labels_that_may_all_be_drawn_take_no_sum_over_them():
-    """96,871 labels of 2 draws each on average; by inclusion and exclusion it took minutes."""
+    """96,871 labels of 2 draws each on average; by inclusion and exclusion it was not done in 50 s."""
     instance = HardInstance(3, 96_871, 0.000299370290079488, 0.0)
     assert 0 < instance.bayes_failure(100_000, 19_415) < instance.informative_mass
+
+
+def test_a_margin_a_rounding_below_the_largest_leaves_nothing():
+    """(1 + gamma)/M is then 1 for some M, whose logarithm of what is left is not a number of its own."""
+    for labels in range(2, 300):
+        instance = HardInstance(3, labels, 0.5, math.nextafter(labels - 1, 0))
+        assert 0 <= instance.bayes_failure(10, 4) <= 0.5

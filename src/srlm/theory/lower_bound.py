@@ -160,8 +160,8 @@ class HardInstance:
 
     def _bayes_failure(self, num_samples: float, draws: float) -> float:
         labels = float(self.num_labels)
-        missed = self._power_mean(num_samples, draws * math.log1p(-(1 + self.margin) / labels))
-        thinned = self._power_mean(num_samples, draws * math.log1p(-self.margin / (labels - 1)))
+        missed = self._power_mean(num_samples, draws * _log_rest((1 + self.margin) / labels))
+        thinned = self._power_mean(num_samples, draws * _log_rest(self.margin / (labels - 1)))
         surplus = missed - thinned / labels  # E[rho^N (U - 1)]/M, which differs by no more than P(U = 0)/M
         none_left = self._all_drawn_at_most(num_samples, draws)
         cancels = thinned / labels > missed / 2
@@ -207,6 +207,11 @@ class HardInstance:
                 if largest.scaleb(36 - precision) <= abs(total):
                     return float(total / labels)
             precision *= 2
+
+
+def _log_rest(share: float) -> float:
+    """log(1 - share); a margin a rounding below M - 1 leaves nothing."""
+    return math.log1p(-share) if share < 1 else -math.inf
 
 
 def worst_case_instance(
