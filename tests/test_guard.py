@@ -559,8 +559,11 @@ def test_a_run_by_tokens_goes_on_where_it_was_killed(place, tmp_path, monkeypatc
         ({"effective_samples": 1.5, "step": 2.5}, ["--step 1.0"]),
         ({"effective_samples": 1.5, "step": 1.04}, ["--step 0.5"]),  # not the one it takes already
         ({}, []),
+        ({"round": 1, "truncation_rate": 1.0, "effective_samples": 1.0, "fidelity_r2": 0.0, "achieved": 0.9}, []),
+        ({"round": 1, "fidelity_r2": -25.5, "achieved": 0.93}, ["R² of the update is -26"]),
+        ({"round": 2, "fidelity_r2": -25.5}, []),  # nothing was asked for
     ],
 )
-def test_advice_before_anything_is_trained(record, words):
+def test_advice_before_anything_is_trained_and_of_updates(record, words):
     said = advice(record, SelfRewardConfig())
     assert len(said) == len(words) and all(word in one for word, one in zip(words, said, strict=True))

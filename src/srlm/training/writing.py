@@ -34,14 +34,13 @@ def pool_of(config: SelfRewardConfig, train: PromptSet) -> Pool:
 
 @dataclass(frozen=True)
 class Writer:
-    """pool: of the prompts that were given. given: how many these are; written ones are numbered behind them. ending:
-    what every prompt ends with. held_out: texts that nothing written may come near."""
+    """pool: of the prompts that were given. given: how many these are; written ones are numbered behind them.
+    held_out: texts that nothing written may come near."""
 
     config: SelfRewardConfig
     ledger: Ledger
     pool: Pool
     given: int
-    ending: str | None
     held_out: Sequence[str]
     say: Callable[[str], object]
 
@@ -58,10 +57,8 @@ class Writer:
         Raises:
             UserError: there are too few prompts to draw examples from.
         """
-        ending = ending_of(train.source, config.instruction)
-        pool = pool_of(config, train)
         kept_out = [] if held_out is None else texts_of(held_out.prompts)
-        return cls(config, ledger, pool, len(train.prompts), ending, kept_out, say)
+        return cls(config, ledger, pool_of(config, train), len(train.prompts), kept_out, say)
 
     def __call__(self, policy: TransformerPolicy, round: int) -> tuple[Prompts, tuple[int, ...]]:
         """The prompts that pi_t wrote in round t, and their numbers. How many it wrote, and how many each filter
@@ -113,4 +110,4 @@ class Writer:
         return self.ledger.stage(round, STAGE, work, lambda made: sum(map(len, made["tokens"].to_pylist())))
 
     def _dressed(self, text: str) -> PromptItem:
-        return dressed("a written prompt", text, self.config.system_prompt, self.ending)
+        return dressed("a written prompt", text, self.config.system_prompt, self.pool.instruction)

@@ -57,7 +57,7 @@ class Pool:
     """
 
     def __init__(self, items: Sequence[PromptItem], number: int, source: str, instruction: str | None = None) -> None:
-        ending = f"\n{instruction}" if instruction else ""
+        self.instruction, ending = instruction, f"\n{instruction}" if instruction else ""
         texts = {i: text for i, item in enumerate(items) if (text := asked(item, ending)) and STOP not in text}
         self.numbers, self.texts = list(texts), list(texts.values())
         paragraphs = any(PARAGRAPH in text for text in self.texts)
