@@ -35,6 +35,7 @@ from srlm.policies.transformer.continuation import Continuation
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import pack
 from srlm.policies.transformer.layout.tree import build_tree
+from srlm.policies.transformer.limits import decoded_tokens
 from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.log_prob import decoder_of, response_log_prob
 from srlm.policies.transformer.sample import Decoding
@@ -269,10 +270,10 @@ def test_rows_are_begun_and_left_as_in_a_run(
     monkeypatch.setitem(respond.LOOK_EVERY, "cpu", look)
     prompts = [[5] * size for size in sorted(sizes)]
     drawn = respond.Drawn(len(prompts), 3, 16)
-    rows = math.inf if most is None else most
-    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, 8 * 32, shared=shared, most=rows)]
+    rows, budget = math.inf if most is None else most, decoded_tokens(32, cpu=look == 1)
+    units = [u for i, p in enumerate(prompts) for u in units_of(i, len(p), 3, 16, budget, shared=shared, most=rows)]
     how = Decoding(16, frozenset({1}))
-    respond.decode(make_model(), prompts, units, None, how, drawn, budget=8 * 32, refill=True, shared=shared)
+    respond.decode(make_model(), prompts, units, None, how, drawn, budget=budget, refill=True, shared=shared)
     assert drawn.length.flatten().tolist() == ends
     assert admitted == [(one.prompts, one.before, one.rows) for one in said.begun]
     assert steps == [(one.rows, one.slots + t) for one in said.fed for t in range(one.steps)]
@@ -304,7 +305,7 @@ def test_seconds_are_work_over_rates() -> None:
 
 def test_devices_share_the_work_and_talk_about_it() -> None:
     found = shape()
-    one = work(prompts=64)
+    one = work(prompts=128)
     two = dataclasses.replace(one, devices=2)
     rates = Rates.plain(1e9, 1e9, "given", link=1e9)
     flops = [learning(laid_out(w.prompts, 4, w, found), found, w).flops for w in (one, two)]

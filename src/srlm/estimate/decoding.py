@@ -10,7 +10,7 @@ import numpy as np
 
 from srlm.estimate.workload import Workload, spread
 from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, fitting, most_rows, units_of
-from srlm.policies.transformer.limits import DECODE_BUDGET, FEWEST_WORDS, MORE_WORDS
+from srlm.policies.transformer.limits import FEWEST_WORDS, MORE_WORDS, decoded_tokens
 from srlm.policies.transformer.shape import Shape
 
 MOST_PROMPTS = 512  # played; more are as many times these
@@ -97,7 +97,7 @@ def decoded(
 def _played(prompts: tuple[int, ...], samples: int, work: Workload, cpu: bool, shared: bool, most: float) -> Decoded:
     mine = sorted(prompts[:: work.devices])
     sizes = spread(mine, MOST_PROMPTS)
-    longest, budget = work.longest, DECODE_BUDGET * work.budget
+    longest, budget = work.longest, decoded_tokens(work.budget, cpu=cpu)
     units = [
         unit
         for i, size in enumerate(sizes)

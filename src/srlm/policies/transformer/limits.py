@@ -7,6 +7,7 @@ CHUNK_ELEMENTS = 2**24
 SLICE = 2**20  # logits that a CPU works on at a time: as many as stay in its cache
 BUCKET = 2**24  # elements of gradients that are summed over processes at a time: 64 MB
 DECODE_BUDGET = 8  # tokens in a batch per token of a micro-batch: decoding keeps no activations
+ON_CPU_DECODED = 16  # there, where micro-batches are small and a product of 128 rows is faster than one of 96
 FEWEST_WORDS = 16  # that there is room for behind a prompt that responses share; it doubles, by no more than the next
 MORE_WORDS = 64
 ON_CPU = 2048  # tokens of a micro-batch: more make short responses no faster there
@@ -24,3 +25,8 @@ def fitting(free: int, few: int, many: int, row: int) -> int:
     while 2 * tokens <= min(most, LARGEST):
         tokens *= 2
     return max(tokens, row)
+
+
+def decoded_tokens(tokens: int, *, cpu: bool) -> int:
+    """Of a batch that is decoded, where micro-batches have `tokens`."""
+    return (ON_CPU_DECODED if cpu else DECODE_BUDGET) * tokens

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from srlm.policies.transformer.admission import LOOK_ELSEWHERE, LOOK_EVERY, Unit, fitting, most_rows, units_of
 from srlm.policies.transformer.continuation import Continuation
-from srlm.policies.transformer.limits import DECODE_BUDGET, SLICE
+from srlm.policies.transformer.limits import SLICE, decoded_tokens
 from srlm.policies.transformer.log_prob import Head
 from srlm.policies.transformer.processes import Progress, gather
 from srlm.policies.transformer.responses import Responses
@@ -238,7 +238,7 @@ def respond(
 
     def go_on(share: Sequence[int]) -> None:
         """What an earlier try completed stays."""
-        budget = DECODE_BUDGET * room.tokens
+        budget = decoded_tokens(room.tokens, cpu=model.device.type == "cpu")
         units: list[Unit] = []
         for i in share:
             if not complete(i):
