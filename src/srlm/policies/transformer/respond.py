@@ -166,7 +166,8 @@ def decode(
     shared: bool = False,
     done: Callable[[Unit], None] = lambda _: None,
 ) -> None:
-    """Fill in responses. Each depends on its own draws alone, whatever shares the batch; without draws they are greedy.
+    """Fill in responses. Each depends on its own draws alone, but for rounding, which goes with the size of the batch;
+    without draws they are greedy.
 
     units: in the order in which they are begun. budget: tokens that a batch keeps (`kept_tokens`); a unit that
     exceeds it goes alone. refill: may prompts of unequal length share a batch, and join one that has begun?
