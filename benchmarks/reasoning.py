@@ -52,7 +52,7 @@ def study(given: argparse.Namespace) -> None:
         log = given.output / "diagnosis.log"
         srlm(["diagnose", *shared, *size, "--prompts", held_out, "--output", diagnosis], log)
     size = ("--max-prompts", given.prompts, "--max-held-out", given.held_out, "--held-out-samples", 4)
-    # Two passes cost two thirds of three; at the default's rate and above R² was below 0 (docs/log.md).
+    # Two passes cost two thirds of the default's three; at 2e-4 R² was below 0 (docs/log.md).
     steps = ("--epochs", 2, "--learning-rate", 1e-4, "--step", 1)
     how = ("--rounds", given.rounds, *steps, "--truncated", "penalise", "--quiet")
     words = ["train", *shared, *size, *how, "--prompts", PROBLEMS.format(400, 1), "--held-out", held_out]
