@@ -302,6 +302,7 @@ NO_DIAGNOSIS = ["", "[]", "3", "{}", '{"sequence": {}}', '{"sequence": {"log_kap
 NO_DIAGNOSIS += [json.dumps(diagnosis() | {"forecast": {"rows": [{"beta": 1}]}}), '{"prompt": "a"}\n{"prompt": "b"}']
 NO_DIAGNOSIS += [json.dumps(diagnosis(log_kappa=["x", "y"])), json.dumps(diagnosis(min_confidence=[]))]
 NO_DIAGNOSIS += [json.dumps(diagnosis(log_kappa=[1, 10**400]))]
+NO_DIAGNOSIS += [json.dumps(diagnosis() | {"forecast": {"rows": [{"beta": 1, "rounds": 10**12}]}})]
 
 
 @pytest.mark.parametrize("content", NO_DIAGNOSIS)

@@ -12,6 +12,9 @@ from typing import Any
 from srlm.errors import UserError
 from srlm.theory import sharpening_exponent
 
+MOST_ROUNDS = 1024
+"""That a plan considers, and that a forecast may be of."""
+
 
 @dataclass(frozen=True)
 class Bracket:
@@ -101,6 +104,8 @@ def _betas(beta: Any, rounds: int) -> tuple[float, ...]:
     """One a round; null is a round that asked for nothing."""
     if isinstance(beta, Sequence) and not isinstance(beta, str):
         found = tuple(math.inf if each is None else float(each) for each in beta)
+    elif rounds > MOST_ROUNDS:
+        raise ValueError(f"a forecast has {rounds} rounds, expected at most {MOST_ROUNDS}")
     else:
         found = (float(beta),) * rounds
     if not all(each > 0 for each in found):

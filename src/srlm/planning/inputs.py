@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from srlm.errors import UserError
-from srlm.planning.diagnosis import Diagnosis
+from srlm.planning.diagnosis import MOST_ROUNDS, Diagnosis
 from srlm.theory._check import argument
 
 LARGEST_BUDGET = 1e18
@@ -27,7 +27,7 @@ RANGES = {
     "budget": f"[1, {LARGEST_BUDGET:g}]",
     "failure": "(0, 1)",
     "num_samples": "[1, 1e6]",
-    "max_rounds": "[1, 1024]",
+    "max_rounds": f"[1, {MOST_ROUNDS}]",
     "constant": "(0, inf)",
 }
 WHOLE = ("budget", "max_rounds", "num_samples")
