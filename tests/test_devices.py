@@ -264,7 +264,7 @@ def test_a_launched_process_is_killed_and_one_goes_on(place, asked, alone):
     """By `accelerate launch` and the sample config of shards; the launcher tells the other one to end meanwhile."""
     run, said = place / "launched", place / "launched.txt"
     chosen = ("--config_file", str(CONFIGS / "fsdp2.yaml"), "--num_processes", "2", "--main_process_port", "0")
-    words = [sys.executable, "-m", "accelerate.commands.launch", *chosen, "-m", "srlm.cli"]
+    words = [sys.executable, "-m", "accelerate.commands.launch", *chosen, "-m", "srlm"]
     with said.open("w") as both:
         made = subprocess.Popen([*words, *asked("launched", **OPTIONS)], stdout=both, stderr=both)
     try:

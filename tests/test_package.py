@@ -59,7 +59,7 @@ def test_sdist_and_wheel_bring_all_and_run(tiny, tmp_path):
 
     def ran(*words: object) -> str:
         where = os.environ | {"PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}
-        line = [sys.executable, "-m", "srlm.cli", *map(str, words)]
+        line = [sys.executable, "-m", "srlm", *map(str, words)]
         made = subprocess.run(line, cwd=tmp_path, env=where, capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
         return made.stdout
