@@ -284,8 +284,31 @@ AUTO_RIGHT = [
     ("5 to 6", "6"),
     ("well-known", "well known"),
     ("The temperature is -5°C", "-5"),
+    ("The correct option is **B**.", "B"),
+    ("Option **B** is correct.", "B"),
+    ("**Answer**: **B**", "B"),
+    ("The answer is B, not C.", "B"),
+    ("The answer is B (not C)", "B"),
+    ("Answer: B - vitamin D", "B"),
+    ("The answer is B since A, C and D are wrong.", "B"),
+    ("A, B and C are wrong, so D", "D"),
 ]
 NUMBER_RIGHT = [
+    ("#### Step 3: Add\nso the total is \\boxed{42}", "42"),
+    ("#### Final Answer\n\\boxed{42}", "42"),
+    ("#### Step 2: add\nThe answer is 42.", "42"),
+    ("#### 42\nHope it helps with step 2!", "42"),
+    ("#### 42 apples\nHope it helps!", "42"),
+    ("Thus, the answer is:\n\\[\n42\n\\]\nas of step 7.", "42"),
+    ("So the answer is:\n```\n42\n```", "42"),
+    ("**Final Answer**: **42**", "42"),
+    ("The answer is 42.\n\nI hope this answer is helpful!", "42"),
+    ("The answer is 42. Let me know if the answer is unclear.", "42"),
+    ("The area is 18 cm^2.", "18"),
+    ("\\boxed{18\\text{ cm}^2}", "18"),
+    ("9.8 m s^{-2}", "9.8"),
+    ("42 \\quad", "42"),
+    ("x &= 42\n\\end{align*}", "42"),
     ("\\boxed{\\frac{3}{4}}", "3/4"),
     ("The answer is 42.\n\nNote: see step 3.", "42"),
     ("72", "He ate 3+4=7\n#### 72"),
@@ -343,6 +366,9 @@ NUMBER_WRONG = [
     ("5", "-5"),
     ("the answer is 3, since 7 > 4", "3"),
     ("-5°C", "5"),
+    ("20 cm^2", "18 cm^2"),
+    ("\\frac{3}{4}\\pi", "3"),
+    ("2.5π", "2"),
 ]
 EXACT_WRONG = [
     ("-5", "5"),
@@ -391,6 +417,7 @@ def test_judged_as_a_person_would(rule: str, response: str, answer: str, right: 
         ("number", "10^6", "6"),
         ("number", r"1{,}234", "234"),
         ("number", "1 1/2", "1/2"),
+        ("math", "#### Final Answer\n\\boxed{42}", "#### Final Answer\n\\boxed{43}"),
     ],
 )
 def test_opposite_answers_do_not_vote_together(name: str, one: str, other: str) -> None:
@@ -407,6 +434,7 @@ def test_opposite_answers_do_not_vote_together(name: str, one: str, other: str) 
         ("number", "so it is 42.\n\nNote: 7 steps. The answer is 42.", "42"),
         ("number", r"\boxed{\frac{3}{4}}", "0.75"),
         ("number", "3 × 10^5", "300,000"),
+        ("math", "The answer is 42.\n\nI hope this answer is helpful!", "42"),
     ],
 )
 def test_the_same_answer_votes_together(name: str, one: str, other: str) -> None:

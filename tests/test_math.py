@@ -88,6 +88,11 @@ SAME = [
     (r"<think>it is \boxed{3}</think> It is \boxed{4}.", "4"),
     (r"\boxed{\frac{\frac{1}{2}}{3}}", r"\frac{1}{6}"),
     (r"Thus the remainder is $\fbox{11}$.", "11"),
+    # words, times, days
+    (r"\boxed{\text{No solution}}", "No solution"),
+    (r"\boxed{\text{Team A}}", "team A."),
+    (r"\boxed{3:00}", "3:00"),
+    (r"\boxed{20 June}", "June 20"),
 ]
 OTHER = [
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{3}"),
@@ -118,6 +123,9 @@ OTHER = [
     (r"\boxed{12.5}", "125"),
     (r"\boxed{1,234}", "234"),
     ("I do not know.", "5"),
+    (r"\boxed{3:00}", "4:00"),
+    (r"\boxed{5:15}", "10:30"),
+    (r"\boxed{June 20}", "May 20"),
 ]
 
 
@@ -137,8 +145,10 @@ def test_math_verify_itself_agrees() -> None:
     pairs = [(r, a, True) for r, a in SAME] + [(r, a, False) for r, a in OTHER]
     boxed = [(r, a, p) for r, a, p in pairs if r.startswith(r"\boxed") and r.count("boxed") == 1]
     differ = [(r, a) for r, a, p in boxed if verify(parse(rf"$\boxed{{{a}}}$"), parse(f"${r}$")) is not p]
-    # It tells an inequality from the interval that it describes, unless asked not to, and 5 = x from 5.
-    assert len(boxed) > 70 and {answer for _, answer in differ} == {r"(-\infty,5)", r"[3,\infty)", "[-2,7]", "5"}
+    # It tells an inequality from the interval that it describes, unless asked not to, and 5 = x from 5; 5:15 is a
+    # ratio to it, and A a letter of a choice.
+    wanted = {r"(-\infty,5)", r"[3,\infty)", "[-2,7]", "5", "10:30", "team A."}
+    assert len(boxed) > 70 and {answer for _, answer in differ} == wanted
 
 
 @needed

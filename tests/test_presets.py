@@ -12,8 +12,9 @@ import pytest
 from conftest import make_model, make_tokenizer
 from support import command, records, refused, table, train_words, words, write_rows
 
-from srlm import SelfRewardConfig
+from srlm import SelfRewardConfig, harvest
 from srlm.answers import answer_classes, match_rule
+from srlm.console import Display
 from srlm.errors import UserError
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.presets import PRESETS, settled
@@ -62,6 +63,23 @@ def test_a_benchmark_knows_its_columns_and_what_to_ask(gsm8k: Path) -> None:
     assert load_prompts("gsm8k", dataset_config="socratic", split="test", instruction="").prompts == other.prompts or (
         load_prompts("gsm8k", dataset_config="socratic", split="test", instruction="").fingerprint == other.fingerprint
     )
+
+
+@pytest.mark.parametrize("instruction", [None, "Be brief.", ""])
+def test_prompts_are_written_from_bare_questions(gsm8k: Path, tmp_path: Path, monkeypatch, instruction) -> None:
+    class Seen(Exception):
+        pass
+
+    def seen(policy, pool, *_, **__):
+        raise Seen(pool.texts)
+
+    monkeypatch.setattr(harvest, "policy_asked", lambda *_: (None, None))
+    monkeypatch.setattr(harvest, "write", seen)
+    with pytest.raises(Seen) as found:
+        harvest.write_prompts(
+            "m", "gsm8k", 2, tmp_path / "w.jsonl", written_examples=2, instruction=instruction, display=Display(True)
+        )
+    assert "main: half of 2?" in found.value.args[0] and all("\n" not in text for text in found.value.args[0])
 
 
 def test_a_named_split_wins_over_the_option(gsm8k: Path) -> None:

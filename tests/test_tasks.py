@@ -10,13 +10,17 @@ import pytest
 from support import ANSWER, command, records, refused, train_words, words, write_rows
 
 from srlm import UserError, evaluate, load_prompts, tasks
-from srlm.answers import auto, contains, match_rule
+from srlm.answers import answer_classes, auto, contains, match_rule
 from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.evaluation import check_answers
 from srlm.training.parts import prompt_sets
 
 needs_package = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="pip install 'srlm[tasks]'")
+SAYINGS = (  # of the answer {}
+    *("{}", "{}.", "**{}**", "`{}`", "The answer is {}", "The answer is: {}", "The answer is **{}**."),
+    *("Let me see.\nAnswer: {}.", " {}\n", "**Answer:** {}", "Answer: **{}**"),
+)
 SUMS = "reasoning-gym:chain_sum?size=12&max_terms=2&max_digits=1"
 
 
@@ -75,10 +79,15 @@ def test_right_and_wrong():
 def test_the_tasks_own_answer_is_right(name):
     import reasoning_gym
 
+    class_of = answer_classes(tasks.answer_classes(f"reasoning-gym:{name}?size=20"))
+
     entries = reasoning_gym.create_dataset(name, size=20, seed=0)
     for entry, (_, answers) in zip(entries, labelled(f"reasoning-gym:{name}?size=20"), strict=True):
-        for said in ("{}", "{}.", "The answer is {}", "Let me see.\nAnswer: {}.", " {}\n"):
+        classes = set()
+        for said in SAYINGS:
             assert auto(said.format(entry["answer"]), answers), (said, entry)
+            classes.add(class_of(said.format(entry["answer"])))
+        assert len(classes) == 1, classes
         assert not auto("no idea", answers)
 
 

@@ -66,6 +66,7 @@ def write_prompts(
         prompt_column=prompt_column,
         split=split,
         dataset_config=dataset_config,
+        instruction=instruction if _brings_instruction(str(seeds)) else None,
         raw_prompts=raw_prompts,
         chat_template_kwargs=tuple(chat_template_kwargs),
         adapter=adapter,
@@ -125,6 +126,11 @@ def ending_of(source: str, instruction: str | None) -> str | None:
     """What every prompt of a source ends with, if something does: it is no part of what examples show."""
     preset = None if tasks.is_task(source) else Source.of(source).preset
     return instruction if instruction is not None or preset is None else preset.instruction
+
+
+def _brings_instruction(source: str) -> bool:
+    """Whose place another takes; of a file's own prompts it is what they end with already."""
+    return tasks.is_task(source) or Source.of(source).preset is not None
 
 
 def texts_of(prompts: Prompts) -> list[str]:

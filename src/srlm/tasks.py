@@ -13,7 +13,7 @@ After the task's name stand its own parameters and these, their values as JSON o
                  last number; where the answers are not numbers, what follows the last "answer:" or "answer is", or
                  else the whole response.
 
-A response is right if the task's own verifier gives its answer, with or without the full stop at its end, full marks.
+A response is right if the task's own verifier gives its answer, with or without a full stop at its end, full marks.
 Verifiers that would run an answer as code are refused: the model would be its author.
 """
 
@@ -38,7 +38,7 @@ ITEM_SECONDS = 10.0  # of one question: one of 1e19 terms is never written
 _MOST_SEEDS = 4000  # some tasks hand their seeds to numpy, which takes 32 bits
 _PROBES = 20  # items by which a task's answers are told to be numbers or not, the same for every size and seed
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e[-+]?\d+)?")
-_AFTER_MARKER = r"regex:(?is)\A(?:.*\banswer(?: is|:))?\s*(.*?)\s*\Z"
+_AFTER_MARKER = r"regex:(?is)\A(?:.*\banswer\*{0,2}(?: is|:))?[\s:*`]*(.*?)[\s*`.]*\Z"
 _RUNS_ANSWERS = re.compile(r"\b(eval|exec|parse_expr|sympify)\(answer")
 _REFUSED = dict.fromkeys(
     ("codeio", "isomorphic_strings", "knight_swap", "list_functions", "ransom_note", "word_ladder"),
@@ -114,7 +114,7 @@ def verifier(answer: str) -> tuple[str, Callable[[str], bool]] | None:
 
 def _right(dataset: Any, entry: Any, answer: str) -> bool:
     try:
-        return any(dataset.score_answer(form, entry) >= 1 for form in (answer, answer.removesuffix(".")))
+        return any(dataset.score_answer(form, entry) >= 1 for form in (answer, f"{answer}.", answer.removesuffix(".")))
     except Exception:  # some verifiers stumble over what is no number, grid or list
         return False
 

@@ -5,22 +5,32 @@ from __future__ import annotations
 import re
 from collections import deque
 
-_MARKER = re.compile(r"\banswer(?:\s{1,3}is\b|\s{0,3}[:=])[\s:=*]{0,9}", re.IGNORECASE)
+from srlm.answers.number import only_number
+
+_HOPED = "".join(
+    rf"(?<!\b{word} )" for word in ("this", *(f"{a} {b}" for a in ("if", "hope", "whether") for b in ("the", "my")))
+)
+_MARKER = re.compile(
+    rf"{_HOPED}\banswer\*{{0,2}}(?:\s{{1,3}}is\b|\s{{0,3}}[:=])[\s:=*]{{0,9}}"
+    r"(?:(?:\\\[|\$\$|```\w{0,9})\s{0,3}\n\s{0,9})?",  # a formula or a block on lines of its own
+    re.IGNORECASE,
+)
 _BOX = re.compile(r"\\f?box(?:ed)?\s{0,3}\{")
 _END = re.compile(r"\n|(?<=[.!?])(?<!\d\.)\s|(?<=\d)\.(?=\s|$)")
 
 
 def final(text: str) -> str:
     """What a benchmark's solution ends with behind "####", else the content of the last \\boxed{}, else the sentence
-    behind the last "answer is" or "answer:"; the whole text where there is none of these."""
-    _, hashes, after = text.rpartition("####")
-    if hashes and after.strip():
-        return after.strip().split("\n")[0]
+    behind the last "answer is" or "answer:"; the whole text where there is none of these. A "####"
+    before words that are not the last line is a heading, and counts last."""
+    line, _, more = text.rpartition("####")[2].strip().partition("\n") if "####" in text else ("", "", "")
+    if line and (not more or only_number(line) is not None):
+        return line
     if (box := boxed(text)) is not None:
         return box
     last = deque(_MARKER.finditer(text), maxlen=1)
     sentence = _END.split(text[last[0].end() :], maxsplit=1)[0].strip() if last else ""
-    return sentence or text
+    return sentence or line or text
 
 
 def boxed(text: str) -> str | None:

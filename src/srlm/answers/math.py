@@ -34,6 +34,12 @@ _AND = re.compile(  # between two boxes of one answer
     r"\}(?:\\[()\[\],; ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|and\b|or\b|[\s$,])*"
     r"\\f?box(?:ed)?\s{0,3}\{"
 )
+# Times, which would be ratios, and days, of which only the number would be read.
+_CALENDAR = re.compile(
+    r"\d{1,2}:\d{2}\b|\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b",
+    re.IGNORECASE,
+)
+_PROSE = re.compile(r"(?!.*\b(?:and|or)\b)(?=.*[^\W\d_]{3})[^\W\d_]+(?:[\s.,'’-]+[^\W\d_]+)+[\s.!]*")
 _DRESS = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname)\s?\{([^{}]*)\}|\\[()\[\],;:! ]|\$")
 
 
@@ -140,6 +146,8 @@ def _same(said: str, wanted: str) -> bool:
     words = _plain(wanted)
     if words.replace(" ", "").isalpha() and words == _plain(said):
         return True
+    if _CALENDAR.search(said) or _CALENDAR.search(wanted):
+        return _day(said) == _day(wanted)
     return bool(CHILD.ask("same", said, wanted))
 
 
@@ -149,14 +157,26 @@ def _class(said: str) -> str | None:
         return None
     if (value := only_number(said)) is not None:
         return number_word(value.value.numerator, value.value.denominator)
-    if (word := CHILD.ask("class", said)) is not None:
-        return str(word)
+    if _CALENDAR.search(said):
+        return _day(said)
     plain = _plain(said)
+    if not _PROSE.fullmatch(_undressed(said)) and (word := CHILD.ask("class", said)) is not None:
+        return str(word)
     return plain if plain and len(plain.split()) <= _SHORT else None
 
 
 def _plain(text: str) -> str:
-    return normalise(_DRESS.sub(r" \1 ", text))
+    return normalise(_undressed(text))
+
+
+def _undressed(text: str) -> str:
+    return _DRESS.sub(r" \1 ", text).strip()
+
+
+def _day(text: str) -> str:
+    """A time, or a day with its words in any order."""
+    plain = _plain(text)
+    return plain if ":" in text else " ".join(sorted(plain.split()))
 
 
 def given_up() -> str | None:

@@ -71,7 +71,8 @@ def same(gold: list[Any], found: list[Any]) -> bool:
     from math_verify import verify
 
     # An inequality is the interval it describes, which math-verify denies.
-    return bool(verify(gold, found, timeout_seconds=0)) or (bool(gold) and word(gold) == word(found))
+    meant = word(gold)
+    return meant is not None and (bool(verify(gold, found, timeout_seconds=0)) or meant == word(found))
 
 
 def word(found: Sequence[Any]) -> str | None:
@@ -86,6 +87,8 @@ def word(found: Sequence[Any]) -> str | None:
             made = _word(first)
         except Exception:  # what cannot be evaluated is what it is written as
             made = sympy.srepr(first)
+        if made in ("nan", "zoo"):  # of 3:00, and of whatever divides by 0
+            return None
         return made if len(made) <= LONGEST else hashlib.sha256(made.encode()).hexdigest()
     return " ".join(str(first).split())
 

@@ -43,7 +43,7 @@ _WRITINGS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[\u2212\u2013]", "-"),  # minus sign, en dash
-        (r"\\(?:left|right|displaystyle|[,;!:])(?![a-zA-Z])", ""),
+        (r"\\(?:left|right|displaystyle|q?quad|(?:begin|end)\s?\{[a-z*]{1,20}\}|[,;!:])(?![a-zA-Z])", ""),
         (r"\\(?:text|mathrm|mathbf|textbf|operatorname)\s?\{([^{}]{0,99})\}", r"\1"),
         (r"(?<=\d)(?:\{,\}|['\u2019\u00a0\u2007\u2009\u202f_])(?=\d{3}(?!\d))", ","),
         (r"\\[dtc]?frac\s?\{\s?(-?)\s?(\d{1,99})\s?\}\s?\{\s?(\d{1,99})\s?\}", r" \1\2/\3 "),
@@ -52,6 +52,7 @@ _WRITINGS = [
         (r"(?<!\d)\*\*|\*\*(?!\s?-?\d)", ""),  # bold
         (r"\*\*", "^"),
         (r"\^\s?\{\s?(-?\d{1,99})\s?\}", r"^\1"),
+        (r"(?<=[^\W\d_])\s?\^\s?-?\d{1,99}", ""),  # of a unit: cm^2
         (r"\\?[$€£¥]|\\[()\[\]]", ""),
         (r"\\%", "%"),
         (r"(?:(?<=^)|(?<=[=(:\[,]))(\s{0,9})-\s{1,3}(?=[\d.])", r"\1-"),  # "- 3", where nothing stands before it
@@ -62,7 +63,7 @@ _PLAIN = r"(?:\d{1,3}(?:\.\d{3})+,\d+|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d++)(?:\.\d++
 _TERM = rf"{_PLAIN}(?:e[-+]?\d{{1,3}}(?!\w))?(?:(?:\s{{1,3}}\d++)?\s?/\s?\d++)?(?:\s?\^\s?-?\d{{1,4}}(?![\w.]))?"
 _DENIED = re.compile(r"(?:\bnot|n't|n\u2019t|\bnever)\s{1,2}$", re.IGNORECASE)
 _NUMBER = re.compile(
-    rf"(?<!√)(?<!sqrt)(?<!sqrt{{)(?:(?<![\w)\]}}.])-)?{_TERM}(?:\s?\*\s?{_TERM})*+(?!\s?(?:\\?pi\b|π|√|\\[a-zA-Z]))",
+    rf"(?<!√)(?<!sqrt)(?<!sqrt{{)(?:(?<![\w)\]}}.])-)?(?>{_TERM}(?:\s?\*\s?{_TERM})*)(?!\s?(?:\\?pi\b|π|√|\\[a-zA-Z]))",
     re.IGNORECASE,
 )
 _PARTS = re.compile(

@@ -26,9 +26,9 @@ _SEEN = 10_000  # characters of a response in which a choice is looked for
 _CHOICE = re.compile(r"\(?([A-J])\)?[.:]?")
 # A letter that is chosen: first of all, in brackets, or by itself, but for the words I and A.
 _CHOSEN = (
-    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|\s*$)"),
+    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|,?\s+(?:[-–—(]|(?:not|since|because|as|for)\b)|\s*$)"),
     re.compile(r"(?i:.*\(([A-J])\))", re.DOTALL),
-    re.compile(r".*(?<![\w'’])([B-HJ]|A(?!\s+[a-z]))(?![\w'’+#*])", re.DOTALL),
+    re.compile(r".*(?<![\w'’])([B-HJ]|A(?!\s+[a-z]))(?![\w'’+#])", re.DOTALL),
 )
 _DENIED = re.compile(r"(?:^| )(?:not|n t|\w+n t|never|nor) (?:the |a |an )?$")
 

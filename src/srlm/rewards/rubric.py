@@ -50,7 +50,9 @@ class Rubric:
         reasons come first, else the first time; nan where there is none, or none on the scale."""
         name = re.escape(self.opening.rstrip(": "))
         grade = "|".join(map(re.escape, self.words)) if self.pairs else r"-?\d+(?:\.\d+)?"
-        form = rf"(?<!\w){name}\W*?(?<![\w-])({grade})(?![\w.]*\w)(?:\s*(?:/|out of)\s*(\d+))?"
+        # Of pairs: "Better response: Response A", but not the article in "Better response: a tie".
+        before = r"(?:(?:response|judge?ment)\s+)?(?-i:(?!a\s+(?!is\b)))" if self.pairs else ""
+        form = rf"(?<!\w){name}\W*?(?<![\w-]){before}({grade})(?![\w.]*\w)(?:\s*(?:/|out of)\s*(\d+))?"
         found = re.findall(form, judgement, re.IGNORECASE)
         if not found:
             return float("nan")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -189,7 +190,7 @@ def usual(device: torch.device, dtype: str, devices: int = 1) -> Rates:
     in a fraction of a second."""
     called = _called(device).lower()
     for name in ACCELERATORS:
-        if device.type == "cuda" and name in called.replace(" ", ""):
+        if device.type == "cuda" and re.search(rf"{name}(?!\d)", called.replace(" ", "")):
             return of_accelerator(name, dtype, devices)
     flops, bandwidth = quick(device, resolve_dtype(dtype))
     streamed = QUICK["streamed"] * bandwidth
