@@ -18,7 +18,8 @@ import pytest
 import safetensors.torch as st
 import torch
 from conftest import CHAT, make_model, make_tokenizer
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear
 from reference import build
 from support import command, refused, save_adapter, train_words, words, write_rows
 from test_load import cache, with_code, write_gguf  # noqa: F401
@@ -412,6 +413,60 @@ def test_an_adapter_that_cannot_go_on(tiny, tmp_path, prompts_file):
     assert "trains single tokens" in refused(*train_words(**given))
     config.write_text(json.dumps(about | {"peft_type": "IA3"}))
     assert "expected LORA" in refused(*train_words(**given))
+
+
+def brought(folder: Path, *, tied: bool = True, whole: bool = False, **config) -> torch.Tensor:
+    """A folder with an adapter on a model in a folder beside it; next-token log-probs of peft's own reading. whole: the
+    weights of embeddings that have layers are saved, too, as peft does by itself."""
+    model = make_model()
+    if not tied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().flip(0).clone())
+    base = saved(folder / "base", model)
+    joined = get_peft_model(model, LoraConfig(r=4, **config))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in joined.named_parameters():
+            if "lora_B" in name or "lora_embedding_A" in name:
+                value.normal_(0, 0.3)
+        joined.peft_config["default"].base_model_name_or_path = str(base)
+        joined.save_pretrained(folder / "adapter", save_embedding_layers=whole)
+        return joined.eval()(input_ids=ROW).logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+def test_layers_at_embedding_or_head_are_of_one_of_them(tmp_path, layer, tied, whole):
+    wanted = brought(tmp_path, tied=tied, whole=whole, target_modules=["q_proj", layer])
+    assert torch.allclose(logits(tmp_path / "adapter").log_softmax(-1), wanted, atol=1e-4)
+    given = {"adapter": "continue", "dtype": "fp32", "max_new_tokens": 4}
+    if layer == "lm_head":
+        with pytest.raises(UserError, match=r"layers at the head.*merge it with --adapter merge"):
+            TransformerPolicy.load(str(tmp_path / "adapter"), **given)
+        return
+    policy = TransformerPolicy.load(str(tmp_path / "adapter"), **given)
+    with torch.no_grad():
+        assert torch.allclose(policy.model(input_ids=ROW).logits.log_softmax(-1), wanted, atol=1e-4)
+        with policy.merged():
+            assert torch.allclose(policy.model(input_ids=ROW).logits.log_softmax(-1), wanted, atol=1e-4)
+    policy.save_model(tmp_path / "saved")
+    assert torch.allclose(logits(tmp_path / "saved").log_softmax(-1), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["merge", "continue"])
+@pytest.mark.parametrize("config", [{"lora_bias": True}, {"alora_invocation_tokens": [5]}])
+def test_layers_that_cannot_be_merged_are_refused_when_they_are_read(tmp_path, config, how):
+    brought(tmp_path, target_modules=["q_proj"], **config)
+    with pytest.raises(UserError, match="cannot be merged into its base model"):
+        TransformerPolicy.load(str(tmp_path / "adapter"), adapter=how, dtype="fp32", max_new_tokens=4)
+
+
+def test_an_adapter_that_says_something_else_once_merged_is_refused(tmp_path, monkeypatch):
+    brought(tmp_path, target_modules=["q_proj"])
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0 * self.weight)
+    with pytest.raises(UserError, match="says something else when it is merged"):
+        load_model(str(tmp_path / "adapter"), dtype="fp32")
 
 
 def test_a_model_beside_an_adapter_has_to_be_explained(tiny, tmp_path):

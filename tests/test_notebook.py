@@ -94,6 +94,8 @@ def test_a_model_a_dataset_and_functions(tiny, tmp_path, monkeypatch, capsys):
     assert same[0] == same[1]
     assert list(map(measured, records(tmp_path / "run"))) == list(map(measured, records(tmp_path / "files")))
 
+    tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=4)  # which it remembers, and the next, too
+    model.config.use_cache = False
     assert trained("run", resume=True).records == result.records
     with pytest.raises(UserError, match=r"began with reward = python:words_\w+, now it is python:lambda_\w+: go on"):
         trained("run", reward=functools.partial(lambda words, *given: words(*given), words), resume=True)

@@ -22,7 +22,8 @@ from srlm.errors import UserError
 from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.layout.cost import Cost
-from srlm.policies.transformer.load.adapters import base_of, with_lora
+from srlm.policies.transformer.load.adapters import with_lora
+from srlm.policies.transformer.load.brought import base_of
 from srlm.policies.transformer.load.checks import first_line, refuse_unlike_causal
 from srlm.policies.transformer.load.hub import DTYPES, resolve_dtype, resolve_model
 from srlm.policies.transformer.log_prob import CACHES, UNFIT, decoder_of

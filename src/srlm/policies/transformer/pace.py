@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from srlm.policies.transformer.continuation import Continuation, shares_prompts
+from srlm.policies.transformer.fold import folded
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import Packed, pack
 from srlm.policies.transformer.layout.tree import build_tree
@@ -31,12 +32,11 @@ from srlm.policies.transformer.log_prob import (
     decoder_of,
     entropy,
     token_log_prob,
-    token_statistic,
+    token_log_prob_and,
 )
 from srlm.policies.transformer.respond import next_words
 from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
-from srlm.policies.transformer.weights import folded
 
 SPENT = 0.4  # seconds, about, on each of seven things
 ENOUGH = 2**28  # bytes of layers: no cache holds them
@@ -49,8 +49,8 @@ COPIED = 2**26  # bytes
 @dataclass(frozen=True)
 class Pace:
     """Seconds of the whole model: of a forward pass of `tokens` padded tokens, and forward and backward together; of
-    log-probs, entropies and log-probs with their gradients of `edges` scored tokens; of a step of decoding of `many`
-    and of `few` rows; of putting LoRA into the weights and taking it out. bandwidth: bytes/s of memory."""
+    log-probs with entropies, and of log-probs with their gradients, of `edges` scored tokens; of a step of decoding of
+    `many` and of `few` rows; of putting LoRA into the weights and taking it out. bandwidth: bytes/s of memory."""
 
     tokens: int
     pairs: float
@@ -58,7 +58,6 @@ class Pace:
     forward: float
     learn: float
     log_prob: float
-    entropy: float
     head_learn: float
     many: int
     few: int
@@ -167,15 +166,13 @@ def pace(
 
     with torch.no_grad():
         there = _seconds(forward, device) * times
-        scored = _seconds(lambda: token_log_prob(hidden, packed.target, head), device)
-        spread = _seconds(lambda: token_statistic(hidden, head, entropy), device)
+        scored = _seconds(lambda: token_log_prob_and(entropy, hidden, packed.target, head), device)
     padded = packed.input_ids.numel()
     return Pace(
         *(padded, padded * packed.input_ids.shape[1] / (1 if masked else 2), len(packed.target)),
         forward=there,
         learn=_seconds(learn, device) * times,
         log_prob=scored,
-        entropy=spread,
         head_learn=_seconds(head_learn, device),
         many=step[1][0],
         few=step[0][0],

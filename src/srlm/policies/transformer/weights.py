@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer.bits import quantised
 from srlm.policies.transformer.devices.parts import Parts
+from srlm.policies.transformer.fold import folded
 from srlm.policies.transformer.load.checks import refuse_misfit
 from srlm.policies.transformer.load.hub import portable
 
@@ -231,32 +232,6 @@ class Weights:
         if generation is not None:
             generation.to_json_file(folder / "generation_config.json")
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def folded(layers: Sequence[LoraLayer]) -> Iterator[None]:
-    """Of some layers LoRA is meanwhile in the weights."""
-    # A layer holds one weight, or those of all the experts of a mixture. Their copies are one block, which goes back to
-    # the system: many small ones would stay with the process, in pieces.
-    own = {
-        p: -(-p.nbytes // 64) * 64 for layer in layers for name, p in layer.named_parameters() if "lora_" not in name
-    }
-    pieces = torch.split(torch.empty(sum(own.values()), dtype=torch.uint8), list(own.values())) if own else ()
-    kept = {p: piece[: p.nbytes].view(p.dtype).view(p.shape) for p, piece in zip(own, pieces, strict=True)}
-    held: dict[nn.Parameter, Tensor] = {}
-    try:
-        for layer in layers:
-            for name, parameter in layer.named_parameters():
-                if "lora_" not in name and parameter not in held:
-                    held[parameter] = kept[parameter].copy_(parameter.detach())
-            cast(Any, layer).merge()
-        yield
-    finally:
-        for layer in layers:
-            layer.merged_adapters.clear()
-        with torch.no_grad():
-            for parameter, original in held.items():
-                parameter.data.copy_(original)
 
 
 def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from srlm.errors import UserError
 from srlm.policies.transformer.devices.shards import Shards
+from srlm.policies.transformer.fold import folded
 from srlm.policies.transformer.load.checks import refuse_misfit
-from srlm.policies.transformer.weights import Weights, folded, plain_names
+from srlm.policies.transformer.weights import Weights, plain_names
 
 _IN_FRONT = "base_model.model."  # of peft's keys
 

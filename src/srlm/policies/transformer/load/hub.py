@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import cached_file, find_adapter_config_file
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.adapters import CONFIG, base_of, merged_from, without_adapter
+from srlm.policies.transformer.load.brought import CONFIG, base_of, merged_from, without_adapter
 from srlm.policies.transformer.load.checks import (
     first_line,
     forget_quantisation,

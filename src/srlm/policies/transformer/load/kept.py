@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.checks import refuse_unlike_causal
 from srlm.policies.transformer.load.gguf import cache_folder, kept_in
 
-_OF_FILES = ("architectures", "dtype", "transformers_version", "_name_or_path")  # what saving writes into a config
+# What saving writes into a config, and what says nothing of the model.
+_OF_FILES = ("architectures", "dtype", "transformers_version", "_name_or_path", "use_cache")
 Loaded: TypeAlias = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -72,6 +74,10 @@ def _digest(model: Any, tokenizer: Any) -> str:
     said = {name: value for name, value in model.config.to_diff_dict().items() if name not in _OF_FILES}
     digest = hashlib.sha256(repr(sorted(said.items(), key=str)).encode())
     core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:
+        core = Tokenizer.from_str(core.to_str())
+        core.no_padding()  # which, like the next, stay with it from its last call
+        core.no_truncation()
     digest.update((core.to_str() if core is not None else repr(sorted(tokenizer.get_vocab().items()))).encode())
     digest.update(repr((tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items(), key=str))).encode())
     if model.generation_config is not None:

@@ -8,7 +8,8 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from srlm.policies.transformer.load.adapters import base_of, continued, with_lora
+from srlm.policies.transformer.load.adapters import with_lora
+from srlm.policies.transformer.load.brought import base_of, continued
 from srlm.policies.transformer.load.hub import adapter_folder, load_model
 
 

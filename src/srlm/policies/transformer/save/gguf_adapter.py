@@ -9,7 +9,7 @@ import gguf
 import safetensors.torch
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.adapters import CONFIG, WEIGHTS
+from srlm.policies.transformer.load.brought import CONFIG, WEIGHTS
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.save.gguf import family_of, gguf_name, permuted
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.adapters import CONFIG, WEIGHTS, base_of
+from srlm.policies.transformer.load.brought import CONFIG, WEIGHTS, base_of
 from srlm.policies.transformer.load.hub import adapter_folder, portable
 from srlm.policies.transformer.policy import TransformerPolicy
 
