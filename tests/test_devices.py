@@ -32,6 +32,8 @@ from support import (
     write_rows,
 )
 
+from srlm.policies.transformer import processes
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
 # Groups of 4 responses in several micro-batches, of which some processes have more than others; in every second step
@@ -257,6 +259,13 @@ def rank_of(run: Path, rank: int) -> int | None:
         if str(run).encode() in words and f"RANK={rank}".encode() in env:
             return int(place.name)
     return None
+
+
+@pytest.mark.parametrize(("there", "used"), [(None, False), ("mps", False), ("cuda", True)])
+def test_metal_is_not_drawn_on(monkeypatch, there, used):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device(there))
+    assert processes._accelerated() is used
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by what Linux says of them")

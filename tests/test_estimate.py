@@ -295,7 +295,7 @@ def test_one_copy_of_a_prompt_takes_what_is_foreseen(name: str, words: int) -> N
 def test_seconds_are_work_over_rates() -> None:
     found, made = shape(), work()
     rates = Rates.plain(1e9, 1e8, "given")
-    spent = scoring(laid_out([20] * 6, 4, made, found), found, made, heads=2)
+    spent = scoring(laid_out([20] * 6, 4, made, found), found, made)
     assert spent.seconds(rates) == pytest.approx(spent.flops / 1e9)
     made_estimate = estimate(found, made, rates, device="x", cpu=True, room=None)
     assert made_estimate.seconds == pytest.approx(

@@ -96,7 +96,7 @@ def test_it_is_drawn_and_scored_in_every_round(shape: Shape) -> None:
         for size in (64, 8)
         for part in (
             sampling([100] * size, 1, shape, own, cpu=True),
-            scoring(laid_out([100] * size, 1, own, shape), shape, own, heads=1),
+            scoring(laid_out([100] * size, 1, own, shape), shape, own),
         )
     ]
     assert spent.flops == pytest.approx(sum(part.flops for part in parts))

@@ -26,7 +26,7 @@ from srlm.policies.transformer.log_prob import (
     response_log_prob,
     self_certainty,
     token_log_prob,
-    token_statistic,
+    token_log_prob_and,
 )
 
 Words = tuple[list[int], list[list[int]]]
@@ -242,8 +242,10 @@ def test_chunks_change_nothing(frozen: bool, monkeypatch) -> None:
         values = token_log_prob(hidden, target, head)
         values.sum().backward()
         with torch.no_grad():
-            statistics = [token_statistic(hidden, head, statistic) for statistic in (entropy, self_certainty)]
-            scores = torch.cat([*statistics, token_log_prob(hidden, target, head)])
+            alone = token_log_prob(hidden, target, head)
+            both = [token_log_prob_and(statistic, hidden, target, head) for statistic in (entropy, self_certainty)]
+            assert all(torch.equal(log_prob, alone) for log_prob, _ in both)
+            scores = torch.cat([alone, *(values for _, values in both)])
         return values.detach(), hidden.grad, scores
 
     whole = run()

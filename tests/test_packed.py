@@ -145,7 +145,7 @@ def test_unpacking_is_estimated_by_its_bytes(wide, kind):
     batches = laid_out(work.prompts, 4, work, few)
     passes, forward = len(batches.batches) * batches.times, kind == "4bit"
     once = few.packed * (PACKED[kind] + 2)
-    assert scoring(batches, few, work, heads=1).unpack == passes * forward * once
+    assert scoring(batches, few, work).unpack == passes * forward * once
     assert not any(batch.several or batch.large for batch in batches.batches)
     assert learning(batches, few, work).unpack == passes * (1 + forward) * once
     drawn, merged = (sampling(work.prompts, 4, shape, work, cpu=True) for shape in (few, plain))

@@ -26,7 +26,7 @@ from srlm.policies.transformer import admission, respond
 from srlm.policies.transformer.admission import Unit
 from srlm.policies.transformer.continuation import reads_padding, shares_prompts
 from srlm.policies.transformer.respond import Drawn
-from srlm.policies.transformer.sample import BLOCK, Decoding, inverse_cdf, nucleus
+from srlm.policies.transformer.sample import BLOCK, Decoding, inverse_cdf, next_word, nucleus
 
 LLAMA = make_model(vocab=VOCABULARY)
 ENDS = frozenset(range(2, 14))  # many ends, so that responses of one batch differ in length
@@ -157,6 +157,7 @@ def test_nucleus_is_the_smallest_set_that_reaches_p() -> None:
     assert (nucleus(logits, 0.81) > -torch.inf).tolist()[0] == [True, True, False, True]
     assert (nucleus(logits, 0.01) > -torch.inf).sum(-1).tolist() == [1, 1]
     assert (nucleus(logits, 0.49) > -torch.inf).sum(-1).tolist() == [1, 2]
+    assert (nucleus(logits, 1e-300) > -torch.inf).sum(-1).tolist() == [1, 1]  # 0 in fp32
     kept = nucleus(logits, 0.79)
     assert torch.equal(kept[kept > -torch.inf], logits[kept > -torch.inf])
 
@@ -338,6 +339,13 @@ def test_temperature_and_top_p_shape_the_draws(temperature: float, top_p: float)
     how = Decoding(1, frozenset(), temperature, top_p)
     drawn = decode(model, [[5, 3]], uniforms(1, 4000, 1, seed=9), 4000, how)
     assert pooled_p_value(Counter(tuple(ids) for ids, _ in taken(drawn, 0)), expected) > 1e-3
+
+
+def test_in_the_cold_the_most_probable_word_is_drawn() -> None:
+    logits = 30 * torch.randn(4, 1100, generator=torch.Generator().manual_seed(0))
+    for temperature in (1e-3, 1e-38, 1e-300):
+        drawn = next_word(logits, uniforms(4), Decoding(1, frozenset(), temperature=temperature))
+        assert torch.equal(drawn, logits.argmax(-1))
 
 
 def test_a_model_without_a_cache_that_branches_is_refused() -> None:

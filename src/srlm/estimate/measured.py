@@ -29,7 +29,7 @@ def of_pace(pace: Pace, shape: Shape, cached: int, *, cpu: bool, link: float | N
     return Rates(
         forward=2 * forward / pace.forward,
         learn=2 * (forward + back) / pace.learn,
-        head=2 * head / (pace.log_prob + pace.entropy),
+        head=head / pace.log_prob,
         head_learn=(4 if shape.whole else 2) * head / pace.head_learn,
         decode=multiplied / row if row else math.inf,
         weights=weights_of_pass(shape) / fixed,

@@ -76,8 +76,8 @@ class Stage:
         return self.tokens / self.seconds if self.seconds else None
 
 
-def scoring(batches: Batches, shape: Shape, work: Workload, *, heads: int) -> Work:
-    """One pass. heads: how often logits are formed: twice where entropies are asked for."""
+def scoring(batches: Batches, shape: Shape, work: Workload) -> Work:
+    """One pass."""
     found = Work()
     for batch in batches.batches:
         token, pair, head = (
@@ -87,7 +87,7 @@ def scoring(batches: Batches, shape: Shape, work: Workload, *, heads: int) -> Wo
         )
         found += Work(
             forward=2 * (token + pair),
-            head=2 * heads * head,
+            head=2 * head,
             unpack=_unpacked(shape, 1),
             read=weights_of_pass(shape),
             link=_gathered(shape, work),
@@ -159,7 +159,7 @@ def writing(shape: Shape, work: Workload, *, cpu: bool) -> tuple[Work, float]:
     made, tokens, own = Work(), 0.0, work.of_writing
     for asked, times in work.writing_batches():
         drawn = sampling(asked, 1, shape, own, cpu=cpu) if work.built_in else Work()
-        made += (drawn + scoring(laid_out(asked, 1, own, shape), shape, own, heads=1)) * times
+        made += (drawn + scoring(laid_out(asked, 1, own, shape), shape, own)) * times
         tokens += times * len(asked) * own.mean
     return made, tokens
 
@@ -192,7 +192,7 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cp
         found.append(("write prompts", *writing(shape, work, cpu=cpu)))
     if work.built_in:
         found.append(("sample rollouts", sampling(work.prompts, work.samples, shape, work, cpu=cpu), number))
-    found.append(("score rollouts", scoring(train, shape, work, heads=2), number))
+    found.append(("score rollouts", scoring(train, shape, work), number))
     if work.votes and work.built_in:
         votes = sampling(work.prompts, work.votes, shape, work, cpu=cpu)
         found.append(("sample votes", votes, len(work.prompts) * work.votes * work.mean))
@@ -200,14 +200,14 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cp
         if work.built_in:
             drawn = sampling(work.held_out, work.held_samples, shape, work, cpu=cpu)
             found.append(("sample held_out", drawn, held_number))
-        found.append(("score held_out", scoring(held, shape, work, heads=2), held_number))
+        found.append(("score held_out", scoring(held, shape, work), held_number))
         if later:
-            again = scoring(held, shape, work, heads=1)
+            again = scoring(held, shape, work)
             found += [("score held_out under pi_0", again, held_number), ("score held_out again", again, held_number)]
         if work.built_in:
             greedy = sampling(work.held_out, 1, shape, work, cpu=cpu)
             found.append(("sample greedy", greedy, len(work.held_out) * work.mean))
-    update = learning(train, shape, work) * work.epochs + scoring(train, shape, work, heads=1)
+    update = learning(train, shape, work) * work.epochs + scoring(train, shape, work)
     found.append(("update", update, number * work.epochs))
     return [
         Stage(name, made.flops, made.bytes, tokens, made.seconds(rates) if rates else None)

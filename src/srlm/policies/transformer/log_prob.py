@@ -87,8 +87,7 @@ class _FrozenHeadLogProb(torch.autograd.Function):
         values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradients = torch.empty_like(hidden)
         pieces = zip(_chunks(hidden, target, head), _chunks(gradients, values, head), strict=True)
-        # Row slices small enough to stay in a CPU's cache; on an accelerator one slice is the whole chunk.
-        rows = max(1, SLICE // head.weight.shape[0]) if hidden.device.type == "cpu" else max(1, len(hidden))
+        rows = _slice(hidden, head)
         for (h, t), (gradient, value) in pieces:
             raw = F.linear(h, head.weight, head.bias)
             own = head.weight[t]
@@ -117,6 +116,11 @@ class _FrozenHeadLogProb(torch.autograd.Function):
 def _chunks(hidden: Tensor, target: Tensor, head: Head) -> list[tuple[Tensor, Tensor]]:
     rows = max(1, CHUNK_ELEMENTS // head.weight.shape[0])
     return list(zip(torch.split(hidden, rows), torch.split(target, rows), strict=True))
+
+
+def _slice(hidden: Tensor, head: Head) -> int:
+    """Rows of logits that stay in a CPU's cache; on an accelerator one slice is the whole chunk."""
+    return max(1, SLICE // head.weight.shape[0] if hidden.device.type == "cpu" else len(hidden))
 
 
 def _pick(logits: Tensor, target: Tensor) -> Tensor:
@@ -154,10 +158,20 @@ def self_certainty(log_p: Tensor) -> Tensor:
     return -(log_p.mean(-1) + math.log(log_p.shape[-1]))
 
 
-def token_statistic(hidden: Tensor, head: Head, statistic: Statistic) -> Tensor:
-    """A statistic [E] of the next-token distributions, from hidden states [E, D] and one chunk of logits at a time."""
-    chunks = _chunks(hidden, hidden[:, 0], head)
-    return torch.cat([statistic(torch.log_softmax(head.logits(h), -1)) for h, _ in chunks])
+@torch.no_grad()
+def token_log_prob_and(statistic: Statistic, hidden: Tensor, target: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """`token_log_prob` [E], bit for bit, and a statistic [E] of the same distributions, from one product with the
+    vocabulary."""
+    log_prob, values = (torch.empty(len(hidden), dtype=torch.float32, device=hidden.device) for _ in range(2))
+    rows = _slice(hidden, head)
+    for (h, t), (own, value) in zip(_chunks(hidden, target, head), _chunks(log_prob, values, head), strict=True):
+        logits = head.logits(h)
+        normaliser = torch.logsumexp(logits, -1)
+        own.copy_(_pick(logits, t) - normaliser)
+        slices = (torch.split(x, rows) for x in (logits, normaliser, value))
+        for part, whole, out in zip(*slices, strict=True):
+            out.copy_(statistic(part.sub_(whole[:, None])))
+    return log_prob, values
 
 
 def attention_mask(model: PreTrainedModel, visible: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
@@ -189,7 +203,7 @@ def response_log_prob(
     each: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log pi(y|x) [R*K] in nats, fp32, and, if asked, the mean of a statistic of the next-token distributions along
-    each response [R*K].
+    each response [R*K]; both without a gradient then.
 
     each: takes the log-probs of single tokens [S], response by response.
     """
@@ -210,14 +224,17 @@ def response_log_prob(
         sums = torch.zeros(packed.num_responses, dtype=values.dtype, device=values.device)
         return sums.index_add(0, packed.owner, own)
 
-    edges = token_log_prob(hidden, packed.target, head)
+    values = None
+    if statistic is None:
+        edges = token_log_prob(hidden, packed.target, head)
+    else:
+        edges, values = token_log_prob_and(statistic, hidden, packed.target, head)
     if each is not None:
         each.append(edges[packed.edge])
-    log_prob = along_paths(edges)
-    if statistic is None:
-        return log_prob, None
+    if values is None:
+        return along_paths(edges), None
     lengths = torch.bincount(packed.owner, minlength=packed.num_responses)
-    return log_prob, along_paths(token_statistic(hidden, head, statistic)) / lengths
+    return along_paths(edges), along_paths(values) / lengths
 
 
 def by_response(each: Tensor, packed: Packed, width: int) -> Tensor:

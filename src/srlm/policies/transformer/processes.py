@@ -29,11 +29,17 @@ def processes() -> PartialState:
         read_config(os.environ)
     started = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if started > 1 and PartialState._shared_state == {}:
-        there = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+        there = torch.accelerator.device_count() if _accelerated() else 0
         refuse_too_many(int(os.environ.get("LOCAL_RANK", "0")), started, there)
-        return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+        return PartialState(cpu=not _accelerated(), timeout=PATIENCE)
     # Without an accelerator it must be told so, or it takes each of several CPU processes for the only one.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not _accelerated())
+
+
+def _accelerated() -> bool:
+    """Is there one to be used? Metal has no float64, in which words are drawn."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found is not None and found.type != "mps"
 
 
 def gather(together: PartialState, mine: Tensor) -> Tensor:

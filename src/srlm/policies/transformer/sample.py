@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # words per partial sum of the two-level inverse CDF
+COLDEST = 1e-6  # where the most probable word is certain long since, and logits divided by less would overflow
 
 Draws: TypeAlias = Callable[[Sequence[int]], Tensor]
 """numbers of prompts -> uniforms [P, K, T] in [0, 1)"""
@@ -72,6 +73,7 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     ordered, words = logits.sort(-1, descending=True)
     mass = torch.softmax(ordered, -1)
     outside = mass.cumsum(-1) - mass >= top_p
+    outside[:, 0] = False  # however small top_p is in the dtype of logits
     return logits.masked_fill(outside.scatter(-1, words, outside), -torch.inf)
 
 
@@ -80,7 +82,7 @@ def next_word(logits: Tensor, uniform: Tensor | None, how: Decoding) -> Tensor:
     if uniform is None:
         return logits.argmax(-1)
     if how.temperature != 1.0:
-        logits = logits / how.temperature
+        logits = logits / max(how.temperature, COLDEST)
     if how.top_k:
         logits = of_the_most_probable(logits, how.top_k)
     if how.top_p < 1.0:
