@@ -34,6 +34,7 @@ from support import (
     write_prompts,
     write_rows,
 )
+from test_forecast import long_answers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import srlm
@@ -49,6 +50,8 @@ from srlm.estimators.consistency import self_consistency
 from srlm.estimators.exponent import EffectiveExponent, effective_exponent
 from srlm.estimators.intervals import clopper_pearson, modal_share_interval
 from srlm.forecast import Evidence
+from srlm.report.folders import read_folder
+from srlm.report.page import page
 from srlm.search import Found
 
 K = 6
@@ -355,7 +358,8 @@ def test_every_forecast_bracket_holds_the_sharpened_policy(tiny, labelled, every
             (row.accuracy, (np.exp(table) * right).sum(-1).mean()),
         ):
             assert estimate.low - slack * truth <= truth <= estimate.high + slack * truth, (row.beta, row.rounds)
-            assert estimate.low <= estimate.point <= estimate.high
+            assert math.isnan(estimate.point) or estimate.low <= estimate.point <= estimate.high
+        assert math.isnan(row.kappa.point) == (found.sequence.mode_certified_share < 1)
 
 
 @pytest.mark.parametrize("budget", [1, 9, 60])
@@ -397,6 +401,12 @@ def test_a_budget_of_one_certifies_nothing_and_says_so(tiny, labelled, tmp_path)
     assert summary["sequence"]["mode_certified_share"] == 0 and summary["sequence"]["margin"] is None
     assert summary["labels"]["mode_wrong"] == [0, 1]
     assert "Only 0% of the modes are certified" in outcome.out
+    rows = summary["forecast"]["rows"]
+    assert all(row[name]["point"] is None for row in rows for name in ("kappa", "mode_mass", "failure"))
+    assert [row["accuracy"]["point"] is None for row in rows] == [row["rounds"] > 0 for row in rows]
+    assert set(summary["forecast"]["saturates"].values()) == {None} and "nan" not in outcome.out
+    assert re.search(r"\n1 +\[0\.00, \d+\.\d\d\] +\[0\.\d{3}, 1\.000\] +\[0\.000, 1\.000\]", outcome.out)
+    assert "[0, 1]" in page([read_folder(tmp_path / "out")])
     given = words(diagnosis=tmp_path / "out" / "diagnose.json", budget=1000, log_class_size=5)
     assert "--margin was not given" in refused("plan", *given, "--level", "0.4")
     said = command("plan", *given, "--failure", "0.1").out
@@ -512,8 +522,9 @@ def test_the_screen_and_the_file_have_rounds_as_trained(run, tmp_path):
     update = found["update"]
     said = f"rounds like the one before: exponent {update['exponent']:.2f} ± {1.96 * update['standard_error']:.2f}"
     assert said in " ".join(outcome.out.split()) and "as trained" in outcome.out
-    point = found["rows"][0]["mode_mass"]["point"]
-    assert f"{point:.2f}" in outcome.out
+    mass = found["rows"][0]["mode_mass"]
+    assert f"[{mass['low']:.2f}, {mass['high']:.2f}]" in outcome.out and mass["point"] is None  # 12 certify too few
+    assert "nan" not in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -984,6 +995,24 @@ def test_verdicts_without_labels(mass, kind):
     assert said.kind == kind
     assert "90% of the samples are cut" in said.reason
     assert {row.target for row in prediction.rows} == {"escort"}
+
+
+@pytest.mark.parametrize("certified", [0, 3, 95])
+def test_a_verdict_without_labels_does_not_rest_on_modes_that_are_not_certified(certified):
+    """From what a search and 16 samples know of long answers, three exact rounds would leave .94 to the mode; they
+    leave less than 1e-9. A prompt in a hundred may not matter."""
+    sure = Found([(1,), (2,)], [math.log(0.95), math.log(0.05)], -math.inf, 3)
+    every = [Evidence(sure, [(1,)] * 16, np.full(16, math.log(0.95)))] * certified
+    every += long_answers(1 if certified else 10, labelled=False)
+    prediction = levels.forecasts(every, 0.0)
+    share = certified / len(every)
+    said = levels.verdict(
+        SimpleNamespace(mode_certified_share=share), SimpleNamespace(truncation_rate=0.0), None, None, prediction
+    )
+    assert said.kind == ("saturated" if certified == 95 else "undecided")
+    assert f"Only {share:.0%} of the modes are certified" in said.reason and "nan" not in said.reason
+    assert ("would make of that is not known" in said.reason) == (certified < 95)
+    assert set(prediction.saturates.values()) == {None}
 
 
 def classified(seed, prompts, responses, classes, known, samples):

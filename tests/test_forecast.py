@@ -59,7 +59,8 @@ def test_brackets_hold_the_truth(seed, responses, scale, known, loose, cell):
     beta, rounds, clip = cell
     log_prob = table(seed, 3, responses, scale)
     right = np.random.default_rng(seed + 1).random(log_prob.shape) < 0.4
-    row = forecast(evidence(log_prob, right, 5, min(known, responses), loose, seed), beta, rounds, clip)
+    known_of = evidence(log_prob, right, 5, min(known, responses), loose, seed)
+    row = forecast(known_of, beta, rounds, clip)
     truth = target(log_prob, beta, rounds, clip)
     mode = np.exp(np.take_along_axis(truth, log_prob.argmax(-1)[:, None], -1)[:, 0])
     for estimate, value in (
@@ -69,7 +70,12 @@ def test_brackets_hold_the_truth(seed, responses, scale, known, loose, cell):
     ):
         slack = 1e-9 * max(1, value)
         assert estimate.low - slack <= value <= estimate.high + slack
-        assert estimate.low - slack <= estimate.point <= estimate.high + slack
+        assert math.isnan(estimate.point) or estimate.low - slack <= estimate.point <= estimate.high + slack
+    assert (
+        math.isnan(row.failure.point)
+        == math.isnan(row.kappa.point)
+        == (not all(e.found.num_certified for e in known_of))
+    )
     share = (mode * (1 + 1e-12) <= 0.5).mean(), (mode * (1 - 1e-12) <= 0.5).mean()
     assert row.failure.low <= max(share) and row.failure.high >= min(share)
 
@@ -92,7 +98,7 @@ def test_brackets_hold_the_truth_with_a_beta_a_round(seed, betas, clip, known):
     mode = np.exp(np.take_along_axis(truth, log_prob.argmax(-1)[:, None], -1)[:, 0])
     for estimate, value in ((row.mode_mass, mode.mean()), (row.accuracy, (np.exp(truth) * right).sum(-1).mean())):
         assert estimate.low - 1e-9 <= value <= estimate.high + 1e-9
-        assert estimate.low - 1e-9 <= estimate.point <= estimate.high + 1e-9
+        assert math.isnan(estimate.point) or estimate.low - 1e-9 <= estimate.point <= estimate.high + 1e-9
     everything = forecast(evidence(log_prob, right, 5, 12, 0.0, seed), betas, clip=clip)
     assert everything.mode_mass.point == pytest.approx(mode.mean())
 
@@ -160,11 +166,10 @@ def test_long_responses_do_not_overflow():
     one = Evidence(
         found, [(1, 2), (4, 4)], np.array([-900.0, -990.0]), np.array([True, False]), np.array([True, False])
     )
-    assert forecast([one], 1.0, 1).accuracy.point == pytest.approx(0)  # all is in what nobody has seen
+    assert forecast([one], 1.0, 0).accuracy.point == 0.5
     row = forecast([one], 1.0, 5)
-    assert row.kappa.low == 1.0
+    assert row.kappa.low == 1.0 and row.kappa.high == pytest.approx(math.inf)
     assert row.accuracy.low == 0.0 and row.accuracy.high == 1.0
-    assert row.accuracy.point == pytest.approx(1.0)
 
 
 def test_where_the_mode_is_not_certified_the_limit_is_open():
@@ -176,4 +181,51 @@ def test_where_the_mode_is_not_certified_the_limit_is_open():
         for found, right in zip((sure, sure, open_), flags, strict=True)
     ]
     limit = limit_accuracy(every)
-    assert (limit.low, limit.point, limit.high) == pytest.approx((1 / 3, 2 / 3, 2 / 3))
+    assert (limit.low, limit.high) == pytest.approx((1 / 3, 2 / 3)) and math.isnan(limit.point)
+    assert limit_accuracy(every[:2]).point == 0.5
+
+
+def long_answers(prompts=10, samples=16, labelled=True):
+    """What a search of 1024 prefixes leaves of 64 tokens, each .5, .45 or .05: the greedy response, which is the mode,
+    and the best samples that it began with. Likelier responses are right."""
+    generator, tokens = np.random.default_rng(0), np.log([0.5, 0.45, 0.05])
+    mode, result = 64 * tokens[0], []
+    for _ in range(prompts):
+        drawn = generator.choice(3, p=np.exp(tokens), size=(samples, 64))
+        log_prob = tokens[drawn].sum(-1)
+        best = np.argsort(-log_prob)[:3]
+        known = [(0,) * 64, *(tuple(drawn[i].tolist()) for i in best)]
+        found = Found(known, [mode, *log_prob[best].tolist()], mode / 2, 1024)
+        right = log_prob > np.median(log_prob)
+        flags = (np.array([True, *right[best]]), right) if labelled else (None, None)
+        result.append(Evidence(found, [tuple(row) for row in drawn.tolist()], log_prob, *flags))
+    return result
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3, 5])
+def test_without_a_certified_mode_there_is_an_interval_and_no_point(rounds):
+    """K samples are none of the responses that 3^64 leave, so nothing made of them comes near the truth."""
+    every = long_answers()
+    row = forecast(every, 1.0, rounds)
+    exponent = 2.0**rounds
+    truth = (0.5**exponent / (0.5**exponent + 0.45**exponent + 0.05**exponent)) ** 64
+    assert row.mode_mass.low <= truth * (1 + 1e-9) and truth <= row.mode_mass.high
+    assert row.kappa.low <= 1 / truth <= row.kappa.high * (1 + 1e-9)
+    for estimate in (row.kappa, row.mode_mass, row.failure):
+        assert math.isnan(estimate.point) and math.isnan(estimate.standard_error)
+    sampled = np.mean([one.sample_right for one in every])
+    if rounds:
+        assert math.isnan(row.accuracy.point)
+    else:
+        assert row.accuracy.point == pytest.approx(sampled) and 0 < row.accuracy.standard_error < 0.1
+
+
+def test_one_mode_that_is_not_certified_leaves_no_mean_over_prompts():
+    log_prob = table(0, 4, 20, 1.5)
+    sure = evidence(log_prob, log_prob > -3, 16, 4, 0.0, 0)
+    unsure = long_answers(1)
+    row, of_sure = forecast(sure + unsure, 1.0, 2), forecast(sure, 1.0, 2)
+    assert math.isnan(row.mode_mass.point) and not math.isnan(of_sure.mode_mass.point)
+    assert (row.mode_mass.low, row.mode_mass.high) == pytest.approx(
+        (0.8 * of_sure.mode_mass.low, 0.8 * of_sure.mode_mass.high + 0.2)
+    )

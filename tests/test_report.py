@@ -556,6 +556,24 @@ def test_diagnosis(tmp_path):
     assert any(tag == "rect" and a["width"] == "60.65" for tag, a in found.tags)
 
 
+def test_a_forecast_without_a_point_is_its_interval(tmp_path):
+    """As where a mode is not certified: in the table, and not in the figure."""
+    folder = write_diagnosis(tmp_path / "d")
+    found = json.loads((folder / "diagnose.json").read_text())
+    for row in found["forecast"]["rows"]:
+        if row["rounds"]:
+            row["kappa"] = row["kappa"] | {"point": None}
+    (folder / "diagnose.json").write_text(json.dumps(found))
+    shown = seen(folder)
+    assert "[2, 4]" in shown.text.replace("3 [2, 4]", "")
+    (kappa,) = [chart for chart in charts([read_folder(folder)]) if chart.id == "forecast-kappa"]
+    assert [series.y for series in kappa.series] == [[3.0, None, None, None]] * 2
+    assert (
+        "no point" in kappa.caption
+        and "no point" not in charts([read_folder(write_diagnosis(tmp_path / "e"))])[0].caption
+    )
+
+
 def test_experiments(tmp_path):
     folder = tmp_path / "verify"
     folder.mkdir()

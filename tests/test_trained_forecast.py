@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_forecast import evidence, table
+from test_forecast import evidence, long_answers, table
 
 from srlm.estimators.exponent import EffectiveExponent, effective_exponent
 from srlm.forecast import forecast, trained_forecast
@@ -133,6 +133,23 @@ def test_the_interval_widens_with_what_is_not_known():
 
     assert width(standard_error=0.2) > 1.5 * width()
     assert width(noise=1.0) > width()
+
+
+def test_a_mode_that_is_not_certified_may_be_anything():
+    """Of 64 flat tokens one round at exponent 2 leaves the mode 2e-17, where samples alone would say 7e-16 to 5e-15."""
+    unsure = long_answers()
+    update = EffectiveExponent(2.0, 1e-9, 1e-9, 40, 600)
+    row = trained_forecast(unsure, update, 1)
+    for found in (row.mode_mass, row.failure, row.mode_kept, row.accuracy):
+        assert (found.low, found.high) == (0, 1) and math.isnan(found.point)
+    assert (row.kappa.low, row.kappa.high) == (1, math.inf) and math.isnan(row.kappa.point)
+    log_prob = table(2, 30, 40, 1.5)
+    sure = evidence(log_prob, log_prob > -3, 16, 4, 0.0, 4)
+    of_sure, row = trained_forecast(sure, update, 1), trained_forecast(sure + unsure, update, 1)
+    assert math.isnan(row.mode_mass.point)
+    assert (row.mode_mass.low, row.mode_mass.high) == pytest.approx(
+        (0.75 * of_sure.mode_mass.low, 0.75 * of_sure.mode_mass.high + 0.25)
+    )
 
 
 def test_without_labels_there_is_no_accuracy():

@@ -238,7 +238,7 @@ def forecasts(
     rows += [forecast(every, solved[:rounds]) for rounds in range(1, len(solved) + 1)]
     limit = limit_accuracy(every) if every[0].found_right is not None else None
 
-    def reached(row: ForecastRow) -> bool:
+    def reached(row: ForecastRow) -> bool:  # never without a point
         if limit is None:
             return row.mode_mass.point >= 1 - NEARLY
         return row.accuracy is not None and abs(row.accuracy.point - limit.point) <= NEARLY
@@ -260,36 +260,38 @@ def verdict(
     """Worth it if sharpening to the mode gains accuracy beyond chance (95 %, over prompts); saturated if there is
     nothing left to sharpen, or to mend; hopeless if what is left does not gain; undecided where the numbers do not
     tell."""
-    now = next(row for row in prediction.rows if row.rounds == 0)
-    mass = now.mode_mass.point
+    now = next(row for row in prediction.rows if row.rounds == 0).mode_mass
+    told = not math.isnan(now.point)
+    mass, sharp = (f"{now.point:.2f}", now.point >= SHARP) if told else (f"{now.low:.2f} or more", now.low >= SHARP)
     notes = ""
     if sampling.truncation_rate > 0.5:
         notes += f" {sampling.truncation_rate:.0%} of the samples are cut at the maximal length (--max-new-tokens)."
-    if sequence.mode_certified_share < 0.5:
+    if not told:
         notes += (
-            f" Only {sequence.mode_certified_share:.0%} of the modes are certified: elsewhere the best response known "
-            "stands for the mode."
+            f" Only {min(round(100 * sequence.mode_certified_share), 99)}% of the modes are certified: elsewhere the "
+            "best response known stands for the mode, and what is forecast is intervals (--search-budget)."
         )
     if labels is None or right is None:
-        if mass >= SHARP:
+        if sharp:
             return Verdict(
-                "saturated", f"the mode has {mass:.2f} of the mass already, and training only adds to it.{notes}"
+                "saturated", f"the mode has {mass} of the mass already, and training only adds to it.{notes}"
             )
-        one = next(r for r in prediction.rows if r.rounds == 3 and r.beta == 1 and r.target == "escort")
-        return Verdict(
-            "undecided",
-            f"three exact rounds would raise the mode's mass from {mass:.2f} to {one.mode_mass.point:.2f}; only "
-            f"prompts with answers can tell whether modes are right.{notes}",
+        one = next(r for r in prediction.rows if r.rounds == 3 and r.beta == 1 and r.target == "escort").mode_mass
+        raised = (
+            f"three exact rounds would raise the mode's mass from {mass} to {one.point:.2f}"
+            if told
+            else f"the mode has {mass} of the mass, and what three exact rounds would make of that is not known"
         )
+        return Verdict("undecided", f"{raised}; only prompts with answers can tell whether modes are right.{notes}")
     gain, error = _mean_gain(right.mode - right.samples.mean(-1))
     numbers = (
         f"sampled accuracy is {labels.sampled[0]:.2f}, that of the modes {labels.mode[0]:.2f} "
         f"(gain {gain:+.2f} ± {error:.2f}); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, which "
-        f"sharpening makes worse; its mass is {mass:.2f}."
+        f"sharpening makes worse; its mass is {mass}."
     )
     if gain - error > 0 and gain >= LEAST_GAIN:
         return Verdict("worth it", numbers + notes)
-    saturated = mass >= SHARP or min(labels.sampled[0], labels.mode[0]) >= SHARP
+    saturated = sharp or min(labels.sampled[0], labels.mode[0]) >= SHARP
     if saturated:
         return Verdict("saturated", numbers + notes)
     if gain + error < LEAST_GAIN and sequence.mode_certified_share >= 0.5:

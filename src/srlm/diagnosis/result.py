@@ -124,7 +124,8 @@ class Trained:
 @dataclass(frozen=True)
 class Forecast:
     """rows: the grid, and the betas that a run has solved. limit: accuracy as T grows. saturates: for each beta the
-    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is.
+    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is, or
+    where no point is forecast since a mode is not certified.
     trained: rounds as a run trains them, None where no update is known; untold: why, where a run was asked."""
 
     clip: float

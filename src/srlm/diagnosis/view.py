@@ -172,5 +172,7 @@ def _estimate(value: Estimate) -> str:
 
 
 def _around(low: str, point: str, high: str) -> str:
-    """The point, and the certain interval where it is wider than what is printed."""
+    """The point, and the certain interval where it is wider than what is printed; without a point that alone."""
+    if point == "nan":
+        return f"[{low}, {high}]"
     return point if low == high else f"{point} [{low}, {high}]"

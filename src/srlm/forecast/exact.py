@@ -39,8 +39,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Estimate:
-    """low, high: certain, up to the arithmetic of the model. point: with what samples say of the rest; its standard
-    error is that of the samples, the prompts being given (delete-one jackknife; nan for K = 1)."""
+    """low, high: certain, up to the arithmetic of the model. point: with what samples say of the rest, nan where a
+    prompt's mode is not certified; its standard error is that of the samples, the prompts being given (delete-one
+    jackknife; nan for K = 1)."""
 
     low: float
     point: float
@@ -73,29 +74,33 @@ def forecast(
     one that asks for nothing.
 
     A prompt whose mode is not certified has no more than this to say: pi_T(y*) lies in [pi_0(best known), 1], the
-    accuracy in [0, 1]. Its point estimate takes the best known response for the mode.
+    accuracy in [0, 1]. It leaves no point: what K samples say of a mode that none of them is would be too optimistic
+    by orders of magnitude. Only pi_0's own accuracy, T = 0, is that of its samples.
     """
     beta = tuple(beta) if isinstance(beta, Sequence) else beta
     cells = [_cell(one, beta, rounds, clip) for one in evidence]
     with np.errstate(over="ignore"):  # kappa of long responses may be inf
         inverse = np.exp(np.stack([log_inverse for log_inverse, _ in cells]))
     rights = [right for _, right in cells if right is not None]
+    failed = np.where(np.isnan(inverse), math.nan, inverse >= 2)
     return ForecastRow(
         beta=beta,
         rounds=len(beta) if isinstance(beta, tuple) else rounds or 0,
         target="escort" if math.isinf(clip) else "clipped",
         kappa=_estimate(inverse),
         mode_mass=_estimate(1 / inverse),
-        failure=_estimate((inverse >= 2).astype(np.float64)),
+        failure=_estimate(failed),
         accuracy=_estimate(np.stack(rights)) if len(rights) == len(cells) else None,
     )
 
 
 def limit_accuracy(evidence: Sequence[Evidence]) -> Estimate:
-    """Accuracy as T grows: the share of prompts whose mode is right; nothing is known where it is not certified."""
+    """Accuracy as T grows: the share of prompts whose mode is right; nothing is known, and there is no point, where
+    one is not certified."""
     right = np.array([bool(one.found_right[0]) for one in evidence if one.found_right is not None])
     certain = np.array([one.found.num_certified > 0 for one in evidence])
-    return Estimate(float((right & certain).mean()), float(right.mean()), float((right | ~certain).mean()), math.nan)
+    point = float(right.mean()) if certain.all() else math.nan
+    return Estimate(float((right & certain).mean()), point, float((right | ~certain).mean()), math.nan)
 
 
 def _cell(
@@ -106,6 +111,9 @@ def _cell(
     found = one.found
     known = np.minimum(found.log_prob, 0.0)
     mode = known[0]
+    betas = beta if isinstance(beta, Sequence) else (beta,) * (rounds or 0)
+    if not found.num_certified:
+        return _uncertified(one, moved=any(map(math.isfinite, betas)))
 
     def stretched(log_prob: Floats | float) -> Floats:
         odds: Floats = np.asarray(sharpened_log_odds(np.maximum(mode - log_prob, 0.0), beta, rounds, clip))
@@ -115,16 +123,14 @@ def _cell(
     inside = -stretched(known)
     mass = min(float(logsumexp(known)), 0.0)
     unknown = math.log(-math.expm1(mass)) if mass < 0 else -math.inf
-    betas = beta if isinstance(beta, Sequence) else (beta,) * (rounds or 0)
     steepest = sum(clip / each for each in betas if math.isfinite(each))
     least = unknown - mode - steepest
     gap = max(mode - found.open_log_prob, 0.0)
     most = unknown - mode - float(stretched(mode - gap) - gap) if math.isfinite(gap) else least
-    certified = found.num_certified > 0
     total = logsumexp(inside)
-    ends = (np.logaddexp(total, least), np.logaddexp(total, most)) if certified else (0.0, -mode)
+    ends = np.logaddexp(total, least), np.logaddexp(total, most)
 
-    core = found.num_certified or len(known)
+    core = found.num_certified
     certain = set(found.responses[:core])
     outside = np.array([tuple(sample) not in certain for sample in one.samples])
     below = np.maximum(mode - one.sample_log_prob, 0.0)
@@ -145,13 +151,24 @@ def _cell(
     if one.found_right is None or one.sample_right is None:
         return log_inverse, None
     right = np.exp(with_samples(one.sample_right, one.found_right) - point)
-    if not certified:
-        return log_inverse, np.concatenate([[0.0, 1.0], np.clip(right, 0, 1)])
     low, wrong = (
         float(np.exp(logsumexp(np.where(flags, inside, -np.inf)) - ends[1]))
         for flags in (one.found_right, ~one.found_right)
     )
     return log_inverse, np.concatenate([[low, 1 - wrong], np.clip(right, low, 1 - wrong)])
+
+
+def _uncertified(one: Evidence, moved: bool) -> tuple[Floats, Floats | None]:
+    """`_cell` of a prompt whose mode is not certified. The responses known are the best samples, so they and the rest
+    of the samples make no estimate together. moved: pi_T is not pi_0."""
+    k = len(one.samples)
+    none = np.full(1 + (k if k > 1 else 0), math.nan)
+    log_inverse = np.concatenate([[0.0, -min(one.found.log_prob[0], 0.0)], none])
+    if one.found_right is None or one.sample_right is None:
+        return log_inverse, None
+    right = one.sample_right.astype(np.float64)
+    without = (right.sum() - right) / (k - 1) if k > 1 else right[:0]
+    return log_inverse, np.concatenate([[0.0, 1.0], none if moved else np.append(right.mean(), without)])
 
 
 def _estimate(values: Floats) -> Estimate:

@@ -30,7 +30,8 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class Likely:
-    """low, high: 95 % interval of the model above at these prompts: from alpha, the errors to come, and samples."""
+    """low, high: 95 % interval of the model above at these prompts: from alpha, the errors to come, and samples.
+    point: nan where a prompt's mode is not certified."""
 
     low: float
     point: float
@@ -67,7 +68,8 @@ def trained_forecast(
 
     The point is the mean over draws of e, with alpha and the samples as they are. The interval holds 95 % of draws that
     also take alpha from its standard error and resample each prompt's samples. Later rounds may have other alphas:
-    that is not in it. Responses that no search certified are estimated from samples, as in `forecast`.
+    that is not in it. Responses that no search certified are estimated from samples, as in `forecast`; a prompt without
+    a certified mode leaves no point, and counts as everything that it may be.
 
     rounds: T [1, inf). clip: B in nats, inf for none.
 
@@ -88,16 +90,24 @@ def trained_forecast(
     fixed = np.full(draws, update.exponent)
     drawn = np.maximum(fixed + update.standard_error * generator.standard_normal(draws), 1e-3)
 
-    def averaged(exponent: Floats, resample: bool) -> dict[str, Floats]:
-        cells = [_cell(one, exponent, update.noise, rounds, clip, resample, generator) for one in evidence]
-        shared = set.intersection(*(set(cell) for cell in cells))
-        return {name: np.mean([cell[name] for cell in cells], axis=0) for name in shared}
+    certified = [one for one in evidence if one.found.num_certified]
+    share = len(certified) / len(evidence)
+    labelled = all(one.found_right is not None and one.sample_right is not None for one in evidence)
 
-    points, spreads = averaged(fixed, False), averaged(drawn, True)
+    def simulated(exponent: Floats, resample: bool) -> list[dict[str, Floats]]:
+        return [_cell(one, exponent, update.noise, rounds, clip, resample, generator) for one in certified]
+
+    points, spreads = simulated(fixed, False), simulated(drawn, True)
 
     def likely(name: str) -> Likely:
-        point = float(points[name].mean())
-        low, high = np.quantile(spreads[name], [0.025, 0.975], method="inverted_cdf").tolist()
+        least, most = (1.0, math.inf) if name == "kappa" else (0.0, 1.0)
+        if not certified:
+            return Likely(least, math.nan, most)
+        point = float(np.mean([cell[name] for cell in points]))
+        spread = np.mean([cell[name] for cell in spreads], axis=0)
+        low, high = np.quantile(spread, [0.025, 0.975], method="inverted_cdf").tolist()
+        if share < 1:
+            return Likely(share * low + (1 - share) * least, math.nan, share * high + (1 - share) * most)
         return Likely(min(low, point), point, max(high, point))
 
     return TrainedRow(
@@ -107,7 +117,7 @@ def trained_forecast(
         mode_mass=likely("mode_mass"),
         failure=likely("failure"),
         mode_kept=likely("mode_kept"),
-        accuracy=likely("accuracy") if "accuracy" in points else None,
+        accuracy=likely("accuracy") if labelled else None,
     )
 
 
@@ -120,8 +130,8 @@ def _cell(
     resample: bool,
     generator: np.random.Generator,
 ) -> dict[str, Floats]:
-    """One prompt's part of each quantity, a value a draw [S]."""
-    core = one.found.num_certified or len(one.found.log_prob)
+    """One prompt's part of each quantity, a value a draw [S]; its mode is certified."""
+    core = one.found.num_certified
     certain = set(one.found.responses[:core])
     k = len(one.samples)
     outside = [i for i, sample in enumerate(one.samples) if tuple(sample) not in certain]

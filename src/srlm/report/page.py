@@ -313,8 +313,10 @@ def _forecast(folder: Folder) -> list[list[str]]:
 
 def _estimate(cell: Any) -> str:
     low, point, high = (number(cell.get(end)) if isinstance(cell, dict) else None for end in ("low", "point", "high"))
-    if low is None or point is None or high is None:
+    if low is None or high is None:
         return "–"
+    if point is None:  # a mode was not certified
+        return f"[{low:.3g}, {high:.3g}]"
     return f"{point:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{point:.3g} [{low:.3g}, {high:.3g}]"
 
 

@@ -30,6 +30,8 @@ def of_diagnoses(folders: list[Folder]) -> list[Chart]:
             right.append(forecast_of(trained, name, "accuracy", colour, 1))
             said = f" {AS_TRAINED}"
     certain = f"Exact updates from this start, with what search and samples leave open as the interval.{said}"
+    if any(y is None for one in kappa for y in one.y):
+        certain += " Where a mode is not certified there is no point: the table has the interval."
     return [
         Chart("forecast-kappa", "Forecast of κ", certain, "rounds T", "κ", kappa, log=True),
         Chart("forecast-accuracy", "Forecast of sampled accuracy", certain, "rounds T", "share right", right),
