@@ -24,6 +24,7 @@ from srlm.theory import (
     sharpened_failure_bound,
     sharpening_exponent,
     worst_case_failure,
+    worst_case_instance,
 )
 
 GIVEN = {"kappa0": 30.0, "margin": 2.5, "log_class_size": 20.0, "budget": 2e5, "failure": 0.1}
@@ -122,6 +123,22 @@ def test_what_nobody_is_below() -> None:
     assert made.floor.one == pytest.approx(worst_case_failure(200_000, 30.0, d, 8))
     assert made.floor.any <= made.floor.one < made.row(made.best_rounds).one.failure
     assert plan(**GIVEN | {"kappa0": None, "log_kappa0": 1000.0}).floor is None
+
+
+def test_a_policy_may_hedge_at_levels_above_one_half() -> None:
+    """At delta = .9 a prompt passes with more than .1 on its label: nine guesses, and not one. On the worst start
+    that is .0005 failures, with a standard error of 4e-5, where one guess has .030."""
+    given = {"kappa0": 1.5, "margin": 0.5, "log_class_size": 30.0, "num_samples": 1, "budget": 1000}
+    floors = [plan(**given, level=level).floor for level in (0.3, 0.5, 0.51, 0.9)]
+    assert floors[0] == floors[1] is not None and floors[2:] == [None, None]
+    start = worst_case_instance(1000, 1.5, floors[1].hard_prompts)
+    draws = np.random.default_rng(0)
+    share, labels = start.informative_mass / start.num_prompts, start.num_labels
+    left = np.array(
+        [labels - len(set(draws.integers(labels, size=visits))) for visits in draws.binomial(1000, share, size=2000)]
+    )
+    hedged = start.informative_mass * np.maximum(left - 9, 0) / labels  # the key is any of those not drawn
+    assert hedged.mean() + 6 * hedged.std() / math.sqrt(2000) < floors[1].one
 
 
 # From a diagnosis

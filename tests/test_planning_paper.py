@@ -170,6 +170,8 @@ def test_without_a_hard_instance_there_is_no_exact_bound() -> None:
     assert plan(**GIVEN).lower_bound.hard_failure is None  # no room for 1e4 labels in e^5 policies
     assert plan(**LINEAR, dimension=4.0).lower_bound.hard_failure is None
     assert plan(**GIVEN | {"kappa0": 1.0}).lower_bound.hard_failure is None
+    assert plan(**POOR, level=0.5).lower_bound.hard_failure > 0
+    assert plan(**POOR, level=0.6).lower_bound.hard_failure is None  # two answers may have more than .4 each
 
 
 # Vacuous bounds

@@ -157,7 +157,7 @@ def floor(inputs: Inputs) -> Floor | None:
         return None
     n, k = int(inputs.budget), inputs.num_samples
     size = inputs.log_kappa0, inputs.log_class_size
-    one, several = (largest_hard_instance(n, *size, k, adaptive=adaptive) for adaptive in (False, True))
+    one, several = (largest_hard_instance(n, *size, k, inputs.level, adaptive=adaptive) for adaptive in (False, True))
     if one is None or several is None:
         return None
     return Floor(float(one.bayes_failure(n, k)), float(several.adaptive_failure(n, k)), one.num_prompts)

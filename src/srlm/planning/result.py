@@ -74,7 +74,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Floor:
-    """No learner fails less on some start with this kappa_0 in a class of this size, the margin near 0: exactly."""
+    """No learner fails less on some start with this kappa_0 in a class of this size, the margin near 0: exactly, for
+    delta <= 1/2."""
 
     one: float
     """One round of N prompts, K draws each."""

@@ -47,7 +47,7 @@ def lower_bound(inputs: Inputs) -> LowerBound:
     if inputs.log_class_size is None:
         return LowerBound(failure, None, None)
     n = int(inputs.budget)
-    instance = largest_hard_instance(n, inputs.log_kappa0, size, RESPONSES)
+    instance = largest_hard_instance(n, inputs.log_kappa0, size, RESPONSES, inputs.level)
     if instance is None:
         return LowerBound(failure, None, None)
     return LowerBound(failure, float(instance.bayes_failure(n, RESPONSES)), instance.num_prompts)

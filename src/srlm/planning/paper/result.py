@@ -96,7 +96,7 @@ class LowerBound:
     """Thm 4.1 with c = 1: up to a constant."""
     hard_failure: float | None
     """Exact Bayes failure on the worst hard instance with this kappa_0 that the class has room for (margin -> 0, two
-    responses a prompt), with no constant; None if there is none, or for a linear class."""
+    responses a prompt), with no constant; None if there is none, for a linear class, or for delta > 1/2."""
     hard_prompts: int | None
     """d, the informative prompts of that instance."""
 
