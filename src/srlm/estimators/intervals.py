@@ -62,20 +62,27 @@ def clustered_proportion(rates: ArrayLike, samples_per_cluster: int, level: floa
 
     Samples of one prompt are not independent, so this is Wilson's interval at n = m(1 - m) / Var(m), the number of
     independent samples that would know m as well. Var(m) = s^2/P comes from the spread between prompts, and n is held
-    to [P, P K]. Where the spread says nothing (one prompt, or all rates equal) n is P, the cautious end.
+    to [P, P K]. Where it is more than P the quantile is Student's with the P - 1 degrees of freedom of s^2. Where the
+    spread says nothing (one prompt, or all rates equal) n is P, the cautious end.
+    Coverage at 95 %, simulated with K = 16: .93 or more from 2 prompts on for rates from Beta(.3, .3) to Beta(5, 5);
+    .87 at P = 10 and .91 at P = 20 for Beta(.1, .9), where few prompts are ever right.
     """
     rates = np.asarray(rates, dtype=np.float64)
     clusters = rates.size
-    if rates.ndim != 1 or samples_per_cluster < 1 or not np.all((rates >= 0) & (rates <= 1)):
-        raise ValueError(f"need rates [P] in [0, 1] and K >= 1, got shape {rates.shape} and K = {samples_per_cluster}")
+    inside = bool(np.all((rates >= 0) & (rates <= 1)))
+    if rates.ndim != 1 or samples_per_cluster < 1 or not inside or not 0 < level < 1:
+        raise ValueError(
+            f"need rates [P] in [0, 1], K >= 1 and 0 < level < 1, got shape {rates.shape}, K = {samples_per_cluster} "
+            f"and {level}"
+        )
     if clusters == 0:
         return math.nan, 0.0, 1.0
     mean = min(float(rates.mean()), 1.0)
-    size = float(clusters)
-    if np.ptp(rates) > 0:
-        variance = float(rates.var(ddof=1)) / clusters
-        size = min(max(mean * (1 - mean) / variance, clusters), clusters * samples_per_cluster)
-    return mean, *wilson(mean * size, size, level)
+    size = mean * (1 - mean) * clusters / float(rates.var(ddof=1)) if np.ptp(rates) > 0 else 0.0
+    if size <= clusters:  # as of answers that are right or wrong as a whole, whose spread is no estimate
+        return mean, *wilson(mean * clusters, clusters, level)
+    size = min(size, clusters * samples_per_cluster)
+    return mean, *score_interval(mean * size, size, float(special.stdtrit(clusters - 1, (1 + level) / 2)))
 
 
 def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> tuple[Number, Number]:
