@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from reference import alone, build
 from scipy.special import logsumexp
+from scipy.stats import t
 from support import (
     ANSWER,
     HELD_OUT,
@@ -520,7 +521,8 @@ def test_the_screen_and_the_file_have_rounds_as_trained(run, tmp_path):
     assert outcome.code == 0
     found = kept(tmp_path / "d")[0]["forecast"]["trained"]
     update = found["update"]
-    said = f"rounds like the one before: exponent {update['exponent']:.2f} ± {1.96 * update['standard_error']:.2f}"
+    error = t.ppf(0.975, update["prompts"] - 1) * update["standard_error"]
+    said = f"rounds like the one before: exponent {update['exponent']:.2f} ± {error:.2f}"
     assert said in " ".join(outcome.out.split()) and "as trained" in outcome.out
     mass = found["rows"][0]["mode_mass"]
     assert f"[{mass['low']:.2f}, {mass['high']:.2f}]" in outcome.out and mass["point"] is None  # 12 certify too few

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from srlm.console import Display
 from srlm.diagnosis.result import Diagnosis, Forecast, Proportion, Trained
+from srlm.estimators.intervals import student_bounds
 from srlm.forecast import Estimate, ForecastRow, Likely
 
 MOST_PROMPTS = 24
@@ -88,7 +89,8 @@ def _forecast(prediction: Forecast) -> Table:
 def _trained(found: Trained) -> Table:
     update = found.update
     exact = "" if found.asked is None else f" where exact is {found.asked:.3g}"
-    title = f"rounds like the one before: exponent {update.exponent:.2f} ± {1.96 * update.standard_error:.2f}{exact}, "
+    _, error = student_bounds(0.0, update.standard_error, update.prompts, 0.025)
+    title = f"rounds like the one before: exponent {update.exponent:.2f} ± {error:.2f}{exact}, "
     title += f"errors of {update.noise:.2g} nats ({update.prompts} held-out prompts); 95 % intervals,"
     title += " tried on answers of 12 tokens"
     table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")

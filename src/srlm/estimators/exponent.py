@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 class EffectiveExponent:
     """log pi_{t+1}(y|x) = alpha log pi_t(y|x) + e(x, y) - c(x): alpha, and sigma of e in nats.
 
-    exponent: alpha, 1 + 1/beta for an exact update, 1 for none. standard_error: of alpha, prompts being clusters.
+    exponent: alpha, 1 + 1/beta for an exact update, 1 for none. standard_error: of alpha, prompts being clusters;
+        Student's t with P - 1 degrees of freedom covers .91 to .95 of 2 to 48 simulated prompts, the normal .62 to .94.
     noise: sigma. prompts, responses: on how many it rests.
     """
 

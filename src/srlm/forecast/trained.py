@@ -67,9 +67,10 @@ def trained_forecast(
     """T rounds from the policy that `evidence` is about, by simulation of the model above.
 
     The point is the mean over draws of e, with alpha and the samples as they are. The interval holds 95 % of draws that
-    also take alpha from its standard error and resample each prompt's samples. Later rounds may have other alphas:
-    that is not in it. Responses that no search certified are estimated from samples, as in `forecast`; a prompt without
-    a certified mode leaves no point, and counts as everything that it may be.
+    also take alpha from its standard error (Student's, P - 1 degrees of freedom) and resample each prompt's samples.
+    Later rounds may have other alphas: that is not in it. Responses that no search certified are estimated from
+    samples, as in `forecast`; a prompt without a certified mode leaves no point, and counts as everything that it may
+    be.
 
     rounds: T [1, inf). clip: B in nats, inf for none.
 
@@ -81,14 +82,16 @@ def trained_forecast(
             "need evidence of a prompt, rounds >= 1, draws >= 2 and clip > 0, "
             f"got {len(evidence)} prompts, {rounds}, {draws} and {clip}"
         )
-    if not (update.exponent > 0 and 0 <= update.noise < math.inf and 0 <= update.standard_error < math.inf):
+    finite = 0 <= update.noise < math.inf and 0 <= update.standard_error < math.inf
+    if not (update.exponent > 0 and finite and update.prompts >= 2):
         raise ValueError(
-            f"need an exponent > 0 with finite noise and standard error >= 0, got {update.exponent:.3g}, "
-            f"{update.noise:.3g} and {update.standard_error:.3g}: rounds like this one cannot be forecast"
+            "need an exponent > 0 with finite noise and standard error >= 0 from 2 prompts, got "
+            f"{update.exponent:.3g}, {update.noise:.3g}, {update.standard_error:.3g} and {update.prompts}: "
+            "rounds like this one cannot be forecast"
         )
     generator = np.random.default_rng([seed, rounds])
     fixed = np.full(draws, update.exponent)
-    drawn = np.maximum(fixed + update.standard_error * generator.standard_normal(draws), 1e-3)
+    drawn = np.maximum(fixed + update.standard_error * generator.standard_t(update.prompts - 1, draws), 1e-3)
 
     certified = [one for one in evidence if one.found.num_certified]
     share = len(certified) / len(evidence)
