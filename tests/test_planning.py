@@ -163,7 +163,12 @@ def test_the_target_is_what_the_diagnosis_forecasts_of_prompts_like_its_own() ->
 def test_the_margin_of_a_diagnosis_is_that_of_its_prompts_only() -> None:
     assert plan(diagnosis(margin=[9.0, 9.5]), log_class_size=20.0, budget=1e6).inputs.margin is None
     given = plan(diagnosis(), kappa0=2.0, margin=9.0, log_class_size=20.0, budget=1e6)
-    assert given.rows[0].one.target.failing is None and given.rows[0].one.target.sample_probability == RHO
+    assert given.rows[0].one.target.failing is None
+    # A diagnosis that says too little has probability RHO/2, and decides which target is taken.
+    assert {row.one.target.sample_probability for row in given.rows} == {RHO / 2}
+    assert given.rows[0].one.sample == pytest.approx(sample(1e6, rho=RHO / 2, kappa0=2.0))
+    alone = plan(diagnosis(), kappa0=2.0, margin=9.0, log_class_size=20.0, budget=1e6, level=0.4)
+    assert {row.one.target.sample_probability for row in alone.rows} == {RHO}
 
 
 def test_a_forecast_of_less_sharpening_is_none_the_less_one() -> None:

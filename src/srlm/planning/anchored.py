@@ -65,7 +65,8 @@ def _row(inputs: Inputs, rounds: int, read: Diagnosis | None) -> Row | None:
 
 def _targets(inputs: Inputs, forecast_by: float, exponent: float, read: Diagnosis | None) -> list[Target]:
     """In every way that is known. The first holds with probability 1 - rho/2 over what prompts were diagnosed; a
-    margin of *every* prompt is what somebody gives, and not that of those diagnosed."""
+    margin of *every* prompt is what somebody gives, and not that of those diagnosed. Which of both promises more is
+    seen from the diagnosis, so beside a forecast neither leaves the sample more than the other half."""
     targets, rho = [], inputs.failure_probability
     forecast = read.sharpened_by(forecast_by) if read is not None and inputs.level == FORECAST_LEVEL else None
     high = forecast.failure.high if forecast is not None and forecast.failure is not None else None
@@ -76,7 +77,7 @@ def _targets(inputs: Inputs, forecast_by: float, exponent: float, read: Diagnosi
         targets.append(Target(float(clopper_pearson(failing, prompts, 1 - rho)[1]), failing, rho / 2))
     if inputs.margin is not None:
         bound = sharpened_failure_bound(None, inputs.margin, exponent, inputs.level, log_kappa0=inputs.log_kappa0)
-        targets.append(Target(min(float(bound), 1.0), None, rho))
+        targets.append(Target(min(float(bound), 1.0), None, rho / 2 if targets else rho))
     return targets
 
 

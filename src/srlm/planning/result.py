@@ -43,7 +43,7 @@ class Target:
     """Of the diagnosed prompts, at most, as the diagnosis forecasts; None where the failure is that of
     `sharpened_failure_bound`."""
     sample_probability: float
-    """How often the sample may fail it: rho, or the half that a forecast leaves of it."""
+    """How often the sample may fail it: rho, or the half that a forecast leaves of it, whichever target is used."""
 
 
 @dataclass(frozen=True)
