@@ -257,6 +257,25 @@ def test_the_best_of_a_finite_class_is_found() -> None:
     assert all(torch.equal(table, exact.log_softmax(-1)) for table in step.policy.log_table())
 
 
+@pytest.mark.parametrize("sampler", [enumerated, sampled(2, 4)])
+def test_a_candidate_without_mass_on_what_was_drawn_is_the_worst(sampler) -> None:
+    start = TabularPolicy(vector([[0.6, 0.3, 0.1, 0.0]]).log())
+    exact = one_step(start, tabular.tilt(1.0)).policy.log_table()
+    bad = vector([[1.0, 0.0, 0.0, 0.0]]).log()
+    for candidates in (torch.stack([exact, bad]), torch.stack([bad, exact])):
+        step = one_step(start, tabular.finite_class(candidates, 1.0), sampler)
+        assert close(step.policy.log_table().exp(), exact.exp())
+
+
+def test_what_a_policy_never_says_stays_unsaid() -> None:
+    """As by the exact update: log 0 among the rewards of the enumerated has no weight."""
+    start = TabularPolicy(vector([[0.6, 0.3, 0.1, 0.0], [0.25, 0.25, 0.5, 0.0]]).log())
+    exact = one_step(start, tabular.tilt(0.5)).policy.log_table().exp()
+    for ridge, tolerance in ((0.0, 1e-6), (1e-9, 1e-6)):
+        found = one_step(start, tabular.least_squares(0.5, ridge)).policy.log_table().exp()
+        assert close(found, exact, tolerance) and float(found[:, 3].max()) == 0
+
+
 def test_the_ball_binds_on_the_loop() -> None:
     phi = torch.nn.functional.normalize(randn(5, 4, 3), dim=-1)
     theta = vector([0.6, 0.0, 0.8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,8 @@ def least_squares(beta: float, ridge: float = 0.0) -> Update:
     """ERM of Eq. 3 over all tables, in closed form: of all minimisers the one that moves the logits least.
 
     The pairwise objective of a prompt is a weighted graph whose nodes are responses and whose edges are observed pairs.
-    Within each connected component log-ratios become (r - mean r) / beta; other responses keep their logits.
+    Within each connected component log-ratios become (r - mean r) / beta; other responses keep their logits, those
+    that pi_t never gives among them.
     """
 
     def update(policy: TabularPolicy, rollouts: Rollouts, reward: Tensor) -> tuple[TabularPolicy, UpdateInfo]:
@@ -84,9 +86,10 @@ def least_squares(beta: float, ridge: float = 0.0) -> Update:
         mass = rollouts.weight.sum(-1, keepdim=True)
         share = torch.zeros(*lead, n, y, dtype=logits.dtype).scatter_add(-1, draws.response, rollouts.weight / mass)
         weight = rollouts.prompts.weight[:, None] * mass
+        asked = torch.where(rollouts.weight > 0, reward, 0)  # log 0 where the enumerated have no weight
         row = draws.prompt[..., None].expand(*lead, n, y)
-        mean = (rollouts.weight / mass * reward / beta).sum(-1, keepdim=True)
-        pull = rollouts.weight / mass * (reward / beta - mean)
+        mean = (rollouts.weight / mass * asked / beta).sum(-1, keepdim=True)
+        pull = rollouts.weight / mass * (asked / beta - mean)
         pulls = weight * torch.zeros(*lead, n, y, dtype=logits.dtype).scatter_add(-1, draws.response, pull)
         vector = torch.zeros(*lead, x, y, dtype=logits.dtype).scatter_add(-2, row, pulls)
         # The variance of a group is the quadratic form diag(share) - share share'.
@@ -101,17 +104,22 @@ def least_squares(beta: float, ridge: float = 0.0) -> Update:
 
 
 def finite_class(candidates: Tensor, beta: float) -> Update:
-    """ERM of Eq. 3 over a finite class: of the tables log pi [M, X, Y] the one of least empirical loss; ties go to the
-    first."""
+    """ERM of Eq. 3 over a finite class: of the tables log pi [M, X, Y] the one of least empirical loss, which is
+    infinite where something drawn has probability 0; ties go to the first."""
 
     def update(policy: TabularPolicy, rollouts: Rollouts, reward: Tensor) -> tuple[TabularPolicy, UpdateInfo]:
         losses = []
         for table in candidates:
-            difference = beta * (look_up(table, rollouts.responses) - rollouts.log_prob) - reward
+            log_prob, drawn = look_up(table, rollouts.responses), rollouts.weight > 0
+            absent = drawn & log_prob.isneginf()
+            difference = beta * (log_prob - rollouts.log_prob) - reward
+            difference = torch.where(drawn & ~absent, difference, 0)  # elsewhere inf - inf is no number
             mass = rollouts.weight.sum(-1, keepdim=True)
             mean = (rollouts.weight * difference).sum(-1, keepdim=True) / mass
             spread = (rollouts.weight * (difference - mean) ** 2).sum(-1)
-            losses.append((rollouts.prompts.weight * spread).sum(-1))
+            loss = (rollouts.prompts.weight * spread).sum(-1)
+            lost = (absent.any(-1) & (rollouts.prompts.weight > 0)).any(-1)
+            losses.append(torch.where(lost, math.inf, loss))
         best = torch.stack(losses).argmin(0)
         after = TabularPolicy(candidates[best])
         return after, _info(after, rollouts, reward)
