@@ -965,9 +965,10 @@ HALF = [True, False]
     ("kind", "mass", "mode", "samples"),
     [
         ("worth it", 0.55, [True] * 8, [HALF] * 4 + [[False, False]] * 4),
-        ("hopeless", 0.55, [False] * 8, [HALF] * 8),
-        ("hopeless", 0.55, [False] * 60, [[False, False]] * 60),
-        ("undecided", 0.55, [False] * 8, [[False, False]] * 8),  # eight prompts that all agree are still eight
+        ("hopeless", 0.55, [False] * 12, [HALF] * 12),
+        ("hopeless", 0.55, [False] * 200, [[False, False]] * 200),
+        ("undecided", 0.55, [False] * 60, [[False, False]] * 60),  # a mode in 20 may be right, and 60 show none
+        ("undecided", 0.55, [False] * 8, [HALF] * 8),  # eight prompts that all agree are still eight
         ("saturated", 0.99, [True] * 8, [[True, True]] * 8),
         ("saturated", 0.99, [False] * 8, [[False, False]] * 8),
         ("saturated", 0.55, [True] * 8, [[True, True]] * 8),  # nothing is left to mend
@@ -981,6 +982,31 @@ def test_verdicts(kind, mass, mode, samples):
     assert f"the mode is wrong on {1 - np.mean(mode):.0%} of the prompts" in verdict.reason
     assert f"sampled accuracy is {np.mean(samples):.2f}" in verdict.reason
     assert "certified" not in verdict.reason
+
+
+@pytest.mark.parametrize(("prompts", "wrong"), [(8, 0.15), (16, 0.1), (32, 0.05)])
+def test_a_few_wrong_modes_do_not_make_it_worth_it(prompts, wrong):
+    """Modes are right as often as samples, but few prompts show one that is not. Student's interval says "worth it" of
+    .17 to .2 of such diagnoses, for .025; 150 of them err by .013, and three of that is the margin."""
+    generator = np.random.default_rng(prompts)
+    said = []
+    for _ in range(150):
+        mode, samples = generator.random(prompts) >= wrong, generator.random((prompts, 16)) >= wrong
+        said.append(judged(0.55, mode.tolist(), samples.tolist()).kind == "worth it")
+    assert np.mean(said) <= 0.025 + 0.039
+
+
+def test_gains_of_a_fifth_show_on_48_prompts():
+    """Samples right on .2, modes on .4: seen in .77 of diagnoses (Student's: .89); 100 err by .042, thrice that is the
+    margin. A proved interval, by betting, would see .43."""
+    generator = np.random.default_rng(0)
+    said = []
+    for _ in range(100):
+        chance = generator.beta(0.4, 1.6, size=48)
+        mode = generator.random(48) < np.clip(chance + 0.2, 0, 1)
+        samples = generator.random((48, 16)) < chance[:, None]
+        said.append(judged(0.55, mode.tolist(), samples.tolist()).kind == "worth it")
+    assert np.mean(said) > 0.77 - 0.126
 
 
 def test_a_verdict_on_modes_that_are_not_certified_says_so():

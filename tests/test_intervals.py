@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm, t
 
 from srlm.estimators.intervals import (
+    bounded_mean,
     clopper_pearson,
     clustered_proportion,
     modal_share_interval,
@@ -99,6 +100,19 @@ def test_clustered_proportion_of_nothing_and_of_nonsense() -> None:
             clustered_proportion(np.array(rates), samples)
     with pytest.raises(ValueError, match="0 < level < 1"):
         clustered_proportion([0.5, 0.6], 1, 1.0)
+
+
+def test_bounded_mean_of_zeros_and_ones_is_clopper_pearson() -> None:
+    for successes, trials in [(0, 1), (0, 9), (3, 9), (40, 48), (48, 48)]:
+        mean, low, high = bounded_mean([0.0] * (trials - successes) + [1.0] * successes, 0, 1)
+        exact = clopper_pearson(successes, trials)
+        assert mean == successes / trials and (low, high) == pytest.approx(exact, abs=0.01)
+        scaled = bounded_mean([-2.0] * (trials - successes) + [4.0] * successes, -2, 4)
+        assert scaled == pytest.approx((6 * mean - 2, 6 * low - 2, 6 * high - 2))
+    assert bounded_mean([0.3, 0.9, 0.1], 0, 1) == bounded_mean([0.9, 0.1, 0.3], 0, 1)
+    for values, level in [([], 0.95), ([1.5], 0.95), ([math.nan], 0.95), ([[0.5]], 0.95), ([0.5], 1.0)]:
+        with pytest.raises(ValueError, match=r"values \[n\] in \[0, 1\]"):
+            bounded_mean(values, 0, 1, level)
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.999]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from srlm.answers import AnswerClass, Match
 from srlm.diagnosis.probe import Probe
@@ -26,7 +25,7 @@ from srlm.diagnosis.result import (
 from srlm.estimators.calibration import auroc_interval, expected_calibration_error, grouped_auroc, reliability
 from srlm.estimators.consistency import Consistency
 from srlm.estimators.diversity import distinct_n
-from srlm.estimators.intervals import clustered_proportion, modal_share_interval, wilson
+from srlm.estimators.intervals import bounded_mean, clustered_proportion, modal_share_interval, wilson
 from srlm.forecast import Evidence, ForecastRow, forecast, limit_accuracy
 from srlm.rewards.majority import class_shares
 from srlm.theory import log_condition_number
@@ -257,9 +256,9 @@ def verdict(
     right: Rights | None,
     prediction: Forecast,
 ) -> Verdict:
-    """Worth it if sharpening to the mode gains accuracy beyond chance (95 %, over prompts); saturated if there is
-    nothing left to sharpen, or to mend; hopeless if what is left does not gain; undecided where the numbers do not
-    tell."""
+    """Worth it if sharpening to the mode gains accuracy beyond chance (95 %, over prompts, `bounded_mean`: a few wrong
+    modes among many right ones make gains skew); saturated if there is nothing left to sharpen, or to mend; hopeless
+    if what is left does not gain; undecided where the numbers do not tell."""
     now = next(row for row in prediction.rows if row.rounds == 0).mode_mass
     told = not math.isnan(now.point)
     mass, sharp = (f"{now.point:.2f}", now.point >= SHARP) if told else (f"{now.low:.2f} or more", now.low >= SHARP)
@@ -283,26 +282,17 @@ def verdict(
             else f"the mode has {mass} of the mass, and what three exact rounds would make of that is not known"
         )
         return Verdict("undecided", f"{raised}; only prompts with answers can tell whether modes are right.{notes}")
-    gain, error = _mean_gain(right.mode - right.samples.mean(-1))
+    gain, low, high = bounded_mean(right.mode - right.samples.mean(-1), -1, 1)
     numbers = (
         f"sampled accuracy is {labels.sampled[0]:.2f}, that of the modes {labels.mode[0]:.2f} "
-        f"(gain {gain:+.2f} ± {error:.2f}); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, which "
-        f"sharpening makes worse; its mass is {mass}."
+        f"(gain {gain:+.2f} [{low:+.2f}, {high:+.2f}]); the mode is wrong on {1 - labels.mode[0]:.0%} of the prompts, "
+        f"which sharpening makes worse; its mass is {mass}."
     )
-    if gain - error > 0 and gain >= LEAST_GAIN:
+    if low > 0 and gain >= LEAST_GAIN:
         return Verdict("worth it", numbers + notes)
     saturated = sharp or min(labels.sampled[0], labels.mode[0]) >= SHARP
     if saturated:
         return Verdict("saturated", numbers + notes)
-    if gain + error < LEAST_GAIN and sequence.mode_certified_share >= 0.5:
+    if high < LEAST_GAIN and sequence.mode_certified_share >= 0.5:
         return Verdict("hopeless", numbers + notes)
     return Verdict("undecided", numbers + " More prompts would tell." + notes)
-
-
-def _mean_gain(gains: NDArray[np.float64]) -> tuple[float, float]:
-    """Mean over prompts [P] and half of its 95 % interval: Student's, and no less than one prompt's worth."""
-    count = len(gains)
-    if count < 2:
-        return float(gains.mean()), math.inf
-    half = float(stdtrit(count - 1, 0.975) * gains.std(ddof=1)) / math.sqrt(count)
-    return float(gains.mean()), max(half, 1 / count)

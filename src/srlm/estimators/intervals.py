@@ -12,6 +12,7 @@ from scipy import special
 
 # A float for scalar arguments, an array otherwise. The Any spares callers who know which one a cast.
 Number: TypeAlias = float | Any
+SHARES = 10_000  # draws of `bounded_mean`
 
 
 def mean_and_error(values: ArrayLike) -> tuple[float, float]:
@@ -83,6 +84,29 @@ def clustered_proportion(rates: ArrayLike, samples_per_cluster: int, level: floa
         return mean, *wilson(mean * clusters, clusters, level)
     size = min(size, clusters * samples_per_cluster)
     return mean, *score_interval(mean * size, size, float(special.stdtrit(clusters - 1, (1 + level) / 2)))
+
+
+def bounded_mean(values: ArrayLike, least: float, most: float, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent values [n] in [least, most], n >= 1, and its interval (mean, low, high), however skewed they
+    are (Gaffke 2005; Learned-Miller and Thomas, arXiv 1905.06208).
+
+    low is the (1 - level)/2 quantile of sum_i D_i x_i + D_{n+1} least, with D uniform on the simplex; high likewise.
+    Of values that are least or most it is Clopper and Pearson's. That each end errs with (1 - level)/2 at most is
+    proved for those and conjectured for all; no exception is known. An end that is proved for all (betting) is a third
+    further away at n = 48. Simulated from a fixed seed, to .0016 of `level`.
+    """
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    if x.ndim != 1 or not x.size or not (least <= x[0] and x[-1] <= most) or not 0 < level < 1:
+        raise ValueError(f"need values [n] in [{least}, {most}], n >= 1 and 0 < level < 1, got {values!r} and {level}")
+    generator = np.random.default_rng(0)
+    rest = generator.standard_exponential(SHARES)
+    total, mass = np.zeros(SHARES), rest.copy()
+    for value in x:
+        share = generator.standard_exponential(SHARES)
+        total, mass = total + share * value, mass + share
+    tail = (1 - level) / 2
+    low, high = (total + rest * least) / mass, (total + rest * most) / mass
+    return float(x.mean()), float(np.quantile(low, tail)), float(np.quantile(high, 1 - tail))
 
 
 def clopper_pearson(successes: ArrayLike, trials: ArrayLike, level: float = 0.95) -> tuple[Number, Number]:
