@@ -97,6 +97,13 @@ def test_what_is_out_of_range(change) -> None:
         fidelity_guarantee(**({"rounds": 2} | KNOWN | change))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("change", [{"margin": 1e-310}, {"beta": 1e308, "margin": 1e-3}])
+def test_rates_beyond_the_floats_name_what_the_caller_gave(change) -> None:
+    with pytest.raises(ValueError, match=r"^constant, beta and margin must leave .* finite, got margin "):
+        fidelity_guarantee(**({"rounds": 2} | KNOWN | change))
+
+
 def test_rates_out_of_range() -> None:
     for rates in ([], 0.1, [-0.1], [np.nan]):
         with pytest.raises(ValueError, match="round_rate must be"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import defaultdict
 
 import numpy as np
@@ -234,10 +235,15 @@ def test_the_closed_form_has_the_slopes_of_the_theorem() -> None:
     np.testing.assert_allclose(np.diff(log_failure, axis=0) / np.log(9999 / 99), 0.5, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("error")
 def test_worst_cases_at_the_ends() -> None:
     assert worst_case_failure(100, 1.0, 3) == worst_case_failure_closed_form(100, 1.0, 3) == 0
     assert worst_case_failure(10**12, 1e300, 1) == pytest.approx(1)
     assert worst_case_failure_closed_form(10**12, 1e300, 1) == pytest.approx(1)
+    for kappa in (1e305, 1e308, sys.float_info.max):  # where twice as many labels are no float
+        assert worst_case_failure(1000, kappa, 4, 2) == pytest.approx(1)
+        assert worst_case_failure(1000, kappa, 4, 2, adaptive=True) == pytest.approx(1)
+        assert worst_case_instance(1000, kappa, 4, 2).kappa == pytest.approx(kappa)
     assert worst_case_failure([10, 20], 3.0, 2).tolist() == [worst_case_failure(n, 3.0, 2) for n in (10, 20)]
 
 

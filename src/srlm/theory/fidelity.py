@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from srlm.theory._check import Number, argument, number, per_round, scalar
+from srlm.theory.guarantee import round_rates
 from srlm.theory.recursion import tail_integral_recursion
 
 
@@ -52,14 +53,13 @@ def fidelity_guarantee(
     size = scalar("log_class_size", log_class_size, "[0, inf)")
     p = scalar("min_confidence", min_confidence, "(0, 1]")
     gamma = scalar("margin", margin, "(0, inf)")
-    beta_rate = scalar("beta", beta, "[0, inf)") / gamma
+    strength = scalar("beta", beta, "[0, inf)")
     delta = scalar("level", level, "(0, 1)")
     rho = scalar("failure_probability", failure_probability, "(0, 1)")
     c = scalar("constant", constant, "(0, inf)")
     bounds = []
     for t in range(1, total + 1):
-        complexity = size + np.log(t) - np.log(rho)
-        rate = c * (np.log(n) + complexity) * np.sqrt(complexity / n) / gamma
+        rate, beta_rate = round_rates(n, size + np.log(t) - np.log(rho), gamma, strength, c)
         kappa = tail_integral_recursion(start, t - 1, rate, beta_rate, p)
         bounds.append(fidelity_bound(rate * np.sqrt(kappa) + beta_rate * np.log(kappa), delta))
     return np.array(bounds)

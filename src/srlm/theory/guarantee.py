@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +18,8 @@ from srlm.theory.recursion import (
     relaxation_factor,
     tail_integral_recursion,
 )
+
+Floats: TypeAlias = NDArray[np.float64] | float
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,12 @@ def finite_class_guarantee(
     size = argument("log_class_size", log_class_size, "[0, inf)")
     p = argument("min_confidence", min_confidence, "(0, 1]")
     gamma = argument("margin", margin, "(0, inf)")
-    with np.errstate(over="ignore"):
-        beta_rate = argument("beta", beta, "[0, inf)") / gamma
+    strength = argument("beta", beta, "[0, inf)")
     delta = argument("level", level, "(0, 1)")
     rho = argument("failure_probability", failure_probability, "(0, 1)")
     c = argument("constant", constant, "(0, inf)")
 
-    complexity = size + np.log(t) - np.log(rho)
-    with np.errstate(over="ignore"):
-        rate = c * (np.log(n) + complexity) * np.sqrt(complexity / n) / gamma
-    if np.isinf(rate).any() or np.isinf(beta_rate).any():
-        raise ValueError(
-            f"constant, beta and margin must leave C B sqrt(...)/margin and beta/margin finite, got margin {margin!r}, "
-            f"beta {beta!r} and constant {constant!r}"
-        )
+    rate, beta_rate = round_rates(n, size + np.log(t) - np.log(rho), gamma, strength, c)
     relaxation = np.asarray(relaxation_factor(rate, p))
     coefficient = (rate + beta_rate) / p * relaxation
     limit = np.asarray(kappa_fixed_point(1.0, coefficient))
@@ -142,6 +137,25 @@ def finite_class_guarantee(
         coefficient=result(coefficient),
         relaxation=result(relaxation),
     )
+
+
+def round_rates(
+    num_samples: Floats, complexity: Floats, margin: Floats, beta: Floats, constant: Floats
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(C B sqrt(log(|Pi| T/rho)/n)/gamma, beta/gamma) of A_t (Eq. 42), complexity log(|Pi| T/rho), arguments checked.
+
+    Raises:
+        ValueError: one of both is beyond the floats.
+    """
+    with np.errstate(over="ignore"):
+        rate = np.asarray(constant * (np.log(num_samples) + complexity) * np.sqrt(complexity / num_samples) / margin)
+        beta_rate = np.asarray(beta / np.asarray(margin))
+    if np.isinf(rate).any() or np.isinf(beta_rate).any():
+        raise ValueError(
+            f"constant, beta and margin must leave C B sqrt(...)/margin and beta/margin finite, got margin {margin!s}, "
+            f"beta {beta!s} and constant {constant!s}"
+        )
+    return rate, beta_rate
 
 
 def linear_softmax_guarantee(

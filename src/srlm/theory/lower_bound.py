@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Decimal, localcontext
 
@@ -12,6 +13,8 @@ from scipy.special import betainc
 from scipy.stats import binom
 
 from srlm.theory._check import Number, argument, number, scalar, whole_number
+
+MOST_LABELS = int(sys.float_info.max)
 
 
 def single_step_lower_bound(
@@ -178,10 +181,12 @@ class HardInstance:
     def _all_drawn_at_most(self, num_samples: float, draws: float) -> float:
         """A bound on P(U = 0): occupancy is negatively associated, so N draws do it with at most (1 - (1-1/M)^N)^M."""
         labels = float(self.num_labels)
-        # the visits below which that is e^-46
-        visits = math.floor(math.log(labels / 46) / -math.log1p(-1 / labels) / draws) if labels > 46 else -1
-        if visits < 0 or visits >= num_samples:
-            return 1.0 if visits < 0 else 1e-20
+        if labels <= 46:
+            return 1.0
+        share = -math.log1p(-1 / labels) * draws / math.log(labels / 46)  # of the visits up to which that is e^-46
+        if share * num_samples <= 1:
+            return 1e-20
+        visits = min(math.floor(1 / share), num_samples - 1)
         tail = betainc(visits + 1, num_samples - visits, self.informative_mass / self.num_prompts)
         return 1e-20 + float(tail)
 
@@ -238,13 +243,13 @@ def worst_case_instance(
         return _failure(instance(num_labels), num_samples, samples_per_prompt, adaptive)
 
     least = max(2, math.ceil(kappa))
-    mass = min(1.0, math.sqrt(num_prompts * (kappa - 1) / (2 * num_samples * samples_per_prompt)))
+    mass = min(1.0, math.sqrt(num_prompts / (2 * num_samples * samples_per_prompt)) * math.sqrt(kappa - 1))
     low = high = max(least, round(1 + (kappa - 1) / mass)) if mass > 0 else least
     while low > least and failure(max(least, low // 2)) >= failure(low):
         low = max(least, low // 2)
-    while failure(2 * high) > failure(high):
-        high *= 2
-    low, high = max(least, low // 2), 2 * high
+    while failure(min(2 * high, MOST_LABELS)) > failure(high):
+        high = min(2 * high, MOST_LABELS)
+    low, high = max(least, low // 2), min(2 * high, MOST_LABELS)
     while high - low > 2:
         third = (high - low) // 3
         if failure(low + third) < failure(high - third):
