@@ -336,13 +336,25 @@ def test_the_kl_to_the_untouched_model_is_the_least_beta(tiny: Path, data: dict[
 
 
 def test_dropped_responses_take_no_part(tiny: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    found = run(tiny, data, tmp_path / "run", step=0.3, truncated="drop", rounds=1, stop=["e", "t", "o", "a"])
-    rows = table(found, 0)
-    reward, finished = (torch.tensor(rows[name]).view(-1, SETTINGS["num_samples"]) for name in ("reward", "finished"))
-    counts = finished & (finished.sum(-1, keepdim=True) >= 2)
-    assert counts.any() and not counts.all()
-    weight = counts / counts.sum(-1, keepdim=True).clamp_min(1)
-    assert records(found)[0]["beta"] == pytest.approx(step_size(reward, weight, 0.3), rel=1e-6)
+    options = {"truncated": "drop", "stop": ["e", "t", "o", "a"], "held_out_samples": 8, "clip": 0.0}
+    found = run(tiny, data, tmp_path / "run", step=0.3, rounds=1, **options)
+    start, end = records(found)
+    for name, samples, ending in (("rollouts", "num_samples", ""), ("held_out", "held_out_samples", "_held_out")):
+        rows = table(found, 0, name)
+        columns = ("reward", "finished", "log_prob", "log_prob_next")
+        reward, finished, before, after = (
+            torch.tensor(rows[one]).view(-1, (SETTINGS | options)[samples]) for one in columns
+        )
+        counts = finished & (finished.sum(-1, keepdim=True) >= 2)
+        assert counts.any() and not counts.all()
+        weight = counts / counts.sum(-1, keepdim=True).clamp_min(1)
+        if not ending:
+            assert start["beta"] == pytest.approx(step_size(reward, weight, 0.3), rel=1e-6)
+        got, asked = (
+            one - (weight * one).sum(-1, keepdim=True) for one in (after - before, reward.double() / start["beta"])
+        )
+        missed = float((weight * (got - asked) ** 2).sum() / (weight * asked**2).sum())
+        assert end[f"fidelity_r2{ending}"] == pytest.approx(1 - missed, abs=1e-5)
 
 
 def test_what_is_learned_knows_no_unit_of_the_reward(

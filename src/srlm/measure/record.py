@@ -21,12 +21,14 @@ from srlm.estimators.diversity import commonest_share, distinct_n, repeated_ngra
 from srlm.estimators.intervals import clustered_proportion, mean_and_error, wilson
 from srlm.estimators.pass_at_k import maj_at_k, pass_at_k
 from srlm.estimators.rank import kendall_tau
+from srlm.objectives.groups import taking_part
 from srlm.objectives.regression import censored, clip_reward, log_partition
 from srlm.objectives.step_size import divergence, effective_samples, target
 from srlm.theory import log_condition_number
 from srlm.types import Record, Rollouts, Step
 
 MODE_TOLERANCE = 0.5  # nats
+TINY = torch.finfo(torch.float64).tiny
 LEAST_ASKED = 0.02  # of log K, the most nats that K samples can ask for
 
 
@@ -34,7 +36,8 @@ LEAST_ASKED = 0.02  # of log K, the most nats that K samples can ask for
 class HeldOut:
     """What pi_t says to prompts it is not trained on.
 
-    rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge).
+    rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge). weight of
+        the rollouts: as an update would count them.
     classes: [P][K] the answer class of each response, None for one that gives no answer.
     initial: [P, K] log pi_0 of the same responses.
     best_initial: [P] largest log pi_0 among all held-out responses so far: the best stand-in for the mode of pi_0.
@@ -54,35 +57,52 @@ def _mean(values: Tensor) -> float:
 
 
 def update_fidelity(
-    log_ratio: Tensor, reward: Tensor | None, log_prob: Tensor, beta: float | None, clip: float = 0.0
+    log_ratio: Tensor,
+    reward: Tensor | None,
+    log_prob: Tensor,
+    beta: float | None,
+    clip: float = 0.0,
+    *,
+    weight: Tensor | None = None,
 ) -> Record:
     """How faithfully an update followed pi_{t+1} = pi_t exp(r/beta)/Z on responses [P, K] of pi_t.
 
-    fidelity_r2: 1 - sum (log-ratio - r/beta)^2 / sum (r/beta)^2, both centred within groups, with r as the objective
-        counts it (`objectives.censored`); 1 when exact, None without a reward, or where beta is not known or inf.
+    weight: [P, K] as the objective counts them, evenly unless given; it bears on the fit alone.
+
+    fidelity_r2: 1 - sum w (log-ratio - r/beta)^2 / sum w (r/beta)^2, both centred within groups, with w and r as the
+        objective counts them (`objectives.censored`); 1 when exact, None without a reward, or where beta is not known
+        or inf.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
     leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1);
         with its standard error.
     """
     ratio = log_ratio.double()
-    centred = ratio - ratio.mean(-1, keepdim=True)
-    wanted = torch.zeros_like(ratio)
-    if reward is not None and beta is not None and math.isfinite(beta):
-        even = torch.full_like(ratio, 1 / ratio.shape[-1])
-        target = censored(ratio, reward.double(), even, beta=beta, clip=clip) / beta
-        wanted = target - target.mean(-1, keepdim=True)
-    scale = float((wanted**2).sum())
     best = log_prob.argmax(-1, keepdim=True)
     kept = torch.logsumexp(ratio, -1) - math.log(ratio.shape[-1])
     return {
-        "fidelity_r2": 1 - float(((centred - wanted) ** 2).sum()) / scale if scale > 0 else None,
+        "fidelity_r2": _fit(ratio, reward, torch.ones_like(ratio) if weight is None else weight, beta, clip),
         "displacement": _mean(ratio.gather(-1, best)),
         "leak": _mean(kept),
         "leak_error": mean_and_error(kept.numpy())[1],
         "log_ratio_mean": _mean(ratio),
-        "log_ratio_std": float(centred.std()),
+        "log_ratio_std": float((ratio - ratio.mean(-1, keepdim=True)).std()),
         "log_ratio_max_abs": float(ratio.abs().max()),
     }
+
+
+def _fit(ratio: Tensor, reward: Tensor | None, weight: Tensor, beta: float | None, clip: float) -> float | None:
+    if reward is None or beta is None or not math.isfinite(beta):
+        return None
+    ratio, reward = taking_part(ratio, reward.double(), weight)
+    weight = weight.double()
+    weight = weight / weight.amax().clamp_min(TINY)  # even ones are 1, so that no bit of a sum is lost
+
+    def centred(values: Tensor) -> Tensor:
+        return values - (weight * values).sum(-1, keepdim=True) / weight.sum(-1, keepdim=True).clamp_min(TINY)
+
+    wanted = centred(censored(ratio, reward, weight, beta=beta, clip=clip) / beta)
+    scale = float((weight * wanted**2).sum())
+    return 1 - float((weight * (centred(ratio) - wanted) ** 2).sum()) / scale if scale > 0 else None
 
 
 def achieved_record(log_ratio: Tensor, reward: Tensor, weight: Tensor, beta: float | None) -> Record:
@@ -157,7 +177,7 @@ def train_record(
     info = step.info
     if info is not None:
         before = info.rollouts.log_prob
-        record |= update_fidelity(info.log_ratio, info.reward, before, beta, clip)
+        record |= update_fidelity(info.log_ratio, info.reward, before, beta, clip, weight=info.rollouts.weight)
         record["kendall_tau"] = kendall_tau(before.numpy(), (before + info.log_ratio).numpy())
         record["loss"] = float(info.loss.mean())
         record["loss_last"] = float(info.loss[-max(1, len(info.loss) // 10) :].mean())
@@ -206,7 +226,7 @@ def held_out_record(
     record |= agreement_record(now.classes)
     if before is not None and log_prob_next is not None:
         old = before.rollouts.log_prob
-        fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip)
+        fidelity = update_fidelity(log_prob_next - old, before.reward, old, beta, clip, weight=before.rollouts.weight)
         record |= {f"{name}_held_out": fidelity[name] for name in ("fidelity_r2", "displacement", "leak")}
         record["leak_held_out_error"] = fidelity["leak_error"]
         if before.reward is not None and beta is not None:

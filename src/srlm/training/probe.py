@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from srlm.measure import (
     flips_record,
     held_out_record,
 )
+from srlm.objectives import shaping
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
@@ -53,6 +55,10 @@ class Probe:
         number = config.held_out_samples
         rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
         reward = None if judges(config.reward) else tables.rewarded(policy, rollouts, "held_out")
+        if reward is not None:  # how well an update generalises is asked of what it would have heeded
+            finished = rollouts.responses.finished
+            weight = shaping.truncated(reward, rollouts.weight, finished, config.truncated)[1]
+            rollouts = replace(rollouts, weight=weight)
         classes = answers_given(policy, rollouts.responses, self._classes, self._answers)
         under_initial = tables.under_initial(policy, rollouts, "held_out")
         before, following = self._before, None
