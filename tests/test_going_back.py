@@ -61,6 +61,16 @@ def test_rounds_that_are_none(run, round):
     assert tree(run) == before
 
 
+def test_it_is_the_run_that_was_named(run, tmp_path):
+    """Not the one that a config file has for its output."""
+    other = shutil.copytree(run, tmp_path / "other")
+    (tmp_path / "c.yaml").write_text(f"output: {other}\n")
+    before, given = tree(other), ["train", "--resume", run, "--from-round", LAST, "--config", tmp_path / "c.yaml"]
+    assert f"--output is {other} beside --resume {run}" in refused(*given, "--output", other)
+    assert command(*given, "--output", run.parent / "." / run.name).code == 0
+    assert (run / "set-aside-001").exists() and tree(other) == before
+
+
 def test_it_needs_a_run():
     assert "--resume" in refused("train", "--from-round", "1", "--prompts", "x.jsonl")
 

@@ -63,11 +63,14 @@ def read(
     parser: Callable[[Sequence[str]], Parser], words: Sequence[str], config: str | None, resume: str | None
 ) -> tuple[Parser, dict[str, Any], SelfRewardConfig]:
     """What was asked for, of whoever takes a run's options. resume: a run folder, whose options stand where no others
-    are given.
+    are given, and which is where the run goes on, whatever the config file has for its output.
 
     Raises:
         UserError: it is not what it should be.
     """
+    if resume is not None:
+        first, words = taken(words, "output")
+        _refuse_elsewhere(first["output"], resume)
     reader = parser(words)
     chosen = reader.parsed(words, config, {} if resume is None else _begun_with(Path(resume)))
     if (name := chosen["method"]) is not None:
@@ -77,6 +80,7 @@ def read(
         chosen = parser(words).parsed(words, config, {**asked.usual, **asked.is_})
         refuse_contradiction(name, chosen)
     if resume is not None:
+        chosen["output"] = resume
         _refuse_code(Path(resume), chosen)
     return reader, chosen, SelfRewardConfig(**{field.name: chosen[field.name] for field in fields(SelfRewardConfig)})
 
@@ -122,6 +126,11 @@ def _begun_with(folder: Path) -> dict[str, Any]:
     config, prompts, held_out = run_config(manifest, folder)
     plain = {name: value for name, value in vars(config).items() if name not in code_of(config)}
     return plain | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
+
+
+def _refuse_elsewhere(output: str | None, resume: str) -> None:
+    if output is not None and Path(output).resolve() != Path(resume).resolve():
+        raise UserError(f"--output is {output} beside --resume {resume}, expected that folder or none: leave it out")
 
 
 def _refuse_code(folder: Path, chosen: Mapping[str, Any]) -> None:
