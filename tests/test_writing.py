@@ -29,6 +29,8 @@ from srlm.errors import UserError
 from srlm.prompts.columns import blank
 from srlm.prompts.sources import load_prompts
 from srlm.starting import beginning
+from srlm.training.writing import Writer
+from srlm.types import Prompts
 from srlm.writing.filters import FILTERS, Filters, scripts, spread
 from srlm.writing.near import MARGIN, PERMUTATIONS, Near, Quoted
 from srlm.writing.settings import ATTEMPTS, WritingSettings
@@ -333,3 +335,28 @@ def test_killed_and_resumed_it_ends_with_the_same(writing, tmp_path, open_minded
 )
 def test_what_a_run_cannot_write_from_is_one_sentence(writing, tmp_path, options, says) -> None:
     assert says in refused(*train_words(**writing | options, output=tmp_path / "run", quiet=True))
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_round_without_prompts_leaves_the_model_of_the_last_record(
+    writing, tmp_path, open_minded, monkeypatch, at
+) -> None:
+    made = Writer.__call__
+    monkeypatch.setattr(
+        Writer,
+        "__call__",
+        lambda self, policy, round: made(self, policy, round) if round != at else (Prompts.uniform([]), ()),
+    )
+    run, given = tmp_path / "run", train_words(**writing, prompts_per_round=0, quiet=True)
+    assert f"round {at}: no prompt that the policy wrote" in refused(*given, "--output", run)
+    last = max(0, at - 1)
+    assert json.loads((run / "manifest.json").read_text())["guard"]["chosen"] == last
+    assert beginning(str(run))[2] == last
+    if at:
+        name = "adapter/adapter_model.safetensors"
+        assert (run / name).read_bytes() == (run / f"round-{last:03d}" / name).read_bytes()
+        assert command("export", run, "--output", tmp_path / "out", "--merged", "--quiet").code == 0
+    else:
+        assert "\nStopped: round 0: no prompt" in (run / "model" / "README.md").read_text()
+        said = refused(*given, "--output", tmp_path / "arms", "--compare", "log_likelihood, random")
+        assert "round 0: no prompt that the policy wrote" in said

@@ -95,7 +95,8 @@ def change(first: Record, last: Record, key: str) -> tuple[float, float, float] 
 def _of_run(folder: Folder) -> Verdict:
     records, state = folder.records, str(folder.manifest.get("state", "waiting"))
     if not records:
-        return Verdict("busy", "Waiting for the first record.")
+        stopped = state not in ("running", "finished", "waiting")
+        return Verdict("bad", _sentence(state)) if stopped else Verdict("busy", "Waiting for the first record.")
     improved, worse, other = _changes(records)
     rounds = _config(folder, "rounds")
     where = f"round {records[-1].get('round')}" + (f" of {rounds:g}" if rounds is not None else "")
@@ -110,8 +111,12 @@ def _of_run(folder: Folder) -> Verdict:
         headline = f"Rolled back by the guard: model/ is that of round {chosen}; {said} Why: {reason}."
         return Verdict("bad", headline, improved, worse + _warnings(records[chosen + 1 :]), other)
     if state not in ("finished", "waiting"):
-        return Verdict("bad", f"{state[:1].upper()}{state[1:]}. {headline}", improved, worse, other)
+        return Verdict("bad", f"{_sentence(state)} {headline}", improved, worse, other)
     return Verdict(tone, headline, improved, worse, other)
+
+
+def _sentence(state: str) -> str:
+    return f"{state[:1].upper()}{state[1:]}."
 
 
 def _rolled_back(folder: Folder) -> tuple[int, str] | None:

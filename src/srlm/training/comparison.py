@@ -137,6 +137,8 @@ def compare(
             try:
                 results[name].append(trainer.train().records)
             except Diverged as error:
+                if not trainer.run.records():  # round 0, which all arms share, could not be drawn
+                    raise
                 display.say(str(error))
                 diverged.append(name)
                 results[name].append(trainer.run.records())

@@ -42,10 +42,10 @@ class TrainResult:
 
 
 def become(policy: TransformerPolicy, run: RunFolder, config: SelfRewardConfig, round: int) -> None:
-    """Put the weights of an earlier round, or the untouched ones, into the policy of the last."""
+    """Put the weights of a round, or the untouched ones, into the policy of the last that was made."""
     if round == 0:
         policy.reset()
-    elif round < len(run.records()) - 1:
+    elif (run.round(round + 1) / config.weights_folder).exists():
         kept = run.round(round) / config.weights_folder
         verify(kept)
         policy.load_weights(kept)
@@ -62,7 +62,7 @@ def leave(
     """chosen: the round that the policy is of, if the run is over; by default that of the last record."""
     run = ledger.run
     records = run.records()
-    chosen = len(records) - 1 if chosen is None else chosen
+    chosen = max(0, len(records) - 1) if chosen is None else chosen
     said = {"events": history(records, config) if config.guard else [], "chosen": chosen}
 
     def save_model(folder: Path) -> None:

@@ -245,6 +245,8 @@ class SelfRewardTrainer:
                     self.display.say(f"{decision.action}: the model is that of round {chosen}")
                     break
         except Diverged as error:
+            # A round that could not be drawn has a policy, but no record: model/ is to be what the records tell of.
+            become(policy, self.run, config, max(0, len(self.run.records()) - 1))
             leave(policy, self.ledger, config, self.display, f"stopped: {error}")
             raise Diverged(f"{error} (the last good round is saved in {self.run.path / 'model'})") from error
         if unread := given_up():
