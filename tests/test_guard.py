@@ -504,7 +504,7 @@ WAYS = {
     "gspo": {"objective": "gspo"},
     "kl to the start": {"kl_initial": 0.5},
     "length window": {"length_penalty": 1.0, "length_window": (5, 5)},
-    "dropped": {"truncated": "drop", "max_new_tokens": 5},
+    "dropped": {"truncated": "drop", "max_new_tokens": 6},
     "penalised": {"truncated": "penalise", "max_new_tokens": 5},
 }
 

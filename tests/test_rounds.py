@@ -213,6 +213,14 @@ def test_a_band_that_leaves_no_prompt(run: Any) -> None:
     assert Path("a/model/config.json").exists()
 
 
+def test_responses_none_of_which_ends(run: Any) -> None:
+    outcome = run("a", truncated="drop", max_new_tokens=1)
+    assert outcome.code == 2
+    assert "round 0: no prompt that counts has two finished responses" in outcome.err
+    assert "--truncated penalise" in outcome.err and outcome.err.count("\n") == 1
+    assert Path("a/model/config.json").exists() and not Path("a/round-001").exists()
+
+
 def test_more_votes_than_samples(run: Any) -> None:
     ok(run("a", votes=9, reward="majority", rounds=1))
     ok(run("b", reward="majority", rounds=1))

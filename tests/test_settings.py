@@ -54,7 +54,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "length_penalty": (1.0, {}),
     "length_window": ((0, 3), {"length_penalty": 1.0}),
     "kl_initial": (0.5, {}),
-    "truncated": ("drop", {}),
+    "truncated": ("drop", {"stop": ["e", "t", "o", "a"]}),
     "learning_rate": (1e-2, {}),
     "gain_learning_rate": (0.0, {}),
     "epochs": (1, {}),

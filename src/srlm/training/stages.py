@@ -102,6 +102,11 @@ class Stages:
         inside = self.weighing.inside(rollouts).nonzero()[:, 0].tolist()
         if not inside:
             raise NothingToLearn(self.weighing.outside(rollouts))
+        if not rollouts.weight.any():
+            raise NothingToLearn(
+                f"round {round}: no prompt that counts has two finished responses, expected some, since --truncated "
+                "drop learns from these alone: raise --max-new-tokens, or use --truncated penalise"
+            )
         whole = len(inside) == len(rollouts.prompts)
 
         def work(checkpoint: StepCheckpoint, progress: Progress) -> tuple[Columns, Tensor]:
