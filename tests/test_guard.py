@@ -550,20 +550,25 @@ def test_a_run_by_tokens_goes_on_where_it_was_killed(place, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "options", "words"),
     [
-        ({"truncation_rate": 0.51, "effective_samples": 3.0}, ["cut off at 64 tokens"]),
-        ({"truncation_rate": 0.5, "effective_samples": 2.0}, []),
-        ({"truncation_rate": 0.0, "effective_samples": 1.05}, ["1.05 effective samples of 8"]),
-        ({"truncation_rate": 1.0, "effective_samples": 1.0}, ["--truncated drop", "--step"]),
-        ({"effective_samples": 1.5, "step": 2.5}, ["--step 1.0"]),
-        ({"effective_samples": 1.5, "step": 1.04}, ["--step 0.5"]),  # not the one it takes already
-        ({}, []),
-        ({"round": 1, "truncation_rate": 1.0, "effective_samples": 1.0, "fidelity_r2": 0.0, "achieved": 0.9}, []),
-        ({"round": 1, "fidelity_r2": -25.5, "achieved": 0.93}, ["R² of the update is -26"]),
-        ({"round": 2, "fidelity_r2": -25.5}, []),  # nothing was asked for
+        ({"truncation_rate": 0.51, "effective_samples": 3.0}, {}, ["cut off at 64 tokens"]),
+        ({"truncation_rate": 0.5, "effective_samples": 2.0}, {}, []),
+        ({"truncation_rate": 0.0, "effective_samples": 1.05}, {}, ["1.05 effective samples of 8"]),
+        ({"truncation_rate": 1.0, "effective_samples": 1.0}, {}, ["--truncated drop", "--step"]),
+        ({"effective_samples": 1.5, "step": 2.5}, {}, ["--step 1.0"]),
+        ({"effective_samples": 1.5, "step": 1.04}, {}, ["--step 0.5"]),  # not the one it takes already
+        ({"effective_samples": 1.65}, {"num_samples": 2}, []),  # of two, hardly fewer
+        *(({"effective_samples": 1.0}, {"objective": one}, []) for one in ("imitation", "grpo", "dpo")),  # no --step
+        ({"truncation_rate": 1.0}, {"truncated": "drop"}, ["tells little: raise --max-new-tokens"]),
+        ({}, {}, []),
+        ({"round": 1, "truncation_rate": 1.0, "effective_samples": 1.0, "fidelity_r2": 0.0, "achieved": 0.9}, {}, []),
+        ({"round": 1, "fidelity_r2": -25.5, "achieved": 0.93}, {}, ["R² of the update is -26"]),
+        ({"round": 2, "fidelity_r2": -25.5}, {}, []),  # nothing was asked for
     ],
 )
-def test_advice_before_anything_is_trained_and_of_updates(record, words):
-    said = advice(record, SelfRewardConfig())
+def test_advice_before_anything_is_trained_and_of_updates(record, options, words):
+    config = SelfRewardConfig(**options)
+    said = advice(record, config, config)
+    assert not any("--truncated drop" in one for one in said) or config.truncated == "keep"
     assert len(said) == len(words) and all(word in one for word, one in zip(words, said, strict=True))

@@ -6,32 +6,35 @@ import math
 from collections.abc import Iterator
 
 from srlm.guard.signals import figure
-from srlm.sizes import Sizes
+from srlm.objectives.settings import ObjectiveSettings, ShapingSettings
 from srlm.types import Record
 
 MOST_TRUNCATED = 0.5
-LEAST_EFFECTIVE = 2.0
+LEAST_EFFECTIVE = 2.0  # or half of K, where that is less
 
 
-def advice(record: Record, sizes: Sizes) -> list[str]:
+def advice(record: Record, objective: ObjectiveSettings, shaping: ShapingSettings) -> list[str]:
     """Sentences."""
-    return list(_update(record) if figure(record, "round") else _start(record, sizes))
+    return list(_update(record) if figure(record, "round") else _start(record, objective, shaping))
 
 
-def _start(record: Record, sizes: Sizes) -> Iterator[str]:
+def _start(record: Record, objective: ObjectiveSettings, shaping: ShapingSettings) -> Iterator[str]:
     truncated, effective = figure(record, "truncation_rate"), figure(record, "effective_samples")
     if truncated is not None and truncated > MOST_TRUNCATED:
+        other = ", or leave it out with --truncated drop" if shaping.truncated == "keep" else ""
         yield (
-            f"{truncated:.0%} of the responses are cut off at {sizes.max_new_tokens} tokens, and what is cut tells "
-            "little: raise --max-new-tokens, or leave it out with --truncated drop"
+            f"{truncated:.0%} of the responses are cut off at {objective.max_new_tokens} tokens, and what is cut tells "
+            f"little: raise --max-new-tokens{other}"
         )
-    if effective is not None and effective < LEAST_EFFECTIVE:
-        now, step = figure(record, "step"), math.log(sizes.num_samples) / 2
+    samples = objective.num_samples
+    if objective.objective != "regression" or effective is None:  # others have no target that a step could make smaller
+        return
+    if effective < min(LEAST_EFFECTIVE, samples / 2):
+        now, step = figure(record, "step"), math.log(samples) / 2
         step = now / 2 if now is not None and now < 1.1 * step else step  # which that is already
         yield (
-            f"the update rests on {effective:.2f} effective samples of {sizes.num_samples}, so nearly on the best "
-            f"response of each prompt alone: give --step {step:.1f}, or a reward of smaller "
-            "spread"
+            f"the update rests on {effective:.2f} effective samples of {samples}, so nearly on the best response of "
+            f"each prompt alone: give --step {step:.1f}, or a reward of smaller spread"
         )
 
 

@@ -236,7 +236,7 @@ class SelfRewardTrainer:
                 self.display.row(record | {"stage": decision.stage})
                 if self.main and self.on_round is not None:
                     self.on_round(dict(record))
-                for said in advice(record, config):
+                for said in advice(record, config, config):
                     self.display.say(f"advice: {said}")
                 if decision.stage == "collapsing":
                     self.display.say(f"round {step.round} · guard: {decision.reason}")
