@@ -278,6 +278,7 @@ def test_stages_and_until_saturated() -> None:
     assert settled(rounds, CONFIG) and decide(rounds, CONFIG).action == "continue"
     until = replace(CONFIG, until="saturated")
     assert (decide(rounds, until).action, decide(rounds, until).round) == ("stop", 3)
+    assert decide(rounds, until).reason.endswith("of round 0's mode surprisal and J_0 gap")
     assert decide(rounds, replace(until, patience=2)).action == "continue"
     assert decide([*rounds, done], replace(until, patience=2)).action == "stop"
 

@@ -533,6 +533,19 @@ def test_a_run_that_was_rolled_back_is_judged_by_the_round_that_was_kept(tmp_pat
     assert says in found.headline and "0.800" not in found.headline + " ".join(found.improved)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "tone", "says"), [(0, "open", "the model it began with"), (1, "good", "0.200 → 0.900")]
+)
+def test_a_saturated_run_is_judged_by_the_round_that_was_kept(tmp_path, chosen, tone, says):
+    events = [{"round": 2, "action": "stop", "reason": "little changes"}]
+    folder = write_run(tmp_path / "run", accuracies=(0.2, 0.9, 0.8), guard={"events": events, "chosen": chosen})
+    found = verdict(read_folder(folder))
+    assert found.tone == tone and f"model/ is that of round {chosen}; " in found.headline and says in found.headline
+    assert "0.800" not in found.headline + " ".join(found.improved)
+    last = write_run(tmp_path / "last", guard={"events": events, "chosen": 2})
+    assert verdict(read_folder(last)).headline.startswith("Improved: sampled accuracy 0.200 → 0.800")
+
+
 def test_colours_are_those_of_the_figures():
     from srlm.figures import STYLE
 

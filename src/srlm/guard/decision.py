@@ -45,7 +45,8 @@ def decide(records: Sequence[Record], config: GuardSettings) -> Decision:
         return Decision("continue", best, "collapsing", reason)
     if settled(records, config):
         stop = config.until == "saturated" and enough and all(settled(records[: t + 1], config) for t in recent)
-        reason = f"the best response gains, and the J_0 gap changes, by less than {config.guard_saturated:g} nats"
+        share = f"{config.guard_saturated:g} of round 0's mode surprisal and J_0 gap"
+        reason = f"the best response gains, and the J_0 gap changes, by less than {share}"
         return Decision("stop" if stop else "continue", best, "saturated", reason)
     kappa = held_out(records[-1], "log10_kappa_upper")
     reason = "" if kappa is None else f"kappa is at most 10^{kappa:.2f}"

@@ -103,13 +103,17 @@ def _of_run(folder: Folder) -> Verdict:
     tone, headline = _judgement(records)
     if state == "running":
         return Verdict("busy", f"Not finished: {where} is recorded. So far: {headline}", improved, worse, other)
-    if (rolled := _rolled_back(folder)) is not None:
-        chosen, reason = rolled
+    if (earlier := _earlier(folder)) is not None:
+        chosen, reason = earlier
         kept = records[: chosen + 1]
         improved, worse, other = _changes(kept)
-        said = _judgement(kept)[1] if chosen else "that is the model it began with."
-        headline = f"Rolled back by the guard: model/ is that of round {chosen}; {said} Why: {reason}."
-        return Verdict("bad", headline, improved, worse + _warnings(records[chosen + 1 :]), other)
+        tone, said = _judgement(kept) if chosen else ("open", "that is the model it began with.")
+        headline = f"model/ is that of round {chosen}; {said}"
+        if reason is None:
+            headline = f"Saturated, and an earlier round was better: {headline}"
+        else:
+            tone, headline = "bad", f"Rolled back by the guard: {headline} Why: {reason}."
+        return Verdict(tone, headline, improved, worse + _warnings(records[chosen + 1 :]), other)
     if state not in ("finished", "waiting"):
         return Verdict("bad", f"{_sentence(state)} {headline}", improved, worse, other)
     return Verdict(tone, headline, improved, worse, other)
@@ -119,14 +123,15 @@ def _sentence(state: str) -> str:
     return f"{state[:1].upper()}{state[1:]}."
 
 
-def _rolled_back(folder: Folder) -> tuple[int, str] | None:
-    """The round whose model was kept, and the guard's reason, if it went back to one."""
+def _earlier(folder: Folder) -> tuple[int, str | None] | None:
+    """The round whose model was kept, if it is not the last one, and why the guard went back to it, if it did: a run
+    that was saturated keeps its best round, too."""
     found = folder.manifest.get("guard")
     events, chosen = (found.get("events"), number(found.get("chosen"))) if isinstance(found, dict) else (None, None)
-    if not isinstance(events, list) or chosen is None or not 0 <= chosen < len(folder.records):
+    if not isinstance(events, list) or chosen is None or not 0 <= chosen < len(folder.records) - 1:
         return None
     reasons = [e.get("reason") for e in events if isinstance(e, dict) and e.get("action") == "roll back"]
-    return (int(chosen), str(reasons[-1])) if reasons else None
+    return int(chosen), str(reasons[-1]) if reasons else None
 
 
 def _judgement(records: Sequence[Record]) -> tuple[str, str]:
