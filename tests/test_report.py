@@ -24,6 +24,7 @@ from plotly.graph_objects import Figure
 from pyarrow import parquet
 from support import command, interruptible, refused, words
 
+from srlm.prompts.sources import load_prompts
 from srlm.report import folders, read_all, report_or_reason, save_figures
 from srlm.report.card import card_or_reason, model_card
 from srlm.report.charts import charts
@@ -490,6 +491,35 @@ def test_right_and_wrong_agree_with_the_answers(run):
         (2, "Aa", False),
         (2, "Bb", False),
     }
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_right_and_wrong_are_known_of_a_part_of_the_held_out_prompts(tmp_path, given):
+    """One is skipped, and of those that are left a page shows some; the set is made again as the run made it."""
+    names = "abcdefgh" if given else "abcdefghijklmnopqrst"
+    rows = [{"prompt": f"Capital of {name}?", "answer": [name]} for name in names]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = load_prompts(tmp_path / "c.jsonl")
+    held = (source if given else source.split(len(rows) // 4, 7)[1]).take(4, 7)
+    left = held.leave_out([1])
+    write_run(
+        folder, prompts=[left.prompts.items[0]], responses=(left.answers[0][0].upper(), "1"), held_out_given=given
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config"] |= {"max_held_out": 4, "held_out_share": 0.25, "consistency_band": [0.1, 0.9], "match": "exact"}
+    manifest["data"] |= {
+        ("held_out" if given else "prompts"): {"source": str(tmp_path / "c.jsonl"), "number": 4},
+        "held_out_answers": {"fingerprint": hashlib.sha256(repr(held.answers).encode()).hexdigest()},
+    }
+    manifest["skipped"] = {"rollouts": [], "held_out": [1]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = read_folder(folder)
+    samples = [s for s in found.samples if s.part == HELD_OUT]
+    assert samples and all(s.right == (s.response != "1") for s in samples), found.notes
+    card = model_card(manifest, [one | {"held_out_prompts": 3} for one in found.records])
+    assert "on 3 held-out prompts" in card
 
 
 def test_answers_that_changed_or_are_gone_or_are_judged_by_code_are_left_out(run, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from srlm.errors import UserError
 from srlm.types import PromptItem, Prompts
 
+MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 _TAKE, _SPLIT, _FRESH = (
     1,
     2,
@@ -55,6 +56,11 @@ class PromptSet:
             given = f"{held_out} of {len(key)} prompts ({len(set(key))} distinct) of {self.source} cannot be held out"
             raise UserError(f"{given}; hold out 1 or more and leave 1 or more to train on")
         return self._pick(train), self._pick(order[:held_out])
+
+    def set_aside(self, share: float, seed: int) -> tuple[PromptSet, PromptSet | None]:
+        """(train, held out) where no held-out prompts are given: that share, at most MOST_HELD_OUT."""
+        number = min(MOST_HELD_OUT, int(share * len(self.prompts)))
+        return self.split(number, seed) if number else (self, None)
 
     def without(self, other: PromptSet) -> PromptSet:
         """The prompts that do not stand in `other`."""

@@ -139,7 +139,10 @@ def _cell(record: Record, key: str, form: str) -> str:
 
 def _limits(records: Sequence[Record], data: dict[str, Any]) -> list[str]:
     held = data.get("held_out")
-    few = f"on {held.get('number')} held-out prompts" if isinstance(held, dict) else "on training prompts only"
+    measured = (number(record.get("held_out_prompts")) for record in records)
+    count = next((f"{one:.0f}" for one in measured if one is not None), None)  # without those that were skipped
+    many = held.get("number") if count is None and isinstance(held, dict) else count
+    few = f"on {many} held-out prompts" if isinstance(held, dict) else "on training prompts only"
     lines = [
         f"- Measured {few} of one kind; nothing is known of others.",
         "- Sharpening makes a model more certain of what it held likely, right or wrong, and its answers less varied.",

@@ -28,7 +28,6 @@ from srlm.rewards.table import LABELLED, Teacher, checks, judged_by, judges, rew
 from srlm.starting import load_policy as load_policy
 from srlm.types import Level, Objective, Reward
 
-MOST_HELD_OUT = 64  # of the prompts set aside when no held-out file is given
 BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo": policy_gradient.dr_grpo}
 CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
 
@@ -80,8 +79,7 @@ def prompt_sets(
         if not uses_labels(config):
             train = dataclasses.replace(train, answers=None)
     else:
-        number = min(MOST_HELD_OUT, int(config.held_out_share * len(train.prompts)))
-        train, held = train.split(number, config.seed) if number else (train, None)
+        train, held = train.set_aside(config.held_out_share, config.seed)
     return train.take(config.max_prompts, config.seed), held and held.take(config.max_held_out, config.seed)
 
 

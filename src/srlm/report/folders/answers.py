@@ -6,7 +6,7 @@ import functools
 import hashlib
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srlm.errors import UserError
 from srlm.prompts.settings import PromptSettings
@@ -14,13 +14,16 @@ from srlm.report.folders.folder import HELD_OUT, Sample
 from srlm.report.folders.responses import words
 from srlm.report.folders.salvage import at
 
+if TYPE_CHECKING:  # it needs torch
+    from srlm.prompts.select import PromptSet
+
 # A user's own function is code, which looking at a run must not run.
 _RULES = ("auto", "contains", "exact", "number", "math", "regex")
 
 
 def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample], str | None]:
-    """Right or wrong for held-out samples. The run keeps accuracies only, so the answers are read again from where the
-    run had them, and believed if they are the same."""
+    """Right or wrong for held-out samples. The run keeps accuracies only, so its held-out set is made again from where
+    it had it, and believed if the answers are the same: samples may be of a part of it."""
     rule = at(manifest, "config", "match")
     if rule not in _RULES:
         return samples, f"Which samples are right is not shown: the match rule {rule} is not one of srlm's own."
@@ -31,18 +34,24 @@ def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample
 
     try:
         config = manifest.get("config") or {}
-        asked = PromptSettings(**{f.name: config[f.name] for f in fields(PromptSettings) if f.name in config})
-        known = _answers(str(given), Path(str(given)).stat().st_mtime_ns, asked)
-        answers = {i: known[prompt] for i, prompt in sorted(prompts.items())}
-        fingerprint = hashlib.sha256(repr(tuple(answers.values())).encode()).hexdigest()
-        if fingerprint != at(manifest, "data", "held_out_answers", "fingerprint"):
+        plain: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in config.items()}
+        asked = PromptSettings(**{f.name: plain[f.name] for f in fields(PromptSettings) if f.name in plain})
+        held = _prompts(str(given), Path(str(given)).stat().st_mtime_ns, asked)
+        if source == "prompts":
+            held = held.set_aside(asked.held_out_share, config["seed"])[1] or held
+        held = held.take(asked.max_held_out, config["seed"])
+        fingerprint = hashlib.sha256(repr(held.answers).encode()).hexdigest()
+        if held.answers is None or fingerprint != at(manifest, "data", "held_out_answers", "fingerprint"):
             raise ValueError
-        right = match_rule(rule)
+        held = held.leave_out(at(manifest, "skipped", "held_out") or ())
+        if any(words(held.prompts.items[i]) != prompt for i, prompt in prompts.items()):
+            raise ValueError
+        answers, right = held.answers or (), match_rule(rule)
         return [
             Sample(**vars(s) | {"right": bool(right(s.response, answers[s.prompt_index]))}) if s.part == HELD_OUT else s
             for s in samples
         ], None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, UserError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, UserError, RecursionError):
         return samples, (
             "Which samples are right is not shown: the run keeps accuracies only, and the answers it was measured "
             f"with are no longer in {given} (seen from this folder)."
@@ -50,11 +59,10 @@ def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample
 
 
 @functools.lru_cache(maxsize=8)
-def _answers(source: str, changed: int, asked: PromptSettings) -> dict[str, tuple[str, ...]]:
-    """Answers by prompt; `changed` keeps the cache honest."""
+def _prompts(source: str, changed: int, asked: PromptSettings) -> PromptSet:
+    """`changed` keeps the cache honest."""
     if not Path(source).is_file():  # never the network
         raise ValueError(f"{source} is not a file")
     from srlm.prompts.sources import prompts_of
 
-    given = prompts_of(source, asked)
-    return {words(item): one for item, one in zip(given.prompts.items, given.answers or (), strict=True)}
+    return prompts_of(source, asked)
