@@ -637,7 +637,10 @@ def test_verdicts_of_experiments(tmp_path):
     text = seen(tmp_path).text
     assert "Does not hold: b (1 of 2 experiments)." in text and "0.1 < 0.2 <b>" in text
     assert "✓ holds" in text and "✗ does not hold" in text
+    before = folders.watched(tmp_path)
     (tmp_path / "b.json").unlink()
+    after = folders.watched(tmp_path)
+    assert (len(before), len(after)) == (9, 8)  # so that whoever watches sees it
     assert "Holds. 2 more without a verdict." in seen(tmp_path).text
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 import types
 
@@ -19,13 +20,13 @@ accumulator = (
     else None
 )
 needs_tensorboard = pytest.mark.skipif(accumulator is None, reason="tensorboard is not installed")
-SAMPLES = {
-    "prompt_index": [0, 0, 9],
-    "sample_index": [0, 7, 0],
-    "prompt": ["a | b `c`\n<b>", "x", "x"],
-    "response": ["\u202e</td>", "x", "x"],
-    "log_prob": [-1.5, 0.0, 0.0],
-    "reward": [2.0, 0.0, 0.0],
+SAMPLES = {  # of prompts 40 to 48 of the run's set: one response too far, seven more, and one to a ninth prompt
+    "prompt_index": [40, *range(40, 48), 48],
+    "sample_index": [0, *[7] * 8, 0],
+    "prompt": ["a | b `c`\n<b>", *"xxxxxxxxx"],
+    "response": ["\u202e</td>", *"xxxxxxxxx"],
+    "log_prob": [-1.5, *[0.0] * 9],
+    "reward": [2.0, *[0.0] * 9],
 }
 
 
@@ -152,6 +153,20 @@ def test_each_tracker_gets_numbers_and_samples(tmp_path, stand, monkeypatch, nam
     else:
         text = texts[3] if name == "mlflow" else calls[3][1][0]["samples"]
         assert text.splitlines()[2:] == ["| `a ¦ b 'c' <b>` | `\\u202e</td>` | -1.5 | 2 |"]
+
+
+def test_every_run_has_a_place_of_its_own_unless_told(tmp_path, stand, monkeypatch):
+    """The arms of a comparison are runs of one process."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        trackers = Trackers(["mlflow"], tmp_path / name / "trackers", name, print)
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path / name / 'trackers' / 'mlflow'}.db"
+        trackers.finish()
+        assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "elsewhere")
+    Trackers(["mlflow"], tmp_path / "a" / "trackers", "a", print).finish()
+    assert os.environ["MLFLOW_TRACKING_URI"] == "elsewhere"
 
 
 @pytest.mark.parametrize("broken", ["start", "log", "log_table", "finish"])

@@ -42,6 +42,7 @@ class Trackers:
     def __init__(self, names: Sequence[str], folder: Path, run: str, say: Callable[[str], None]) -> None:
         self._say = say
         self._running: dict[str, Any] = dict.fromkeys(names)
+        self._set: list[str] = []  # in the environment, for this run alone
         if names:
             self._each(lambda name, _: self._start(name, folder.resolve(), run))
 
@@ -66,6 +67,8 @@ class Trackers:
 
     def finish(self) -> None:
         self._each(lambda _, tracker: tracker.finish())
+        while self._set:
+            os.environ.pop(self._set.pop(), None)
 
     def _start(self, name: str, folder: Path, run: str) -> None:
         from accelerate import tracking
@@ -76,10 +79,12 @@ class Trackers:
         elif name == "wandb":
             tracker = tracking.WandBTracker(PROJECT, name=run, dir=str(folder))
         elif name == "trackio":
-            os.environ.setdefault("TRACKIO_DIR", str(folder / name))
+            os.environ.setdefault("TRACKIO_DIR", str(folder / name))  # read once a process: later runs share it
             tracker = tracking.TrackioTracker(PROJECT, name=run, resume="allow")
         else:
-            os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{folder / name}.db")
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / name}.db"
+                self._set.append("MLFLOW_TRACKING_URI")
             tracker = tracking.MLflowTracker(PROJECT, (folder / name).as_uri(), run_name=run)
         tracker.start()
         self._running[name] = tracker
@@ -96,8 +101,10 @@ class Trackers:
 
 def _rows(samples: Mapping[str, Sequence[Any]]) -> list[list[Any]]:
     """The first responses to the first prompts; a judge gives held-out ones no reward."""
-    places = zip(samples.get("prompt_index", ()), samples.get("sample_index", ()), strict=True)
-    chosen = [i for i, (p, k) in enumerate(places) if p < MOST_PROMPTS and k < MOST_RESPONSES]
+    prompts = samples.get("prompt_index", ())  # numbers in the run's set, of which a round may have a part
+    first = list(dict.fromkeys(prompts))[:MOST_PROMPTS]
+    places = zip(prompts, samples.get("sample_index", ()), strict=True)
+    chosen = [i for i, (p, k) in enumerate(places) if p in first and k < MOST_RESPONSES]
     return [[_shown(samples[name][i]) if name in samples else "–" for name in COLUMNS] for i in chosen]
 
 

@@ -55,8 +55,8 @@ def read_folder(path: Path, name: str | None = None, *, patient: bool = False, f
 
 def watched(path: Path) -> list[tuple[str, int, int]]:
     """What a report of `path` is made of, so that a change shows."""
-    names = ["manifest.json", "records.jsonl", "diagnose.json", "round-*/stages.json", "*.parquet"]
-    names += ["round-*/*.parquet", "round-*/*/*.parquet"]
+    names = ["records.jsonl", "round-*/stages.json", "*.parquet", "round-*/*.parquet", "round-*/*/*.parquet"]
+    names += ["*.json", "*.svg", "*.csv"]  # manifest, diagnosis; figures, tables and verdicts of experiments
     found = []
     for file in sorted(file for name in names for file in path.glob(name)):
         try:
