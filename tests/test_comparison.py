@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from srlm.config import SelfRewardConfig
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.run.tables import Table
+from srlm.training import parts, trainer
 from srlm.training.comparison import Spread, compare, file_name
 
 OPTIONS = SETTINGS | {"rounds": 1}
@@ -30,6 +32,21 @@ def labelled(tmp_path):
 
 def settings(folder, **changes) -> SelfRewardConfig:
     return SelfRewardConfig(output=str(folder), **{**OPTIONS, **changes})
+
+
+def test_one_arm_lets_go_of_its_model_before_the_next_is_loaded(tiny, prompts_file, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(*given):
+        assert not any(model() for model in loaded)
+        policy = parts.load_policy(*given)
+        loaded.append(weakref.ref(policy.model))
+        return policy
+
+    monkeypatch.setattr(trainer, "load_policy", load)
+    given = {reward: {"reward": reward} for reward in ("log_likelihood", "random", "majority")}
+    compare(str(tiny), settings(tmp_path / "c"), prompts_file, None, given, display=Display(silent=True))
+    assert len(loaded) == 3
 
 
 def test_arms_share_their_start_and_differ_by_their_reward_alone(tiny, prompts_file, labelled, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -134,6 +135,7 @@ def compare(
         _keep(output, main, {"state": "running", "seeds": seeds, "settings": settings, "earlier": earlier})
         for seed, name, trainer in trainers:
             display.anew().say(f"\n{name}, seed {seed}")
+            gc.collect()  # a policy hangs together in circles, and two of them may not fit
             try:
                 results[name].append(trainer.train().records)
             except Diverged as error:
