@@ -16,6 +16,7 @@ from srlm.report.plot import plot
 from srlm.run.files import verify, write_atomically
 from srlm.run.folder import RunFolder
 from srlm.run.ledger import Ledger
+from srlm.run.rounds import rounds_of
 from srlm.types import Record
 
 
@@ -45,7 +46,7 @@ def become(policy: TransformerPolicy, run: RunFolder, config: SelfRewardConfig, 
     """Put the weights of a round, or the untouched ones, into the policy of the last that was made."""
     if round == 0:
         policy.reset()
-    elif (run.round(round + 1) / config.weights_folder).exists():
+    elif round < rounds_of(run.path)[-1]:
         kept = run.round(round) / config.weights_folder
         verify(kept)
         policy.load_weights(kept)
