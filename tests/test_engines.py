@@ -31,6 +31,7 @@ from support import (
     write_prompts,
 )
 
+from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer.engines import servers as servers_module
 from srlm.policies.transformer.engines.servers import Servers
@@ -39,6 +40,7 @@ from srlm.policies.transformer.engines.vllm import VllmEngine
 from srlm.policies.transformer.engines.wire import Asked, Said, read, request
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes, silent
+from srlm.training.weighing import Weighing
 from srlm.types import Prompts
 
 RECORDED = json.loads((Path(__file__).parent / "vllm-0.32.0.json").read_text())
@@ -795,6 +797,16 @@ def test_weights_that_moved_less_than_rounding_are_not_said_to_be_lost(moved):
         found += untouched_is_nearer((noise + 10 * step).abs(), noise.abs(), new, 0.01) > 0
     assert alarms == 0
     assert found == 2000 or moved < 0.02  # .16 nats a token that did not arrive
+
+
+def test_importance_weights_leave_a_prompt_its_share(monkeypatch):
+    """Else the mean of a group's rewards, tens of nats of a log-likelihood, would come into every objective."""
+    cut = torch.tensor([[0.9, 0.3], [0.5, 0.5]])
+    monkeypatch.setattr(Weighing, "_correction", lambda self, rollouts: (cut, {}))
+    responses = SimpleNamespace(finished=torch.ones(2, 2, dtype=torch.bool))
+    rollouts = SimpleNamespace(prompts=[0, 1], weight=torch.full((2, 2), 0.5), responses=responses)
+    weight = Weighing(SelfRewardConfig(output="run"), None, None).weight(rollouts, torch.zeros(2, 2))
+    assert torch.allclose(weight, torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
 
 
 def test_importance_weights_are_cut():

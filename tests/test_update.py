@@ -24,6 +24,7 @@ from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout import batches, cost
 from srlm.policies.transformer.layout.group import Group, Places
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.rounding import lost_to_rounding
 from srlm.policies.transformer.update import Diverged, MasterAdamW, Optimisation, fit
 from srlm.types import Level, Objective, Prompts, Rollouts, UpdateInfo
 
@@ -147,6 +148,26 @@ def test_a_bf16_model_loses_no_small_step() -> None:
         optimiser.step([torch.full((4,), -1.0)], 0.1)
     assert optimiser.masters[0].tolist() == pytest.approx([1 + 100 * 2**-7 / 10] * 4, rel=1e-4)
     assert torch.equal(weight, optimiser.masters[0].bfloat16()) and weight[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rank", "rate", "steps", "lost"),
+    [
+        ("bf16", 0, 3e-6, 1, True),  # as `--method intuitor` in bf16
+        ("fp32", 0, 3e-6, 1, False),
+        ("bf16", 0, 1e-5, 2000, False),
+        ("bf16", 16, 1.5e-4, 36, False),  # the defaults
+    ],
+)
+def test_a_round_that_bf16_rounds_away_is_told_of(tiny, dtype, rank, rate, steps, lost) -> None:
+    policy = TransformerPolicy.load(str(tiny), dtype=dtype, lora_rank=rank, max_new_tokens=4)
+    said = lost_to_rounding(policy, Optimisation(rate, 1), steps)
+    assert (said is not None) is lost
+    if lost:
+        held = [value for value in policy.weights.held().values() if value.ndim > 1]
+        moved = torch.cat([(value.float() + rate).bfloat16().flatten() for value in held])
+        same = float((moved == torch.cat([value.flatten() for value in held])).double().mean())
+        assert f"moves a weight by {rate:g} at most, and {same:.0%} of the weights round that away in bfloat16" in said
 
 
 def test_an_optimiser_goes_on_from_its_state() -> None:

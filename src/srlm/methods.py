@@ -12,9 +12,9 @@ from typing import Any
 
 from srlm.errors import UserError
 
-# Published with all weights trained and no separate gain; most drew each step's samples anew, which here is a round of
-# one epoch with all its prompts in one step.
-_WHOLE = {"gain_learning_rate": 0.0, "lora_rank": 0}
+# Published with all weights trained and no separate gain, by steps that bf16 would round away between rounds; most drew
+# each step's samples anew, which here is a round of one epoch.
+_WHOLE = {"gain_learning_rate": 0.0, "lora_rank": 0, "dtype": "fp32"}
 _ONLINE = {"epochs": 1} | _WHOLE
 
 

@@ -32,6 +32,12 @@ from srlm.types import Prompts, Rollouts, UpdateInfo, Votes
 VOTES = 2_000_003  # added to the seed of votes, which are to meet no draw of others
 
 
+def optimisation(config: SelfRewardConfig) -> Optimisation:
+    return Optimisation(
+        config.peak_rate, config.epochs, config.gain_learning_rate, checkpoint_steps=config.checkpoint_steps
+    )
+
+
 class NothingToLearn(Diverged):
     """A round has no prompt to learn from; the policy is the last one."""
 
@@ -119,12 +125,7 @@ class Stages:
                     config, self.ledger.record(round).get("kendall_tau"), self.weighing.beta(round)
                 ),
                 level=level_of(config),
-                optimisation=Optimisation(
-                    config.peak_rate,
-                    config.epochs,
-                    config.gain_learning_rate,
-                    checkpoint_steps=config.checkpoint_steps,
-                ),
+                optimisation=optimisation(config),
                 seed=config.seed,
                 checkpoint=checkpoint,
                 main=policy.processes.is_main_process,

@@ -24,6 +24,7 @@ from srlm.policies.transformer.devices.watch import Watch, watching
 from srlm.policies.transformer.load.kept import Loaded, model_name
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import Progress, processes
+from srlm.policies.transformer.rounding import lost_to_rounding
 from srlm.policies.transformer.update import Diverged
 from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
@@ -41,7 +42,7 @@ from srlm.training.holding import holding
 from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, rubric_texts, uses_labels
 from srlm.training.probe import Probe
 from srlm.training.recording import Recorder
-from srlm.training.stages import Stages
+from srlm.training.stages import Stages, optimisation
 from srlm.training.tables import Tables
 from srlm.training.teacher import Teacher
 from srlm.training.weighing import Weighing
@@ -211,6 +212,8 @@ class SelfRewardTrainer:
         for note in policy.notes:
             self.display.say(note)
         self._foresee(policy)
+        if lost := lost_to_rounding(policy, optimisation(config), self._steps()):
+            self.display.say(f"advice: {lost}")
         recorded = self.run.records()
         chosen = config.rounds
         steps = self_reward(
@@ -276,6 +279,12 @@ class SelfRewardTrainer:
                 self.display.say(report_or_reason(self.run.path))
             self.run.release()
         return TrainResult.of(self.run)
+
+    def _steps(self) -> int:
+        """Of a round's update."""
+        number = self.config.prompts_per_round
+        prompts = (len(self.prompts) if number is None else number) + (self.config.written_prompts or 0)
+        return max(1, -(-prompts // self.config.prompts_per_step)) * self.config.epochs
 
     def _foresee(self, policy: TransformerPolicy) -> None:
         """What a round will take, where that can be told. Every process looks: its weights may be needed."""

@@ -70,7 +70,12 @@ class Weighing:
 
     def weight(self, rollouts: Rollouts, reward: Tensor) -> Tensor:
         """[P, K] as the objective counts responses."""
-        weight = rollouts.weight * self.inside(rollouts)[:, None] * self._correction(rollouts)[0]
+        weight = rollouts.weight * self.inside(rollouts)[:, None]
+        correction = self._correction(rollouts)[0]
+        if correction is not None:  # within a prompt, whose weights go on summing to what they did
+            corrected = weight * correction
+            total = corrected.sum(-1, keepdim=True).clamp_min(torch.finfo(corrected.dtype).tiny)
+            weight = corrected * (weight.sum(-1, keepdim=True) / total)
         return shaping.truncated(reward, weight.float(), rollouts.responses.finished, self.config.truncated)[1]
 
     def shares(self, rollouts: Rollouts, work: Callable[[], Tensor]) -> Tensor:
@@ -106,12 +111,12 @@ class Weighing:
         assert ours is not None
         return {**mismatch(ours, theirs, rollouts.responses.length), **self._correction(rollouts)[1]}
 
-    def _correction(self, rollouts: Rollouts) -> tuple[Tensor | float, Mapping[str, float]]:
+    def _correction(self, rollouts: Rollouts) -> tuple[Tensor | None, Mapping[str, float]]:
         """Truncated importance weights [P, K] of a round's responses, if they are asked for, and what they do."""
         cap = self.config.engine_correction
         theirs = self.tables.single_tokens(rollouts, OF_ENGINE) if cap else None
         if not cap or (theirs is None and self.config.engine == "builtin"):
-            return 1.0, {}
+            return None, {}
         if theirs is None:
             raise UserError(
                 "--engine-correction needs log-probs of what the engine draws from, which it does not give: start "

@@ -53,7 +53,8 @@ class Optimisation:
 
 
 class MasterAdamW:
-    """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step.
+    """AdamW without decay on fp32 copies of the parameters, so that a bf16 model loses no small step of a round; what
+    its dtype does not tell apart at the end is gone (`rounding.py`).
 
     The final norm is trained through one scalar, the logarithm of its gain; it is the last of the masters. parts: of
     each parameter this process has one, and masters and moments are of that shape. together: whose gradients are one.
