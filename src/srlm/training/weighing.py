@@ -32,14 +32,20 @@ class Weighing:
 
     # How far
 
+    @property
+    def _has_target(self) -> bool:
+        """Does an update go to pi exp(r / beta) / Z, so that beta and rewards tell how far it is asked to?"""
+        return self.config.objective == "regression"
+
     def step(self, rollouts: Rollouts, reward: Tensor) -> Record:
         """beta of the round's update and what it asks for, for the round's record: the update reads it there."""
-        config, weight = self.config, self.weight(rollouts, reward)
-        beta = config.total_beta
-        if config.step is not None:
-            beta = max(step_size(reward, weight, config.step, rollouts.prompts.weight), config.kl_initial)
-        assert beta is not None
-        record = step_record(reward, weight, beta)
+        config, weight, record = self.config, self.weight(rollouts, reward), Record()
+        if self._has_target:
+            beta = config.total_beta
+            if config.step is not None:
+                beta = max(step_size(reward, weight, config.step, rollouts.prompts.weight), config.kl_initial)
+            assert beta is not None
+            record |= step_record(reward, weight, beta)
         if config.consistency_band is not None:
             record["prompts_outside_band"] = int((~self.inside(rollouts)).sum())
         return record
@@ -52,15 +58,15 @@ class Weighing:
         return math.inf if kept is None else float(kept)  # JSON has no infinity
 
     def achieved(self, info: UpdateInfo | None) -> Record:
-        """Of the gain that an update was asked for; only the regression's target says how much that is."""
-        if info is None or self.config.objective != "regression":
+        """Of the gain that an update was asked for; nothing where there is no target to say how much that is."""
+        if info is None or not self._has_target:
             return {}
         return achieved_record(info.log_ratio, info.reward, info.rollouts.weight, self.beta(info.rollouts.round))
 
     def update_before(self, round: int) -> tuple[float | None, float]:
         """beta and clip, in the unit of the reward, of the update that made a round's policy; None where none did, or
-        one that follows no reward."""
-        if not round or self.config.objective == "imitation":
+        one without a target."""
+        if not round or not self._has_target:
             return None, self.config.clip
         beta = self.beta(round - 1)
         in_nats = self.config.step is not None and self.config.clip > 0
