@@ -446,8 +446,10 @@ def test_a_resumed_run_decides_the_same(place, tmp_path, monkeypatch):
         assert weights(result.model / "model.safetensors") == weights(whole.model / "model.safetensors")
 
 
-def test_until_saturated_and_the_stage_on_the_screen(place, tmp_path):
-    files = {"prompts": place / "prompts.jsonl", "held_out": place / "held-out.jsonl", "model": place / "model"}
+@pytest.mark.parametrize("held", [{"held_out": "held-out.jsonl"}, {"held_out_share": 0}])
+def test_until_saturated_and_the_stage_on_the_screen(place, tmp_path, monkeypatch, held):
+    monkeypatch.chdir(place)
+    files = {"prompts": "prompts.jsonl", "model": "model"} | held
     options = SETTINGS | {"rounds": 8, "until": "saturated", "guard_saturated": 0.4, "output": tmp_path / "run"}
     outcome = command(*train_words(**(files | options)))
     assert outcome.code == 0, outcome

@@ -60,7 +60,7 @@ ALWAYS = {
     ),
     *("mode_fidelity", "accuracy_sampled", "accuracy_sampled_low", "accuracy_sampled_high", "accuracy_greedy"),
     *("accuracy_greedy_low", "accuracy_greedy_high", "seconds", "peak_memory_gb"),
-    *("self_consistency", "mode_surprisal_held_out", "auroc", "auroc_low", "auroc_high", "unanimous"),
+    *("self_consistency", "mode_surprisal", "mode_surprisal_held_out", "auroc", "auroc_low", "auroc_high", "unanimous"),
     *(f"{name}_at_{k}{end}" for name in ("pass", "maj") for k in (1, 2, 3) for end in ("", "_low", "_high")),
     *(f"greedy_{what}" for what in ("learned", "kept", "lost", "never")),
 }

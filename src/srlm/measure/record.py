@@ -163,6 +163,7 @@ def train_record(
         "round": step.round,
         "prompts": len(log_prob),
         "log10_kappa_upper": log10_kappa_upper(log_prob),
+        "mode_surprisal": mode_surprisal(log_prob),
         "mean_log_prob": _mean(log_prob),
         "mean_reward": _mean(step.reward),
         "entropy": None if step.rollouts.entropy is None else _mean(step.rollouts.entropy),
