@@ -23,7 +23,8 @@ def alarms(records: Sequence[Record], config: GuardSettings) -> list[str]:
     Signals without labels are tests of what healthy sharpening does not do (`measure.drift`; of the update, that it
     moves the other way than it was asked): an alarm is raised past a margin by more than the choice of prompts
     explains, at level guard_false_alarm / 10. None is in nats or tokens; tried on answers of 8 tokens and of 160
-    (docs/methods.md). With labels, accuracy and the reward's AUROC count too.
+    (docs/methods.md). Self-consistency alone has no such level: it is held against its best round, by 95 % intervals
+    that part. With labels, accuracy and the reward's AUROC count too.
     """
     if len(records) == 1:
         return []
