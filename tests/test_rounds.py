@@ -223,7 +223,7 @@ def test_responses_none_of_which_ends(run: Any) -> None:
 
 def test_more_votes_than_samples(run: Any) -> None:
     ok(run("a", votes=9, reward="majority", rounds=1))
-    ok(run("b", reward="majority", rounds=1))
+    ok(run("b", reward="majority", rounds=1, held_out_samples=4))
     assert table(Path("a"), 0)["response"] == table(Path("b"), 0)["response"]  # the same are learned from
     assert len(table(Path("a"), 0)["response"]) == 6 * 4 and len(table(Path("a"), 0, "votes")["response"]) == 6 * 5
     for index in range(6):
@@ -236,6 +236,10 @@ def test_more_votes_than_samples(run: Any) -> None:
         made = table(Path("a"), 0)
         rewards = [r for i, r in zip(made["prompt_index"], made["reward"], strict=True) if i == index]
         assert rewards == pytest.approx(shares)
+    # Held-out samples are as many as the votes of b alone: no fit to what others asked for.
+    fewer, alike = (records(Path(name))[1] for name in ("a", "b"))
+    assert fewer["fidelity_r2_held_out"] is None and "mode_surprisal_forecast" not in fewer and "auroc" in fewer
+    assert alike["fidelity_r2_held_out"] is not None and {"mode_surprisal_forecast", "auroc"} <= alike.keys()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +288,8 @@ def test_a_teacher_votes_and_judges(run: Any, teacher: str, rank: int, monkeypat
         assert all(torch.equal(weights[t][name], expected[name].to(weights[t][name])) for name in expected)
         if t:
             assert any(not torch.equal(weights[t][name], live[t][name]) for name in expected)
+    # Held-out prompts have none of its votes, and the live policy's are another reward.
+    assert "reward" not in table(Path("a"), 1, "held_out") and "auroc" not in records(Path("a"))[1]
     # The live policy is untouched by its teacher: what a round kept is what it was.
     rewards = table(Path("a"), 2)["reward"]
     # Going on makes the same teacher anew.

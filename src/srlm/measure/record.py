@@ -36,8 +36,9 @@ LEAST_ASKED = 0.02  # of log K, the most nats that K samples can ask for
 class HeldOut:
     """What pi_t says to prompts it is not trained on.
 
-    rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge). weight of
-        the rollouts: as an update would count them.
+    rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge), or
+        where training has another (of a teacher's votes, or of more). weight of the rollouts: as an update would count
+        them.
     classes: [P][K] the answer class of each response, None for one that gives no answer.
     initial: [P, K] log pi_0 of the same responses.
     best_initial: [P] largest log pi_0 among all held-out responses so far: the best stand-in for the mode of pi_0.

@@ -25,7 +25,7 @@ from srlm.objectives import shaping
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.prompts.select import PromptSet
 from srlm.rewards.majority import answers_given
-from srlm.rewards.table import judges
+from srlm.rewards.table import judges, votes
 from srlm.training.tables import Tables
 from srlm.training.weighing import Weighing
 from srlm.types import Record
@@ -54,7 +54,9 @@ class Probe:
         generator = held_out_generator(config.seed, round)
         number = config.held_out_samples
         rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
-        reward = None if judges(config.reward) else tables.rewarded(policy, rollouts, "held_out")
+        voted = votes(config.reward)
+        untold = judges(config.reward) or (voted and config.teacher != "live")
+        reward = None if untold else tables.rewarded(policy, rollouts, "held_out")
         if reward is not None:  # how well an update generalises is asked of what it would have heeded
             finished = rollouts.responses.finished
             weight = shaping.truncated(reward, rollouts.weight, finished, config.truncated)[1]
@@ -66,7 +68,9 @@ class Probe:
         if before is not None:
             best, first_best = torch.maximum(best, before.best_initial), before.first_best
             following = tables.followed(policy, before.rollouts, "held_out")
-        self._before = found = HeldOut(rollouts, reward, classes, under_initial, best, first_best)
+        # Shares of fewer votes than in training are a noisier reward than the one that an update is asked to follow.
+        followed = None if voted and number < (config.votes or config.num_samples) else reward
+        self._before = found = HeldOut(rollouts, followed, classes, under_initial, best, first_best)
         record = held_out_record(found, before, following, *self._weighing.update_before(round))
         if self._start is None:
             self._start = found
