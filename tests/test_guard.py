@@ -28,7 +28,7 @@ from srlm.objectives.policy_gradient import dapo
 from srlm.objectives.preferences import ipo
 from srlm.objectives.regression import regression
 from srlm.policies.transformer.responses import Responses
-from srlm.training.parts import objective_function
+from srlm.training.parts import added_objective, objective_function
 from srlm.types import Prompts, Rollouts
 
 CONFIG = SelfRewardConfig(max_new_tokens=12, rounds=9)
@@ -484,11 +484,13 @@ def test_options_reach_the_objective() -> None:
     )
     for tau, smoothing in ((None, 0.0), (0.4, 0.3)):
         pairs = ipo(ratio, reward, weight, beta=0.7, pairs="best_worst", margin=0.3, label_smoothing=smoothing)
-        wanted = pairs + 0.7 * nll(ratio, reward, weight, margin=0.3)
-        torch.testing.assert_close(objective_function(config, tau)(ratio, reward, weight), wanted)
+        torch.testing.assert_close(objective_function(config, tau)(ratio, reward, weight), pairs)
+    wanted, added = 0.7 * nll(ratio, reward, weight, margin=0.3), added_objective(config)
+    torch.testing.assert_close(added(ratio, reward, weight), wanted)
+    assert added_objective(SelfRewardConfig()) is None
     tokens, on = ratio[..., None].repeat(1, 1, 4), weight[..., None].repeat(1, 1, 4)
-    config = SelfRewardConfig(objective="dapo", ratio_clip=(0.1, 0.3), nll=0.7, margin=0.3)
-    wanted = dapo(tokens, reward, on, ratio_clip=(0.1, 0.3)) + 0.7 * nll(ratio, reward, weight, margin=0.3)
+    config = SelfRewardConfig(objective="dapo", ratio_clip=(0.1, 0.3))
+    wanted = dapo(tokens, reward, on, ratio_clip=(0.1, 0.3))
     torch.testing.assert_close(objective_function(config)(tokens, reward, on), wanted)
     plain = objective_function(SelfRewardConfig(clip=2.0, anchor=0.5))(ratio, reward, weight)
     torch.testing.assert_close(plain, regression(ratio, reward, weight, beta=1.0, clip=2.0, anchor=0.5))

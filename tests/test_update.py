@@ -15,13 +15,15 @@ from conftest import make_tokenizer
 from reference import alone, build
 from torch import Tensor
 
-from srlm.objectives.imitation import best_of_k
+from srlm.objectives.imitation import best_of_k, nll
 from srlm.objectives.policy_gradient import dapo, grpo, gspo
 from srlm.objectives.preferences import dpo
 from srlm.objectives.regression import regression
 from srlm.policies.transformer import update
+from srlm.policies.transformer.backward import Learning
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.layout import batches, cost
+from srlm.policies.transformer.layout.batches import Share
 from srlm.policies.transformer.layout.group import Group, Places
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.rounding import lost_to_rounding
@@ -416,6 +418,21 @@ def test_the_gradient_of_means_and_tokens_whatever_layout_and_budget(
         policy.scorer.token_budget = budget
         run(policy, rollouts, epochs=1, max_grad_norm=math.inf, objective=objective, level=level)
         assert [relative(found, step) <= 1e-4 for (found, _), step in zip(seen, wanted, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(("level", "objective"), [("sum", dpo), *OTHER_LEVELS.values()])
+def test_what_is_added_does_not_grow_with_the_length_of_a_response(level: Level, objective: Objective) -> None:
+    """-log pi(y|x) / |y| of each group's best response, its second."""
+    length, by_token = torch.tensor([[3, 2, 1], [6, 4, 2]]), torch.tensor([0.2, -0.5, 0.1])
+    token = by_token[:, None] * (torch.arange(8) < length[..., None])
+    log_prob = token if level == "token" else token.sum(-1)
+    reward, weight, nothing = torch.tensor([[1.0, 3.0, 2.0]] * 2), torch.full((2, 3), 1 / 3), torch.zeros_like(log_prob)
+
+    def losses(added: Objective | None) -> Tensor:
+        learning = Learning(None, [], objective, level, torch.ones(2), nothing, reward, weight, length, added)
+        return torch.stack([learning._loss(Share([row], [], masked=False), log_prob[row], 1) for row in (0, 1)])
+
+    torch.testing.assert_close(losses(nll) - losses(None), torch.tensor([0.5, 0.5]))
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

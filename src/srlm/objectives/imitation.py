@@ -31,7 +31,11 @@ def best_of_k(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
 
 
 def nll(log_ratio: Tensor, reward: Tensor, weight: Tensor, *, margin: float = 0.0) -> Tensor:
-    """`best_of_k` where a group has a pair, else 0: the term that iterative DPO adds (arXiv 2404.19733, Eq. 1).
-    It holds up the mass of the best response, which pairs alone leave free."""
+    """`best_of_k` where a group has a pair, else 0. It holds up the mass of the best response y, which pairs alone
+    leave free.
+
+    Of log-ratios divided by length it is, up to a constant, the -log pi(y|x) / |y| that Iterative RPO (arXiv
+    2404.19733, Eq. 1) and ScPO (arXiv 2411.04109) add to DPO.
+    """
     paired = pair_weight(reward, weight, margin=margin).sum((-2, -1)) > 0
     return best_of_k(log_ratio, reward, weight).where(paired, 0.0)

@@ -45,7 +45,7 @@ class ObjectiveSettings(Sizes):
     """Of the clipped policy gradients: ratios count from 1 less the first to 1 plus the second; as published unless
     given: 0.2 0.2 for grpo and dr_grpo, 0.2 0.28 for dapo, 0.0003 0.0004 for gspo."""
     nll: float = 0.0
-    """Weight of an added -log pi of each group's best response, by token where ratios are."""
+    """Weight of an added -log pi of each group's best response, divided by its tokens, as Iterative RPO and ScPO do."""
 
     def __post_init__(self) -> None:
         clipped = ("grpo", "dapo", "dr_grpo", "gspo")

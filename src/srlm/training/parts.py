@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from srlm import tasks
 from srlm.answers import Match
 from srlm.config import SelfRewardConfig
@@ -230,17 +228,14 @@ def objective_function(config: SelfRewardConfig, tau: object = None, beta: float
             base = partial(base, ratio_clip=config.ratio_clip)
     else:
         base = partial(imitation.imitation if config.objective == "imitation" else imitation.best_of_k)
+    return base
+
+
+def added_objective(config: SelfRewardConfig) -> Objective | None:
+    """What a round minimises beside it, of log-ratios divided by length."""
     if not config.nll:
-        return base
-
-    def with_nll(log_ratio: Tensor, reward: Tensor, weight: Tensor) -> Tensor:
-        whole, own = log_ratio, weight
-        if level_of(config) == "token":
-            whole, own = log_ratio.sum(-1) / (weight > 0).sum(-1).clamp_min(1), weight.amax(-1)
-        held_up = imitation.nll(whole, reward, own, margin=config.margin)
-        return base(log_ratio, reward, weight) + config.nll * held_up
-
-    return with_nll
+        return None
+    return lambda log_ratio, reward, weight: config.nll * imitation.nll(log_ratio, reward, weight, margin=config.margin)
 
 
 def _right_responses(labelled: PromptSet, match: Match) -> Callable[[int, str], bool]:

@@ -22,7 +22,7 @@ from srlm.run.columns import column, grid
 from srlm.run.folder import StepCheckpoint
 from srlm.run.ledger import Ledger
 from srlm.run.tables import Columns
-from srlm.training.parts import level_of, objective_function
+from srlm.training.parts import added_objective, level_of, objective_function
 from srlm.training.tables import Tables
 from srlm.training.teacher import Teacher
 from srlm.training.weighing import Weighing
@@ -125,6 +125,7 @@ class Stages:
                     config, self.ledger.record(round).get("kendall_tau"), self.weighing.beta(round)
                 ),
                 level=level_of(config),
+                added=added_objective(config),
                 optimisation=optimisation(config),
                 seed=config.seed,
                 checkpoint=checkpoint,

@@ -22,7 +22,8 @@ from srlm.types import Level, Objective
 @dataclass(frozen=True, eq=False)
 class Learning:
     """What a round learns from. share: [P] of each prompt, 1 for uniform prompts; reward, weight, length: [P, K];
-    reference: log pi_t [P, K], of single tokens [P, K, T] if that is the objective's level."""
+    reference: log pi_t [P, K], of single tokens [P, K, T] if that is the objective's level. added: to the objective, of
+    log-ratios by token, whatever its level."""
 
     scorer: Scorer
     groups: Sequence[Group]
@@ -33,6 +34,7 @@ class Learning:
     reward: Tensor
     weight: Tensor
     length: Tensor
+    added: Objective | None = None
 
     def backward(self, parts: Sequence[Share], size: int, last: Callable[[], object] | None = None) -> Tensor:
         """Add to the gradients those of what the groups of `parts` lose, as part of a step of `size` prompts; `last` is
@@ -83,13 +85,16 @@ class Learning:
             values[part.groups].to(log_prob.device)
             for values in (self.reference, self.reward, self.weight, self.length)
         )
-        log_ratio = log_prob.view(reference.shape) - reference
+        log_ratio, own = log_prob.view(reference.shape) - reference, weight
+        by_token = (log_ratio.sum(-1) if self.level == "token" else log_ratio) / length
         if self.level == "mean":
-            log_ratio = log_ratio / length
+            log_ratio = by_token
         elif self.level == "token":
             token = torch.arange(reference.shape[-1], device=length.device)
-            weight = weight[..., None] * (token < length[..., None])
-        each = self.objective(log_ratio, reward, weight)
+            own = weight[..., None] * (token < length[..., None])
+        each = self.objective(log_ratio, reward, own)
+        if self.added is not None:
+            each = each + self.added(by_token, reward, weight)
         return (each * self.share[part.groups].to(each)).sum() / size
 
     def _log_prob(self, part: Share, batch: Sequence[Piece]) -> Tensor:

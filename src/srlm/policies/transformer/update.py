@@ -145,6 +145,7 @@ def fit(
     *,
     objective: Objective,
     level: Level = "sum",
+    added: Objective | None = None,
     optimisation: Optimisation,
     seed: int,
     checkpoint: Checkpoint | None = None,
@@ -157,7 +158,8 @@ def fit(
     later epochs are shuffled by (seed, round, epoch). Gradients are summed over processes once per step; of a model in
     shards with every micro-batch, where they arise, and what a process steps on are its parts.
 
-    level: of the log-ratios that `objective` takes; for single tokens `rollouts` holds their log-probs.
+    level: of the log-ratios that `objective` takes; for single tokens `rollouts` holds their log-probs. added: to it,
+    of log-ratios divided by length.
 
     Raises:
         Diverged: non-finite loss, gradient or result; `policy` is pi_t again.
@@ -182,6 +184,7 @@ def fit(
         reward=reward,
         weight=rollouts.weight,
         length=rollouts.responses.length,
+        added=added,
     )
     own = list(policy.trainable().values())
     optimiser = MasterAdamW(own, policy.gain, optimisation, policy.weights.parts, policy.processes)
