@@ -23,11 +23,17 @@ TRAINED = {
     "shaped preferences": {
         "reward": "majority+0.5*mean_log_likelihood",
         "objective": "dpo",
-        "kl_initial": 0.5,
         "length_penalty": 0.1,
         "truncated": "penalise",
     },
-    "explored": {"temperature": 1.3, "top_p": 0.9, "stop": "e", "raw_prompts": True, "max_held_out": 2},
+    "explored": {
+        "temperature": 1.3,
+        "top_p": 0.9,
+        "stop": "e",
+        "raw_prompts": True,
+        "max_held_out": 2,
+        "kl_initial": 0.5,
+    },
 }
 
 

@@ -479,8 +479,7 @@ def test_options_reach_the_objective() -> None:
         margin=0.3,
         label_smoothing="consistency",
         nll=0.7,
-        beta=0.5,
-        kl_initial=0.2,
+        beta=0.7,
     )
     for tau, smoothing in ((None, 0.0), (0.4, 0.3)):
         pairs = ipo(ratio, reward, weight, beta=0.7, pairs="best_worst", margin=0.3, label_smoothing=smoothing)
@@ -492,8 +491,8 @@ def test_options_reach_the_objective() -> None:
     config = SelfRewardConfig(objective="dapo", ratio_clip=(0.1, 0.3))
     wanted = dapo(tokens, reward, on, ratio_clip=(0.1, 0.3))
     torch.testing.assert_close(objective_function(config)(tokens, reward, on), wanted)
-    plain = objective_function(SelfRewardConfig(clip=2.0, anchor=0.5))(ratio, reward, weight)
-    torch.testing.assert_close(plain, regression(ratio, reward, weight, beta=1.0, clip=2.0, anchor=0.5))
+    plain = objective_function(SelfRewardConfig(clip=2.0, anchor=0.5, kl_initial=0.2))(ratio, reward, weight)
+    torch.testing.assert_close(plain, regression(ratio, reward, weight, beta=1.2, clip=2.0, anchor=0.5))
 
 
 WAYS = {
@@ -508,6 +507,7 @@ WAYS = {
     "dr_grpo with nll": {"objective": "dr_grpo", "nll": 0.5},
     "gspo": {"objective": "gspo"},
     "kl to the start": {"kl_initial": 0.5},
+    "dr_grpo with kl to the start": {"objective": "dr_grpo", "kl_initial": 0.2},
     "length window": {"length_penalty": 1.0, "length_window": (5, 5)},
     "dropped": {"truncated": "drop", "max_new_tokens": 6},
     "penalised": {"truncated": "penalise", "max_new_tokens": 5},

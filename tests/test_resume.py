@@ -367,6 +367,14 @@ def test_a_grpo_that_had_one_ratio_per_response_is_no_longer_there(unfinished, t
         go_on(run)
 
 
+def test_a_kl_term_that_is_refused_today_goes_on(unfinished, tmp_path):
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"objective": "dpo", "kl_initial": 0.5}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    go_on(run)
+
+
 @pytest.mark.parametrize("change", [{}, {"config": []}, {"config": {}}, {"config": {"wisdom": 3}}])
 def test_a_manifest_of_another_version_is_refused(unfinished, tmp_path, change):
     run = shutil.copytree(unfinished, tmp_path / "run")

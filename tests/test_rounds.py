@@ -252,6 +252,13 @@ def test_more_votes_than_samples(run: Any) -> None:
         ({"labelled": True, "reward": "majority"}, "--labelled was given, but --reward majority has no check"),
         ({"consistency_band": (0.8, 0.3)}, "expected two shares from 0 to 1, the lower one first"),
         ({"reward": "check:test_rounds:nothing"}, "cannot be imported"),
+        *(
+            (
+                {"kl_initial": 0.5, "objective": one},
+                f"--kl-initial is 0.5 beside --objective {one}, expected regression",
+            )
+            for one in ("dpo", "ipo", "best_of_k", "imitation", "grpo", "dapo", "gspo")
+        ),
     ],
 )
 def test_what_contradicts_is_refused(run: Any, options: dict[str, Any], expected: str) -> None:

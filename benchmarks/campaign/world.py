@@ -24,8 +24,8 @@ STORIES: dict[str, dict[str, Any]] = {
     "all weights": {"lora_rank": 0, "learning_rate": 2e-3},
     "set aside": {"held_out": None, "held_out_share": 0.4, "guard": True},
     "majority": {"reward": "0.5*majority+0.5*random", "checkpoint_steps": 3, "guard": True},
-    "dpo": {"objective": "dpo", "reward": "mean_log_likelihood", "length_penalty": 0.1, "kl_initial": 0.1},
-    "three rounds": {"rounds": 3, "epochs": 1},
+    "dpo": {"objective": "dpo", "reward": "mean_log_likelihood", "length_penalty": 0.1},
+    "three rounds": {"rounds": 3, "epochs": 1, "kl_initial": 0.1},
 }
 
 

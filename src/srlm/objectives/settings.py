@@ -96,8 +96,8 @@ class ShapingSettings:
     length_window: tuple[int, int] | None = None
     """Fewest and most tokens that cost nothing."""
     kl_initial: float = 0.0
-    """beta0: weight of a KL term to the untouched model, beside that to the last round's (beta); with a step, the
-    least beta_t in all."""
+    """beta0: of the regression and dr_grpo, weight of a KL term to the untouched model; the regression has it beside
+    that to the last round's (beta): with a step, it is the least beta_t in all."""
     truncated: str = "keep"
     """Responses cut off at max_new_tokens: keep, penalise (no better than their group's worst) or drop."""
 

@@ -22,6 +22,8 @@ def kl_initial(reward: Tensor, log_prob: Tensor, initial: Tensor, strength: floa
     (beta + beta0) log pi = r + beta log pi_t + beta0 log pi_0 + const, which is pi = pi_t exp(r'/beta') / Z.
     A trust region KL(pi||pi_t) <= step has beta for its multiplier, 0 where the region is wide enough: beta' is then
     what `step_size` solves for r', or beta0 if that is larger.
+    At pi_t, where E[grad log pi] = 0, the gradient of E[r] - beta0 KL(pi||pi_0) is E[r' grad log pi]: of a policy
+    gradient too r' is the reward, unless it divides by the rewards' spread, and beta0 with them.
     log_prob, initial: [P, K] log pi_t and log pi_0 of the responses; strength is beta0 >= 0, nats of reward per nat.
     """
     return reward - strength * (log_prob - initial)

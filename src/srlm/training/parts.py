@@ -28,6 +28,7 @@ from srlm.types import Level, Objective, Reward
 
 BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo": policy_gradient.dr_grpo}
 CLIPPED = BY_TOKEN | {"gspo": policy_gradient.gspo}
+PROPORTIONAL = ("regression", "dr_grpo")  # they pull in the reward's unit, so that a part of it keeps its weight
 
 
 def engine_of(config: SelfRewardConfig, folder: Path, say: Callable[[str], object]) -> Engine | None:
@@ -134,6 +135,19 @@ def rubric_texts(config: SelfRewardConfig) -> tuple[str, ...]:
 def uses_labels(config: SelfRewardConfig) -> bool:
     """Does training see answers?"""
     return config.reward == LABELLED or config.labelled
+
+
+def check_new(config: SelfRewardConfig) -> None:
+    """Of a run that begins; one that began with it goes on.
+
+    Raises:
+        UserError: a setting that would not be what it says.
+    """
+    if config.kl_initial and config.objective not in PROPORTIONAL:
+        raise UserError(
+            f"--kl-initial is {config.kl_initial:g} beside --objective {config.objective}, expected "
+            f"{' or '.join(PROPORTIONAL)}, since others rank rewards or rescale them, and the term: leave one out"
+        )
 
 
 def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:

@@ -39,7 +39,16 @@ from srlm.training.encoding import keep_prompts, leave_out, read_prompts
 from srlm.training.ending import TrainResult, become, leave, saved
 from srlm.training.headline import headline
 from srlm.training.holding import holding
-from srlm.training.parts import check_rounds, engine_of, load_policy, prompt_sets, reward_of, rubric_texts, uses_labels
+from srlm.training.parts import (
+    check_new,
+    check_rounds,
+    engine_of,
+    load_policy,
+    prompt_sets,
+    reward_of,
+    rubric_texts,
+    uses_labels,
+)
 from srlm.training.probe import Probe
 from srlm.training.recording import Recorder
 from srlm.training.stages import Stages, optimisation
@@ -95,6 +104,8 @@ class SelfRewardTrainer:
         self.model, self.resume, self.start = model_name(model), resume or from_round is not None, start
         self.from_round, self.on_round = from_round, on_round
         match_rule(config.match), answer_classes(config.answers)  # are there such?
+        if not self.resume:
+            check_new(config)
         train, held = prompt_sets(prompts, held_out, config)
         output = Path(config.output)
         begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
