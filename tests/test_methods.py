@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support import command, records, refused, train_words, write_held_out, write_prompts
+from support import command, records, refused, table, train_words, write_held_out, write_prompts
 
 from srlm import SelfRewardConfig
+from srlm.estimators.rank import kendall_tau
 from srlm.methods import METHODS
 from srlm.objectives.imitation import imitation
 from srlm.policies.transformer.sample import inverse_cdf, of_the_most_probable
+from srlm.training import stages
+from srlm.training.parts import objective_function
 
 SMALL = {"rounds": 1, "num_samples": 3, "max_new_tokens": 6, "dtype": "fp32", "held_out_samples": 2, "guard": False}
 
@@ -62,6 +65,30 @@ def test_a_method_trains(name: str, tiny: Path) -> None:
     # None of them is the regression, so none has a target that could say how well it did.
     assert last["fidelity_r2"] is None and last["fidelity_r2_held_out"] is None
     assert not last.keys() & {"achieved", "beta", "step", "effective_samples", "mode_surprisal_forecast"}
+
+
+def test_cream_compares_what_two_rewards_say_of_the_same_responses(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held out, and not two policies, which agree in all that they have of pi_0."""
+    asked: list[object] = []
+
+    def spied(config: SelfRewardConfig, tau: object, beta: float) -> Any:
+        asked.append(tau)
+        return objective_function(config, tau, beta)
+
+    monkeypatch.setattr(stages, "objective_function", spied)
+    small = SMALL | {"rounds": 3, "held_out_samples": 6, "learning_rate": 1e-3}
+    assert command(*words_of("cream", model=tiny, output="run", **small)).code == 0
+    found, wanted = records(Path("run")), []
+    for t in range(2):
+        rows = table(Path("run"), t, "held_out")
+        names = ("log_prob", "log_prob_next", "log_prob_initial", "reward")
+        last, now, first, reward = (torch.tensor(rows[name]).view(-1, 6) for name in names)
+        by_token = 0.001 * last / torch.tensor([len(ids) for ids in rows["tokens"]]).view(-1, 6)
+        torch.testing.assert_close(reward, last - first + by_token)
+        wanted.append(kendall_tau(reward, now - first + by_token))
+    assert asked == [None, *(pytest.approx(tau) for tau in wanted)]
+    assert [record.get("reward_tau") for record in found[:3]] == asked
+    assert asked[1:] != [record["kendall_tau"] for record in found[1:3]]
 
 
 def test_what_contradicts_a_method_is_refused(tiny: Path) -> None:

@@ -65,7 +65,9 @@ METHODS = {
         {"rounds": 2} | _WHOLE,
     ),
     # DPO's own implicit reward, smoothed by how far this round's ranking and the last one's agree. The paper's first
-    # ranking is by a model that was fine-tuned before; where there is none, as here, log-likelihood breaks the tie.
+    # ranking is by a model that was fine-tuned before; where there is none, as here, log-likelihood breaks the tie. The
+    # paper asks both rewards of this round's responses, prompt by prompt or over all; here they are asked, over all, of
+    # the held-out ones of the last round, which costs no further pass. With nothing held out it is hardly smoothed.
     "cream": Method(
         "arXiv 2410.12735",
         {"reward": "implicit + 0.001*mean_log_likelihood", "objective": "dpo", "label_smoothing": "consistency"}

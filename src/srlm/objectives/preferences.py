@@ -79,6 +79,6 @@ def ipo(
 
 
 def consistency(tau: float | None) -> float:
-    """CREAM's label smoothing (1 - tau)/2 in [0, 1] (arXiv 2410.12735: 1 - C with C = (1 + tau)/2), from
-    Kendall's tau between pi_t and pi_{t-1}; 0 where there is none, as in round 0."""
+    """CREAM's label smoothing (1 - tau)/2 in [0, 1] (arXiv 2410.12735: 1 - C with C = (1 + tau)/2), from Kendall's tau
+    between the rankings by this round's reward and by the last one's; 0 where there is none, as in round 0."""
     return 0.0 if tau is None else (1 - tau) / 2

@@ -121,6 +121,11 @@ def asks_model(spec: str) -> bool:
     return any(name not in _FREE for _, name in _terms(spec))
 
 
+def implicit_weight(spec: str) -> float:
+    """Of the implicit reward in the sum; 0 where it is no part of it."""
+    return sum(weight for weight, name in _terms(spec) if name == "implicit")
+
+
 def votes(spec: str) -> bool:
     """Does a vote among the responses enter?"""
     return any(name in _VOTES for _, name in _terms(spec))

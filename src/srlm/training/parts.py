@@ -223,7 +223,7 @@ def level_of(config: SelfRewardConfig) -> Level:
 
 
 def objective_function(config: SelfRewardConfig, tau: object = None, beta: float | None = None) -> Objective:
-    """What a round minimises; tau: Kendall's of this round's policy against the last one, if there was one. beta: the
+    """What a round minimises; tau: Kendall's of this round's ranking against the last one, if there was one. beta: the
     round's, which may be left out unless every round solves its own."""
     beta = config.total_beta if beta is None else beta
     assert beta is not None

@@ -72,6 +72,7 @@ class Probe:
         followed = None if voted and number < (config.votes or config.num_samples) else reward
         self._before = found = HeldOut(rollouts, followed, classes, under_initial, best, first_best)
         record = held_out_record(found, before, following, *self._weighing.update_before(round))
+        record |= self._weighing.agreement(before, following)
         if self._start is None:
             self._start = found
         else:

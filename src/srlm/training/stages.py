@@ -121,9 +121,7 @@ class Stages:
                 policy,
                 part,
                 reward if whole else reward[inside],
-                objective=objective_function(
-                    config, self.ledger.record(round).get("kendall_tau"), self.weighing.beta(round)
-                ),
+                objective=objective_function(config, self.weighing.tau(round), self.weighing.beta(round)),
                 level=level_of(config),
                 added=added_objective(config),
                 optimisation=optimisation(config),

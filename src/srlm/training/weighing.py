@@ -1,5 +1,5 @@
-"""Which responses an update heeds, how much each, and how far it is to go: written to the round's record, where the
-update reads it."""
+"""Which responses an update heeds, how much each, how far it is to go and how sure of its labels: written to the
+round's record, where the update reads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
-from srlm.measure import achieved_record, step_record
+from srlm.estimators.rank import kendall_tau
+from srlm.measure import HeldOut, achieved_record, step_record
 from srlm.objectives import shaping
 from srlm.objectives.step_size import step_size
 from srlm.policies.transformer.engines.trust import importance, mismatch
+from srlm.rewards.table import implicit_weight
 from srlm.run.ledger import Ledger
 from srlm.training.columns import OF_ENGINE, OURS
 from srlm.training.tables import Tables
@@ -71,6 +73,28 @@ class Weighing:
         beta = self.beta(round - 1)
         in_nats = self.config.step is not None and self.config.clip > 0
         return beta, self.config.clip * beta if in_nats else self.config.clip
+
+    # How sure of its labels
+
+    def agreement(self, before: HeldOut | None, following: Tensor | None) -> Record:
+        """reward_tau: Kendall's tau of the rankings by R_{t-1} and by R_t of the held-out responses of round t - 1,
+        where labels are smoothed by it and the reward holds the implicit one, of weight w: R_t is then R_{t-1} + w
+        log(pi_t / pi_{t-1}), other terms as they were. log pi_t would rank as log pi_{t-1} does, by the log pi_0 in
+        both, and responses that were learned from as they were labelled."""
+        weight = implicit_weight(self.config.reward)
+        if not weight or self.config.label_smoothing != "consistency":
+            return {}
+        if before is None or before.reward is None or following is None:
+            return {}
+        last, rollouts = before.reward, before.rollouts
+        now = last + weight * (following - rollouts.log_prob)
+        now, _ = shaping.truncated(now, rollouts.weight, rollouts.responses.finished, self.config.truncated)
+        return {"reward_tau": kendall_tau(last.numpy(), now.numpy())}
+
+    def tau(self, round: int) -> object:
+        """Of this round's ranking against the last one's."""
+        kept = self.ledger.record(round)
+        return kept.get("reward_tau", kept.get("kendall_tau"))
 
     # Whom
 
