@@ -341,7 +341,11 @@ def test_the_token_is_sent_and_not_written_down(folder, data, tmp_path, monkeypa
     with FakeVllm(folder, key="s3cr3t") as one:
         monkeypatch.setenv("SRLM_ENGINE_KEY", "wrong")
         assert "SRLM_ENGINE_KEY" in sentence(run(folder, tmp_path / "no", data, one.url).err)
-        monkeypatch.setenv("SRLM_ENGINE_KEY", "s3cr3t")
+        for unfit in ("s3cr3t\nX-More: yes", "s3cr3t\u2028x", "s3cr3t€"):
+            monkeypatch.setenv("SRLM_ENGINE_KEY", unfit)
+            said = sentence(run(folder, tmp_path / "no", data, one.url).err)
+            assert "SRLM_ENGINE_KEY holds a control character" in said and "s3cr3t" not in said
+        monkeypatch.setenv("SRLM_ENGINE_KEY", "s3cr3t\r\n")  # as a file with it ends
         outcome = run(folder, tmp_path / "run", data, one.url, rounds=1)
         assert outcome.code == 0, outcome
         assert {key for _, _, key in one.asked[-20:]} == {"Bearer s3cr3t"}

@@ -65,6 +65,7 @@ class Server:
         self.url = url.rstrip("/")
         parts = urlsplit(self.url)
         self._secure, self._host, self._path = parts.scheme == "https", parts.netloc, parts.path
+        self._token = _token()
         self.model = ""  # what it serves
         self.name = ""  # what responses are asked of: the model, or an adapter on it
         self.log_probs = ""  # raw_logprobs, processed_logprobs; not every server says
@@ -171,8 +172,8 @@ class Server:
     ) -> Any:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         connection = None
         try:
             connection = kind(self._host, timeout=seconds)
@@ -194,6 +195,20 @@ class Server:
         if answer.status >= 400:
             raise Refused(self.url, path, answer.status, _message(text))
         return json.loads(text) if parse and text else text
+
+
+def _token() -> str:
+    """
+    Raises:
+        UserError: no header can hold it; http.client would say so with the token in its words.
+    """
+    token = os.environ.get(KEY, "").strip()  # one that was read from a file brings the end of its line along
+    if not token.isprintable() or not all(character <= "\xff" for character in token):
+        raise UserError(
+            f"{KEY} holds a control character, or one beyond Latin-1, expected a token that an HTTP header can hold: "
+            "set it to what the engine was started with (--api-key)"
+        )
+    return token
 
 
 class Refused(UserError):
