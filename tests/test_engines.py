@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -525,9 +526,25 @@ def test_an_engine_that_goes_on_behind_an_end_is_cut_there(folder, tmp_path):
     assert not made.tokens[..., 2:].any() and not made.log_prob[..., 2:].any()
 
 
-def test_a_context_that_is_too_small_for_the_server(folder, data, tmp_path):
-    with FakeVllm(folder, most=10) as one:
-        assert "max_tokens" in sentence(run(folder, tmp_path / "run", data, one.url).err)
+def test_a_context_that_is_too_small_for_the_engine(folder, data, tmp_path, monkeypatch):
+    """vLLM would cut responses in silence, and be asked for the rest of them when all are drawn."""
+    seen: dict[str, Any] = {}
+    as_in_vllm(folder, monkeypatch, seen)
+    for most in (10, 20):  # no room for a word, or for some of a response
+        expected = (
+            rf"a prompt has \d+ tokens, which with \d+ new ones exceeds the max_model_len of {most} of the engine"
+        )
+        with FakeVllm(folder, most=most) as one:
+            assert re.search(expected, sentence(run(folder, tmp_path / f"served{most}", data, one.url).err))
+            assert len(one.completions()) <= 4  # what weights are checked with
+        inside = run(folder, tmp_path / f"in{most}", data, "vllm", engine_options=[f"max_model_len={most}"])
+        assert re.search(expected, sentence(inside.err))
+    assert seen["asked"] <= 4
+    again = ("train", "--resume", tmp_path / "in20", "--engine-options")
+    seen["fails"] = True
+    assert "vLLM does not answer these prompts (no room)" in sentence(command(*again, "max_model_len=256").err)
+    seen["fails"] = False
+    assert command(*again, "max_model_len=256").code == 0
 
 
 @pytest.mark.parametrize(
@@ -832,6 +849,7 @@ def as_in_vllm(folder: Path, monkeypatch, seen: dict[str, Any]) -> None:
     class LLM:
         def __init__(self, model: str, **options: Any) -> None:
             seen["options"] = options
+            self.model_config = SimpleNamespace(max_model_len=options.get("max_model_len", 512))
             self.fake = FakeVllm(Path(model))
             self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self.fake.stop))
 
@@ -845,10 +863,14 @@ def as_in_vllm(folder: Path, monkeypatch, seen: dict[str, Any]) -> None:
         def reset_prefix_cache(self) -> None: ...
 
         def generate(self, prompts: list[Any], params: list[Params], use_tqdm: Any) -> list[Any]:
+            if seen.get("fails"):
+                raise RuntimeError("no\nroom")
+            seen["asked"] = seen.get("asked", 0) + len(prompts)
             bar = use_tqdm(total=len(prompts))
             answers = []
             for prompt, how in zip(use_tqdm(prompts), params, strict=True):
                 body = how.given | {"prompt": prompt["prompt_token_ids"], "model": ""}
+                body["max_tokens"] = min(body["max_tokens"], self.model_config.max_model_len - len(body["prompt"]))
                 choices = [self.fake._choice(k, body) for k in range(body["n"])]
                 answers.append(SimpleNamespace(outputs=[answered(choice) for choice in choices]))
                 bar.update(body["n"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,10 @@ class Inside:
         self._asleep = False
         self._salt = "srlm"
 
+    @property
+    def context(self) -> float:
+        return math.inf if self._llm is None else float(self._llm.model_config.max_model_len)
+
     def put(self, folder: Path, version: str) -> None:
         self._salt = version
         if self._llm is None:
@@ -68,10 +73,9 @@ class Inside:
         try:
             return vllm.LLM(model=str(folder), **self._options)
         except Exception as error:  # whatever it finds wrong with model, memory or options
-            reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
             raise UserError(
-                f"vLLM does not start with this model ({reason}): see what it logged with VLLM_LOGGING_LEVEL=INFO, "
-                "change --engine-options, or leave --engine out"
+                f"vLLM does not start with this model ({_reason(error)}): see what it logged with "
+                "VLLM_LOGGING_LEVEL=INFO, change --engine-options, or leave --engine out"
             ) from error
 
     def _awake(self) -> None:
@@ -106,7 +110,13 @@ class Inside:
             for one in asked
         ]
         prompts = [{"prompt_token_ids": list(map(int, one.prompt)), "cache_salt": self._salt} for one in asked]
-        answers = self._llm.generate(prompts, how, use_tqdm=_told(progress, len(asked), asked[0].number))
+        try:
+            answers = self._llm.generate(prompts, how, use_tqdm=_told(progress, len(asked), asked[0].number))
+        except Exception as error:  # whatever it finds wrong with prompts, memory or itself
+            raise UserError(
+                f"vLLM does not answer these prompts ({_reason(error)}): see what it logged with "
+                "VLLM_LOGGING_LEVEL=INFO, change --engine-options, and go on with --resume"
+            ) from error
         if self._on_cuda:
             self._llm.sleep(level=1)
             self._asleep = True
@@ -125,6 +135,10 @@ class Inside:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
 def _share_of_the_host() -> float:

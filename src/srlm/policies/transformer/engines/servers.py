@@ -66,6 +66,10 @@ class Servers:
         kinds = {server.log_probs for server in self.servers}
         return kinds.pop() if len(kinds) == 1 else ""
 
+    @property
+    def context(self) -> float:
+        return min(server.context for server in self.servers)
+
     def put(self, folder: Path, version: str) -> None:
         """Weights in `folder` into every server.
 

@@ -26,15 +26,17 @@ SURE = 4.0  # standard errors by which the untouched model explains an engine's 
 TOLD_APART = 0.1  # of the limit: what the untouched model explains better by less, rounding may have done
 
 
-def checked(policy: TransformerPolicy, draw: Callable[..., Responses], name: str, *, gained: bool) -> SyncReport:
+def checked(
+    policy: TransformerPolicy, draw: Callable[..., Responses], name: str, *, gained: bool, context: float
+) -> SyncReport:
     """Let the engine say something to the first prompts and score it again.
 
-    gained: has the engine the gain of the final norm too?
+    gained: has the engine the gain of the final norm too? context: most tokens that it and the policy read.
 
     Raises:
         UserError: its log-probs are not those of the policy.
     """
-    room = policy.context - TOKENS
+    room = max(context - TOKENS, 1)
     prompts = [ids[: int(min(len(ids), room))] for ids in policy.encode.some(PROMPTS)]
     if not prompts:
         return SyncReport()

@@ -34,7 +34,8 @@ class Backend(Protocol):
     """Where vLLM runs.
 
     carrier: what it takes, whole models or LoRA adapters. log_probs: those it gives, raw_logprobs (of the model),
-    processed_logprobs (of what is drawn from), or empty, where that is not known.
+    processed_logprobs (of what is drawn from), or empty, where that is not known. context: most tokens of a prompt
+    and its response; infinite where that is not known.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Backend(Protocol):
 
     @property
     def log_probs(self) -> str: ...
+    @property
+    def context(self) -> float: ...
     def put(self, folder: Path, version: str) -> None: ...
     def complete(self, asked: Sequence[Asked], progress: Callable[[int], object]) -> list[list[Said]]: ...
     def close(self) -> None: ...
@@ -80,7 +83,8 @@ class VllmEngine:
         self._gain = policy.sharpness() if adapter else 1.0
         self._words = policy.model.get_input_embeddings().weight.shape[0]
         seconds = time.perf_counter() - start
-        report = checked(policy, self._draw, self.backend.name, gained=not adapter)
+        context = min(policy.context, self.backend.context)
+        report = checked(policy, self._draw, self.backend.name, gained=not adapter, context=context)
         return SyncReport(report.difference, report.tokens, report.facts | {"sync_seconds": seconds})
 
     def sample(
@@ -108,6 +112,17 @@ class VllmEngine:
         *,
         temperature: float,
     ) -> Responses:
+        """
+        Raises:
+            UserError: a prompt and its response are more than the engine takes, or it does not answer.
+        """
+        longest = max(map(len, prompts), default=0)
+        if longest + how.max_new_tokens > self.backend.context:
+            raise UserError(
+                f"a prompt has {longest} tokens, which with {how.max_new_tokens} new ones exceeds the max_model_len of "
+                f"{self.backend.context:.0f} of the engine ({self.backend.name}): start it with more, shorten the "
+                "prompt or lower --max-new-tokens"
+            )
         shape = (len(prompts), num_samples)
         tokens = torch.zeros(*shape, how.max_new_tokens, dtype=torch.int32)
         log_prob = torch.zeros(*shape, how.max_new_tokens)

@@ -68,6 +68,7 @@ class Server:
         self._token = _token()
         self.model = ""  # what it serves
         self.name = ""  # what responses are asked of: the model, or an adapter on it
+        self.context = math.inf  # most tokens of a prompt and its response
         self.log_probs = ""  # raw_logprobs, processed_logprobs; not every server says
         self.seeds = False  # may a request bring its own? On CPUs that ends vLLM's engine
         self.start: float | None = None
@@ -88,6 +89,7 @@ class Server:
                 raise TypeError
             own = [model for model in models if not model.get("parent")]
             self.model = self.name = own[0]["id"]
+            self.context = float(own[0].get("max_model_len") or math.inf)
             self._look_closer()
             self.start = self.started()
         except Gone as gone:
