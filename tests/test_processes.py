@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -61,6 +62,26 @@ def test_a_process_that_the_others_gave_up_still_sees_who_is_gone(monkeypatch):
     watch.close()
     looking.join()
     assert found and "process 0 of 2" in watch.sentence() and "is gone" in watch.sentence()
+
+
+PATIENT = """
+import torch
+from srlm.policies.transformer.processes import processes
+
+processes()
+group = torch.distributed.distributed_c10d._get_default_group()
+print(group._get_backend(torch.device("cpu")).options._timeout.days)
+"""
+
+
+def test_the_only_process_of_a_machine_waits_as_long_for_those_of_others():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    numbers = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    words = [sys.executable, "-c", PATIENT]
+    console = subprocess.run(words, capture_output=True, text=True, env=os.environ | where | numbers, timeout=120)
+    assert console.stdout.split() == ["7"], console
 
 
 def test_two_processes_equal_one(tiny, tmp_path):

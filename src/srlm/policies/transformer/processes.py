@@ -31,9 +31,8 @@ def processes() -> PartialState:
     if started > 1 and PartialState._shared_state == {}:
         there = torch.accelerator.device_count() if _accelerated() else 0
         refuse_too_many(int(os.environ.get("LOCAL_RANK", "0")), started, there)
-        return PartialState(cpu=not _accelerated(), timeout=PATIENCE)
     # Without an accelerator it must be told so, or it takes each of several CPU processes for the only one.
-    return PartialState(cpu=not _accelerated())
+    return PartialState(cpu=not _accelerated(), timeout=PATIENCE)
 
 
 def _accelerated() -> bool:
