@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from test_update import load, rollouts_of, run
 
 from srlm.objectives.regression import regression
 from srlm.policies.transformer import respond, score
+from srlm.policies.transformer import room as room_module
 from srlm.policies.transformer.limits import LARGEST, fitting
-from srlm.policies.transformer.room import Room
+from srlm.policies.transformer.room import Room, room_for
 
 
 @pytest.fixture
@@ -59,6 +63,17 @@ def test_work_begins_anew_with_half_as_much() -> None:
 
 def _never() -> None:
     raise torch.OutOfMemoryError
+
+
+def test_what_is_measured_in_shards_is_given_up_by_all(monkeypatch) -> None:
+    """One that went on to the next collective would leave the others in the middle of the pass for ever."""
+    text = SimpleNamespace(max_position_embeddings=64)
+    model: Any = SimpleNamespace(device=torch.device("cuda"), config=SimpleNamespace(get_text_config=lambda: text))
+    shards: Any = SimpleNamespace(working=nullcontext, least=lambda number: number)
+    monkeypatch.setattr(room_module, "_peak", lambda *_: _never())
+    assert room_for(model, "auto", trained=True, held=1, shards=None).tokens == 64
+    with pytest.raises(torch.OutOfMemoryError):
+        room_for(model, "auto", trained=True, held=1, shards=shards)
 
 
 @pytest.mark.parametrize(("fixed", "each"), [(0, 1000), (10**7, 1000), (5, 123_456)])

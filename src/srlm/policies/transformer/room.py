@@ -76,7 +76,11 @@ def measured(
 ) -> int:
     """Padded tokens of a micro-batch that fits into what is free on an accelerator: its forward pass, and, if the model
     is to be trained, the backward pass and what the optimiser keeps. held: trained parameters of this process, if the
-    model is in shards."""
+    model is in shards.
+
+    Raises:
+        torch.OutOfMemoryError: in shards, not even a few rows fit.
+    """
     if model.device.type != "cuda":
         return ON_CPU
     row = int(min(512, Context.of(model).tokens))
@@ -84,6 +88,8 @@ def measured(
         with nullcontext() if trained else torch.no_grad():
             few, many = (_peak(model, rows, row, forward) for rows in (1, 4))
     except torch.OutOfMemoryError:
+        if held is not None:  # others are in the middle of the pass, and would wait there
+            raise
         return row  # which recomputation, or half of it, may still fit
     free, _ = torch.cuda.mem_get_info(model.device)
     if held is None:
