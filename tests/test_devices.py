@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -33,6 +35,9 @@ from support import (
 )
 
 from srlm.policies.transformer import processes
+from srlm.policies.transformer.devices.weights import ShardedWeights
+from srlm.policies.transformer.engines import SyncReport, vllm
+from srlm.policies.transformer.engines.vllm import VllmEngine
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 
@@ -160,6 +165,38 @@ def test_two_go_on_where_one_process_stopped(place, stopped, alone, env, monkeyp
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.AdamW)  # is put back
     even_steps()
     assert_same(place / name, alone("one-even", **FULL), everywhere=True)
+
+
+def test_no_second_copy_of_the_model_is_held_on_the_host(tmp_path, monkeypatch):
+    class Copy(dict[str, Any]): ...
+
+    copies: list[Any] = []
+
+    def collected() -> Copy:
+        assert not held()
+        copies.append(weakref.ref(made := Copy()))
+        return made
+
+    def held() -> list[Copy]:
+        return [copy for one in copies if (copy := one()) is not None]
+
+    model: Any = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(3, 2))
+    weights = ShardedWeights(model, None, "tiny", shards=cast(Any, None))
+    monkeypatch.setattr(weights, "_collected_model", collected)
+    monkeypatch.setattr(weights, "_write", lambda folder, tokenizer, state, dtype: None)
+    weights.collect(model=True)
+    weights.save_model(tmp_path, None)
+    assert held()  # to be checked
+    weights.collect(model=True)
+    weights.save(tmp_path, None)
+    assert not held()
+
+    backend: Any = SimpleNamespace(carrier="folder", name="u", context=9.0, put=lambda *_: None)
+    alone: Any = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None)
+    policy: Any = SimpleNamespace(weights=weights, model=model, tokenizer=None, context=9.0)
+    monkeypatch.setattr(vllm, "checked", lambda *_, **__: SyncReport())
+    VllmEngine(backend, tmp_path, alone).sync(policy)
+    assert len(copies) == 3 and not held()
 
 
 def refused_by_all(said: list[Any]) -> str:

@@ -50,6 +50,9 @@ class Weights:
     def collect(self, *, model: bool = False) -> None:
         """Before the main process saves: all take part. model: in one whole, the adapter merged."""
 
+    def forget(self) -> None:
+        """What was collected of the whole model has been saved, and is not to be checked."""
+
     def version(self) -> int:
         """Another number whenever what is trained has changed: torch counts what is written, whoever writes. Values
         that were put aside and back are those that they were."""

@@ -41,9 +41,13 @@ class ShardedWeights(Weights):
 
     def collect(self, *, model: bool = False) -> None:
         if model or self.peft_model is None:
+            self.forget()  # or two of them lie on the host
             self._model = self._collected_model()
         else:
             self._trained = {n: self.shards.whole(self.shards.local(p), p) for n, p in self.trainable().items()}
+
+    def forget(self) -> None:
+        self._model = {}
 
     def _collected_model(self) -> dict[str, Tensor]:
         """On the host of the main process. One unit after the other is whole on the devices, its LoRA layers folded."""
@@ -69,6 +73,7 @@ class ShardedWeights(Weights):
     def save(self, folder: Path, tokenizer: Any) -> None:
         if self.peft_model is None:
             self.save_model(folder, tokenizer)
+            self.forget()
             return
         state, self._trained = self._trained, {}
         self._save_adapter(folder, {_IN_FRONT + name: value for name, value in state.items()})

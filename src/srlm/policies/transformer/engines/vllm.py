@@ -76,6 +76,7 @@ class VllmEngine:
                 _only_lora(folder)
             else:
                 policy.weights.save_model(folder, policy.tokenizer)
+                policy.weights.forget()
             self.backend.put(folder, version)
             for one in last:
                 shutil.rmtree(one, ignore_errors=True)  # in the worst case it lies there a round longer
