@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.machinery
 import importlib.util
 import json
 import math
 import re
+import socket
 import sys
 import threading
 import time
@@ -442,6 +444,23 @@ def test_a_server_that_does_not_tell_when_it_was_started(folder, data, tmp_path)
         )
         outcome = run(folder, tmp_path / "run", data, one.url, rounds=1)
     assert outcome.code == 0, outcome
+
+
+def test_a_connection_that_is_lost_in_silence_is_noticed(folder, monkeypatch):
+    """The system asks the other end while a server computes and says nothing."""
+    found, real = [], http.client.HTTPConnection.getresponse
+
+    def noted(connection: Any) -> Any:
+        asks = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        some = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT") if sys.platform == "linux" else ()
+        numbers = [connection.sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in some]
+        found.append((bool(asks), numbers))
+        return real(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "getresponse", noted)
+    with FakeVllm(folder) as one:
+        Servers([one.url], "auto", print)
+    assert found and all(asks and numbers in ([], [30, 10, 3]) for asks, numbers in found), found
 
 
 def test_a_server_without_endpoints_for_weights(tiny, data, tmp_path, folder):

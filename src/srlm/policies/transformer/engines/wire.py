@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import socket
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from srlm.errors import UserError
 KEY = "SRLM_ENGINE_KEY"
 MOST_STOPS = 4  # stop strings that a request may have; responses are cut at any others afterwards
 SECONDS = 3600.0  # until a server that says nothing at all is given up
+KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds of silence, between tries, tries
 LOAD_SECONDS = 600.0
 ASK_SECONDS = 20.0
 
@@ -179,6 +181,8 @@ class Server:
         connection = None
         try:
             connection = kind(self._host, timeout=seconds)
+            connection.connect()
+            _keep_alive(connection.sock)
             connection.request(method, self._path + path, None if body is None else json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read().decode(errors="replace")
@@ -197,6 +201,15 @@ class Server:
         if answer.status >= 400:
             raise Refused(self.url, path, answer.status, _message(text))
         return json.loads(text) if parse and text else text
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """While a server computes it says nothing; its machine still answers this, and what lies between does not take the
+    connection for idle. One that is lost is noticed in a minute."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _token() -> str:
