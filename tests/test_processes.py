@@ -64,6 +64,17 @@ def test_a_process_that_the_others_gave_up_still_sees_who_is_gone(monkeypatch):
     assert found and "process 0 of 2" in watch.sentence() and "is gone" in watch.sentence()
 
 
+def test_two_machines_of_one_name_are_two(monkeypatch, tmp_path):
+    """Else processes of the other one are looked for here by their numbers, and taken for gone."""
+    here = watch_module._machine()
+    assert watch_module._machine() == here
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(watch_module, "BOOT", str(tmp_path / "boot_id"), raising=False)
+    assert watch_module._machine() != here
+    monkeypatch.setattr(watch_module, "BOOT", str(tmp_path / "none"))
+    assert watch_module._machine() in here  # what does not say is no reason to fail
+
+
 PATIENT = """
 import torch
 from srlm.policies.transformer.processes import processes

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from srlm.plain import one_line
 EVERY = 1.0  # seconds between two looks
 GRACE = 5.0  # that the main thread has to say it itself, and that it waits to hear who is gone
 SILENCE = 120.0  # without a sign of life from another machine: longer than anything that holds the interpreter
+BOOT = "/proc/sys/kernel/random/boot_id"  # another one whenever a machine starts
 _begun = 0
 
 
@@ -140,11 +142,13 @@ class Watch:
 
 
 def _machine() -> str:
-    """The same for those who see each other's numbers."""
-    try:
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
+    """The same for those who see each other's numbers. Hosts may share a name, and all have the same first namespace."""
+    found = [socket.gethostname()]
+    with suppress(OSError):
+        found.append(os.readlink("/proc/self/ns/pid"))
+    with suppress(OSError):
+        found.append(Path(BOOT).read_text().strip())
+    return " ".join(found)
 
 
 def _runs(pid: int) -> bool:
