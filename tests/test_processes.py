@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +64,41 @@ def test_a_process_that_the_others_gave_up_still_sees_who_is_gone(monkeypatch):
     watch.close()
     looking.join()
     assert found and "process 0 of 2" in watch.sentence() and "is gone" in watch.sentence()
+
+
+STORE = """
+import time
+import torch
+
+store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "silent"])
+def test_the_machine_of_the_main_process_is_lost_with_what_processes_say(monkeypatch, capsys, how):
+    ended = threading.Event()
+    monkeypatch.setattr(watch_module.os, "_exit", lambda code: ended.set())
+    for name, seconds in {"EVERY": 0.02, "GRACE": 0.1, "SILENCE": 2.0}.items():
+        monkeypatch.setattr(watch_module, name, seconds)
+    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE, text=True) as store:
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", store.stdout.readline().strip())
+        watch = watch_module.Watch(SimpleNamespace(process_index=1, num_processes=2))
+        try:
+            watch._say("who", json.dumps({"machine": "elsewhere", "pid": 7, "host": "there"}), 0)
+            watch._say("stage", "in sampling", 0)
+            time.sleep(0.3)
+            assert watch.sentence() is None
+            store.send_signal(how)
+            assert ended.wait(10)
+            assert "process 0 of 2 (pid 7 on there)" in watch.sentence()
+        finally:
+            watch.close()
+            store.kill()
+            watch._thread.join()
+    assert "or its launcher is gone, killed or crashed while in sampling; everything" in capsys.readouterr().err
 
 
 def test_two_machines_of_one_name_are_two(monkeypatch, tmp_path):

@@ -2,7 +2,8 @@
 
 A collective waits for ever for a process that was killed, and may be deaf to signals meanwhile. So a thread of each
 process looks every second whether those of its machine are there; of other machines the main process alone is asked for
-a sign of life, and asks the others. What they say to each other goes through the store of `torchrun`.
+a sign of life, and asks the others. What they say to each other goes through the store of `torchrun`,
+on the machine of the main process: where that does not answer any more, the main process is taken for gone.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Watch:
         self._found, self._over = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._signs: dict[int, tuple[str, float]] = {}
+        self._heard: dict[str, str] = {}  # what was last asked for, by its key
+        self._looks = 0
+        self._deaf = False  # the store does not answer any more
         if self._world > 1 and "MASTER_ADDR" in os.environ:  # else MPI started them, and looks after them
             self._store: Any = cast(Any, torch.distributed).TCPStore(
                 os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, timedelta(seconds=30)
@@ -58,6 +62,7 @@ class Watch:
             self._say("stage", self._stage)
             self._thread = threading.Thread(target=self._look, daemon=True)
             self._thread.start()
+            threading.Thread(target=self._listen, daemon=True).start()
 
     def at(self, stage: str) -> None:
         self._stage = stage
@@ -66,9 +71,9 @@ class Watch:
 
     def leave(self, why: str) -> None:
         """Say why this one ends before its work is done."""
-        self._over.set()
         if self._thread is not None:
             self._say("end", why)
+        self._over.set()  # not before: what is said may wait for a store that is gone
 
     def close(self) -> None:
         self._over.set()
@@ -87,7 +92,8 @@ class Watch:
         stage = self._ask("stage", self._lost) or "beginning"
         why = self._ask("end", self._lost)
         name = f"process {self._lost} of {self._world} (pid {who.get('pid', '?')} on {who.get('host', '?')})"
-        ended = f"ended while {stage}: {why}" if why else f"is gone, killed or crashed while {stage}"
+        gone = "or its launcher is gone" if self._deaf and self._lost == 0 else "is gone"
+        ended = f"ended while {stage}: {why}" if why else f"{gone}, killed or crashed while {stage}"
         return f"{name} {ended}; everything finished so far is kept: go on with srlm train --resume DIR"
 
     def _key(self, name: str, rank: int) -> str:
@@ -95,34 +101,51 @@ class Watch:
 
     def _say(self, name: str, what: str, rank: int | None = None) -> None:
         try:
-            self._store.set(self._key(name, self._rank if rank is None else rank), what)
+            if not self._deaf:
+                self._store.set(self._key(name, self._rank if rank is None else rank), what)
         except (RuntimeError, OSError):  # whoever kept it is gone
-            self._over.set()
+            self._deaf = True
 
     def _ask(self, name: str, rank: int) -> str | None:
+        key = self._key(name, rank)
         try:
-            key = self._key(name, rank)
-            return str(self._store.get(key).decode()) if self._store.check([key]) else None
+            if not self._deaf and self._store.check([key]):
+                self._heard[key] = str(self._store.get(key).decode())
         except (RuntimeError, OSError):
-            return None
+            self._deaf = True
+        return self._heard.get(key)
 
     def _look(self) -> None:
-        count = 0
         while not self._over.wait(EVERY):
-            count += 1
-            self._say("sign", str(count))
+            self._looks += 1
+            self._say("sign", str(self._looks))
             said = self._ask("lost", 0)
+            for name in ("who", "stage", "end"):  # when the store is gone, so are these
+                self._ask(name, 0)
             others = said is not None and int(said) != self._rank  # it may be this one that was given up, by mistake
             gone = int(said or 0) if others else next(filter(self._gone, range(self._world)), None)
-            if gone is None:
-                continue
-            self._say("lost", str(gone), 0)
-            self._lost = gone
-            self._found.set()
-            if not self._over.wait(GRACE):  # the main thread hears nothing
-                print(f"srlm: {one_line(self.sentence() or '')}", file=sys.stderr, flush=True)
-                sys.stdout.flush()
-                os._exit(2)
+            if gone is None and self._deaf:
+                gone = 0
+            if gone is not None:
+                self._end(gone)
+
+    def _listen(self) -> None:
+        """A store whose machine has lost its power does not say so: the look at it does not come back."""
+        before, quiet = -1, 0
+        while not self._over.wait(EVERY):  # counted, since this process may have been stopped meanwhile
+            before, quiet = self._looks, quiet + 1 if before == self._looks else 0
+            if quiet * EVERY > SILENCE:
+                self._deaf = True
+                self._end(0)
+
+    def _end(self, gone: int) -> None:
+        self._say("lost", str(gone), 0)
+        self._lost = gone
+        self._found.set()
+        if not self._over.wait(GRACE):  # the main thread hears nothing
+            print(f"srlm: {one_line(self.sentence() or '')}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            os._exit(2)
 
     def _gone(self, other: int) -> bool:
         said = None if other == self._rank else self._ask("who", other)
@@ -142,7 +165,7 @@ class Watch:
 
 
 def _machine() -> str:
-    """The same for those who see each other's numbers. Hosts may share a name, and all have the same first namespace."""
+    """The same for those who see each other's numbers. Hosts may share a name, and all have one first namespace."""
     found = [socket.gethostname()]
     with suppress(OSError):
         found.append(os.readlink("/proc/self/ns/pid"))
