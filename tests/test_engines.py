@@ -446,6 +446,19 @@ def test_a_server_that_does_not_tell_when_it_was_started(folder, data, tmp_path)
     assert outcome.code == 0, outcome
 
 
+def test_a_server_may_take_its_time_to_tell_about_itself(folder, monkeypatch):
+    waits, real = {}, http.client.HTTPConnection.request
+
+    def noted(connection: Any, method: str, path: str, *rest: Any) -> None:
+        waits[path.partition("?")[0]] = connection.timeout
+        real(connection, method, path, *rest)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", noted)
+    with FakeVllm(folder) as one:
+        Servers([one.url], "auto", print)
+    assert waits["/server_info"] == 120 and waits["/version"] == 20
+
+
 def test_a_connection_that_is_lost_in_silence_is_noticed(folder, monkeypatch):
     """The system asks the other end while a server computes and says nothing."""
     found, real = [], http.client.HTTPConnection.getresponse
@@ -695,7 +708,7 @@ def test_a_stop_string_across_the_end_of_a_first_answer_ends_a_response(folder, 
 
 def test_an_engine_that_says_nothing_is_not_asked_for_ever(folder, tmp_path):
     class Mute:
-        name, carrier, log_probs = "mute", "folder", ""
+        name, carrier, log_probs, context = "mute", "folder", "", math.inf
 
         def __init__(self, *lengths: int) -> None:
             self.lengths = list(lengths)

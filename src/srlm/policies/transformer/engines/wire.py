@@ -23,6 +23,7 @@ SECONDS = 3600.0  # until a server that says nothing at all is given up
 KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds of silence, between tries, tries
 LOAD_SECONDS = 600.0
 ASK_SECONDS = 20.0
+INFO_SECONDS = 120.0  # a server that is asked about itself for the first time looks through its whole machine
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class Server:
     def _look_closer(self) -> None:
         """As far as it tells (VLLM_SERVER_DEV_MODE=1)."""
         try:
-            config = self._ask("GET", "/server_info?config_format=json")["vllm_config"]
+            info = self._ask("GET", "/server_info?config_format=json", seconds=INFO_SECONDS)
+            config = info["vllm_config"]
             self.log_probs = str(config["model_config"]["logprobs_mode"])
             self.seeds = config["device_config"]["device"] == "cuda"
         except (Refused, KeyError, TypeError, ValueError):
