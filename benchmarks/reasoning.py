@@ -126,6 +126,8 @@ def study_figures(output: Path, seeds: int, folder: Path) -> None:
             for arm in ARMS:
                 runs = [records_of(output / "arms" / f"{file_name(arm)}-seed-{seed}") for seed in range(seeds)]
                 last = min((len(run) for run in runs if run), default=0)
+                if last < 2:
+                    continue
                 means = [fmean(float(run[t][name]) for run in runs if run) for t in range(last)]
                 axes.plot(range(last), means, marker=".", linestyle=":" if arm in CONTROLS else "-", label=arm)
             axes.set_xlabel("round")
