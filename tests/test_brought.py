@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import huggingface_hub
@@ -35,6 +36,7 @@ from transformers import (
 from srlm import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer.load import brought as brought_module
 from srlm.policies.transformer.load.hub import adapter_folder, load_model
 from srlm.policies.transformer.log_prob import reads_trees
 from srlm.prompts import sources
@@ -460,6 +462,16 @@ def test_layers_that_cannot_be_merged_are_refused_when_they_are_read(tmp_path, c
     brought(tmp_path, target_modules=["q_proj"], **config)
     with pytest.raises(UserError, match="cannot be merged into its base model"):
         TransformerPolicy.load(str(tmp_path / "adapter"), adapter=how, dtype="fp32", max_new_tokens=4)
+
+
+def test_words_that_a_model_masks_keep_no_adapter_from_being_merged(tmp_path, monkeypatch):
+    wanted, said = brought(tmp_path, target_modules=["q_proj"]), brought_module._said
+
+    def masked(model: Any) -> torch.Tensor:
+        return said(model).index_fill(-1, torch.tensor([0]), -torch.inf)
+
+    monkeypatch.setattr(brought_module, "_said", masked)
+    assert torch.allclose(logits(tmp_path / "adapter").log_softmax(-1), wanted, atol=1e-4)
 
 
 def test_an_adapter_that_says_something_else_once_merged_is_refused(tmp_path, monkeypatch):

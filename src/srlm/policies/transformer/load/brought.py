@@ -91,8 +91,9 @@ def merged_from(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
             f"peft finds no place for {len(left)} of the weights of the LoRA adapter of {folder} in its base model "
             f"({min(left)}, ...): give a model into which it is merged already"
         )
-    now = _said(merged)
-    far = float((beside.exp() * (beside - now)).sum(-1).max())
+    never = beside == -torch.inf  # words that a model masks
+    apart = (beside.exp() * (beside - _said(merged))).masked_fill(never, 0.0)
+    far = float(apart.sum(-1).max())
     if not far <= MOST_MERGED:
         raise UserError(
             f"the LoRA adapter of {folder} says something else when it is merged (KL {far:.3g} nats a word, expected "
