@@ -530,7 +530,12 @@ def test_the_screen_and_the_file_have_rounds_as_trained(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"reward": "random"}, "its reward is random"), ({"held_out": None}, "too few of its")]
+    ("options", "said"),
+    [
+        ({"reward": "random"}, "its reward is random"),
+        ({"objective": "dpo"}, "its objective is dpo"),
+        ({"held_out": None}, "too few of its"),
+    ],
 )
 def test_of_rounds_that_tell_nothing_none_are_forecast(tiny, data, tmp_path, options, said):
     output = trained(tiny, data, tmp_path / "run", rounds=1, **options)

@@ -368,6 +368,28 @@ def test_kappa_is_on_a_log_axis_with_the_forecast_given(run, tmp_path):
     assert "forecast" in refused("report", run, "--forecast", run / "manifest.json")
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"reward": "majority"}, "its reward is majority, not log_likelihood"),
+        ({"objective": "dpo"}, "its objective is dpo, not regression"),
+        ({"kl_initial": 0.5}, "its kl initial is 0.5, not 0"),
+        ({"truncated": "penalise"}, "its truncated is penalise, not keep"),
+        ({"length_penalty": 0.0, "reward": "log_likelihood"}, None),
+    ],
+)
+def test_a_forecast_of_sharpening_is_laid_over_runs_that_sharpen(run, tmp_path, setting, why):
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps(manifest | {"config": manifest["config"] | setting}))
+    diagnosis = with_trained(write_diagnosis(tmp_path / "diagnosis"))
+    drawn = {chart.id: chart for chart in charts(read_all([run], diagnosis))}
+    for id in ("kappa", "accuracy"):
+        foreseen = [one.name for one in drawn[id].series if "forecast" in one.name]
+        assert bool(foreseen) == (why is None), id
+        assert ("left out" in drawn[id].caption) == (why is not None) and (why or "") in drawn[id].caption
+
+
 def with_trained(diagnosis, model="tiny, round 1 of run"):
     """A diagnosis of round 1 that knows how the update before it went."""
     file = diagnosis / "diagnose.json"

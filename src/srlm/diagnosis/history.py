@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from srlm.config import SelfRewardConfig
 from srlm.estimators.exponent import EffectiveExponent, effective_exponent
 from srlm.objectives.settings import BETA
+from srlm.objectives.sharpening import departure
 from srlm.run.files import RECORDS, damaged
 from srlm.run.tables import Table
 from srlm.types import Record
@@ -38,14 +39,14 @@ class History:
 
 
 def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[Record]) -> History:
-    """Nothing but what came after where another reward than the forecast's was sharpened.
+    """Nothing but what came after where updates do not sharpen as a forecast has it.
 
     Raises:
         UserError: a table of the run is damaged.
     """
     after = records[round + 1 :]
-    if config.reward != "log_likelihood":
-        return History(after=after, unknown=f"its reward is {config.reward}, not log_likelihood")
+    if (other := departure(vars(config))) is not None:
+        return History(after=after, unknown=other)
     betas = [record.get("beta") for record in records[: config.rounds]]
     every = [float(beta) if isinstance(beta, int | float) else math.inf for beta in betas]
     solved = [] if config.step is None else every[round:]

@@ -5,15 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from srlm.objectives.sharpening import departure
 from srlm.report.folders import Folder
 from srlm.report.text import listed, number
 
 MOST_BOUNDED = 1000  # rounds: what a file says of them is not to be believed
 
 
+def not_forecast(run: Folder) -> str | None:
+    """Why the forecast of its diagnosis is not one of this run; None where it is, or where there is none."""
+    other = departure(_config(run))
+    return other if other is not None and forecast_rows(run) else None
+
+
 def own_rows(run: Folder) -> list[dict[str, Any]]:
     """Rows of a forecast with the run's own β and clipping, rounds counted as the run does."""
     config, start = _config(run), _diagnosed_round(run)
+    if departure(config) is not None:
+        return []
     own_beta = number(config.get("beta"))
     target = "clipped" if number(config.get("clip")) and config.get("step") is None else "escort"
     solved = [record.get("beta") for record in run.records[start:]]
@@ -39,6 +48,8 @@ def forecast_rows(folder: Folder) -> list[dict[str, Any]]:
 def trained_rows(folder: Folder) -> list[dict[str, Any]]:
     """Rows of the forecast of rounds like the one before the diagnosed one, rounds counted as the run does; first what
     was diagnosed."""
+    if folder.kind == "run" and departure(_config(folder)) is not None:
+        return []
     found = folder.diagnosis.get("forecast")
     trained = found.get("trained") if isinstance(found, dict) else None
     rows = [row for row in listed(trained.get("rows")) if isinstance(row, dict)] if isinstance(trained, dict) else []

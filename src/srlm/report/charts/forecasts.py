@@ -8,7 +8,7 @@ from srlm.report.charts.chart import Chart, Series
 from srlm.report.charts.curves import lines_of
 from srlm.report.charts.legend import colour_of, named
 from srlm.report.folders import Folder
-from srlm.report.forecast import bound_of, own_rows, trained_rows
+from srlm.report.forecast import bound_of, not_forecast, own_rows, trained_rows
 from srlm.report.text import number
 
 SAMPLED_BOUND = "A sampled run's bound needs the size of its class, unknown for a transformer: it is not drawn."
@@ -32,6 +32,7 @@ def kappa(runs: list[Folder]) -> Chart:
             name, colour = named(runs, run, "forecast, rounds as trained"), colour_of(runs, i, 4)["colour"]
             series.append(forecast_of(trained, name, "kappa", colour, 1))
             caption += f" {AS_TRAINED}"
+        caption += _left_out(runs, run)
     return Chart("kappa", "Condition number κ", caption, "round", "κ", series, log=True)
 
 
@@ -48,7 +49,13 @@ def with_forecasts(chart: Chart, runs: list[Folder]) -> Chart:
             name = named(runs, run, "forecast, rounds as trained")
             series.append(forecast_of(trained, name, "accuracy", colours[1], 1))
             caption += f" {AS_TRAINED}"
+        caption += _left_out(runs, run)
     return Chart(**vars(chart) | {"series": chart.series + series, "caption": caption})
+
+
+def _left_out(runs: list[Folder], run: Folder) -> str:
+    other, which = not_forecast(run), named(runs, run, "The diagnosis")
+    return "" if other is None else f" {which} forecasts sharpening and is left out: {other}."
 
 
 def forecast_of(rows: list[dict[str, Any]], name: str, key: str, colour: int, dash: int) -> Series:
