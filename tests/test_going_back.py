@@ -54,6 +54,20 @@ def test_the_same_again_and_nothing_lost(finished, run, round):
     assert {path.name for path in run.glob("set-aside-*")} == {f"set-aside-00{i}" for i in (1, 2, 3)}
 
 
+@pytest.mark.parametrize("round", [0, 1])
+def test_an_optimiser_that_is_carried_on_begins_anew_and_says_so(tiny, tmp_path, round):
+    """From round 1 on: its state was kept of the newest round alone."""
+    files = {"prompts": write_prompts(tmp_path), "held_out": write_held_out(tmp_path)}
+    given = train_words(model=tiny, **files, rounds=2, carry_optimizer=True)
+    assert command(*given, "--output", tmp_path / "run").code == 0
+    assert not list((tmp_path / "run").rglob("optimizer.safetensors"))  # nothing goes on from it
+    before = whole(tmp_path / "run", 2)
+    outcome = command("train", "--resume", tmp_path / "run", "--from-round", round)
+    assert ("AdamW begins anew in round 1" in outcome.out + outcome.err) is (round == 1)
+    apart(tmp_path / "run")
+    assert (whole(tmp_path / "run", 2) == before) is (round == 0)
+
+
 @pytest.mark.parametrize("round", ["4", "-1", "x", ""])
 def test_rounds_that_are_none(run, round):
     before = tree(run)

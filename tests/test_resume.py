@@ -80,7 +80,7 @@ def story(tmp_path_factory, tiny, data):
 
 @pytest.fixture(scope="module")
 def full_story(tmp_path_factory, tiny, data):
-    return Story(tmp_path_factory.mktemp("full"), tiny, data, lora_rank=0, learning_rate=2e-3)
+    return Story(tmp_path_factory.mktemp("full"), tiny, data, lora_rank=0, learning_rate=2e-3, carry_optimizer=True)
 
 
 def go_on(folder, *more):

@@ -213,8 +213,26 @@ def test_checkpoint_comes_and_goes(tmp_path):
     assert loaded.keys() == state.keys()
     assert torch.equal(loaded["a"], state["a"]) and int(loaded["done"]) == 7
     assert safetensors.torch.load_file(tmp_path / "round-003" / "update.safetensors").keys() == state.keys()
-    checkpoint.remove()
-    assert checkpoint.load() is None
+    checkpoint.settle()
+    assert checkpoint.load() is None and checkpoint.carried() is None
+    run.release()
+
+
+def test_an_optimiser_is_handed_on_and_kept_of_the_newest_round_alone(tmp_path):
+    run = begun(tmp_path)
+    for t in range(3):
+        checkpoint = run.checkpoint(t, carry=True)
+        kept = checkpoint.carried()
+        assert (kept is None) is (t == 0) and (kept is None or int(kept["done"]) == t)
+        checkpoint.save({"done": torch.tensor(t + 1)})
+        run.round(t + 1)
+        if t == 1:  # killed in the middle of settling
+            checkpoint.path.rename(checkpoint.after)
+        checkpoint.settle()
+        checkpoint.settle()
+        assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == [f"round-{t + 1:03d}"]
+    run.forget_optimizer()
+    assert not list(tmp_path.rglob("*.safetensors"))
     run.release()
 
 

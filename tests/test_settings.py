@@ -60,6 +60,7 @@ CHANGED: dict[str, tuple[Any, dict[str, Any]]] = {
     "epochs": (1, {}),
     "prompts_per_step": (3, {}),
     "token_budget": (64, {}),
+    "carry_optimizer": (True, {}),
     "checkpoint_steps": (100, {}),
     "gradient_checkpointing": (True, {}),
     "lora_rank": (2, {}),

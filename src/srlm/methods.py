@@ -12,10 +12,12 @@ from typing import Any
 
 from srlm.errors import UserError
 
-# Published with all weights trained and no separate gain, by steps that bf16 would round away between rounds; most drew
-# each step's samples anew, which here is a round of one epoch.
-_WHOLE = {"gain_learning_rate": 0.0, "lora_rank": 0, "dtype": "fp32"}
-_ONLINE = {"epochs": 1} | _WHOLE
+# Published with all weights trained and no separate gain. Some train on one set of samples, by steps whose sum bf16 may
+# round away; most draw each step's samples anew, which here is a round of one epoch: the optimiser goes on from round
+# to round.
+_ALL = {"gain_learning_rate": 0.0, "lora_rank": 0}
+_WHOLE = {"dtype": "fp32"} | _ALL
+_ONLINE = {"epochs": 1, "carry_optimizer": True} | _ALL
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from srlm.errors import UserError
 SCRATCH = ".partial"
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 PROMPTS, WEIGHTS = "prompts", ("adapter", "weights")  # folders of a run, and of a round
+OPTIMIZER = "optimizer"
 ROUND = re.compile(r"round-\d{3,6}")
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers, written in Rust, pass on an errno
 

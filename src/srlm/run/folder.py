@@ -10,6 +10,7 @@ round-00t/                   what pi_t did
     rollouts/, ...           the same tables while the round goes on: a file for every stage that added columns
     stages.json              seconds and tokens of each finished stage; losses of the update
     update.safetensors       the last step checkpoint of an update that is under way
+    optimizer.safetensors    of the newest round, where the next update goes on from it: masters and moments
 model/, adapter/             the result
 """
 
@@ -33,7 +34,7 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.run.files import PROMPTS, RECORDS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
+from srlm.run.files import OPTIMIZER, PROMPTS, RECORDS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
 from srlm.run.tables import Table, read_columns, verify_columns, whole_files, write_columns
 from srlm.types import Record
 
@@ -224,8 +225,18 @@ class RunFolder:
         text = dump(stages)
         write_atomically(self.round(round) / "stages.json", lambda p: p.write_text(text))
 
-    def checkpoint(self, round: int) -> StepCheckpoint:
-        return StepCheckpoint(self.round(round) / "update.safetensors")
+    def checkpoint(self, round: int, *, carry: bool = False) -> StepCheckpoint:
+        """Of the update of a round. carry: it begins with what the last one ended with."""
+        path = self.round(round) / "update.safetensors"
+        if not carry:
+            return StepCheckpoint(path)
+        before, after = (self.path / f"round-{t:03d}" / f"{OPTIMIZER}.safetensors" for t in (round, round + 1))
+        return StepCheckpoint(path, before, after)
+
+    def forget_optimizer(self) -> None:
+        """No update will go on from it."""
+        for folder in self.rounds().values():
+            remove(folder / f"{OPTIMIZER}.safetensors")
 
 
 def _is_number(value: Any) -> bool:
@@ -233,31 +244,48 @@ def _is_number(value: Any) -> bool:
 
 
 class StepCheckpoint:
-    """The state of an unfinished update, replaced as it goes on."""
+    """The state of an unfinished update, replaced as it goes on. before: where the last update left its own, for this
+    one to begin with; after: where this one is to leave it; None where each begins anew."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, before: Path | None = None, after: Path | None = None) -> None:
+        self.path, self.before, self.after = path, before, after
 
     def load(self) -> dict[str, Tensor] | None:
-        if not self.path.exists():
-            return None
-        try:
-            with safetensors.safe_open(self.path, "pt") as opened:
-                said = (opened.metadata() or {}).get("sha256")
-            state = safetensors.torch.load_file(self.path)
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
-            raise damaged(self.path, str(error)) from error
-        if said not in (None, _digest(state)):
-            raise damaged(self.path, "its checksum differs")
-        return state
+        return _state(self.path)
+
+    def carried(self) -> dict[str, Tensor] | None:
+        return None if self.before is None else _state(self.before)
 
     def save(self, state: Mapping[str, Tensor]) -> None:
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         said = {"sha256": _digest(tensors)}
         write_atomically(self.path, lambda p: safetensors.torch.save_file(tensors, p, metadata=said))
 
-    def remove(self) -> None:
-        remove(self.path)
+    def settle(self) -> None:
+        """The update is over, and what it made is kept. Killed in between, it can be done again."""
+        if self.after is not None and self.path.exists():
+            self.path.rename(self.after)
+        for path in (self.path, self.before):
+            if path is not None:
+                remove(path)
+
+
+def _state(path: Path) -> dict[str, Tensor] | None:
+    """
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as opened:
+            said = (opened.metadata() or {}).get("sha256")
+        state = safetensors.torch.load_file(path)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise damaged(path, str(error)) from error
+    if said not in (None, _digest(state)):
+        raise damaged(path, "its checksum differs")
+    return state
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm.errors import UserError
-from srlm.run.files import RECORDS, WEIGHTS
+from srlm.run.files import OPTIMIZER, RECORDS, WEIGHTS
 from srlm.run.folder import RunFolder
 
 RESULT = ("model", "adapter", "report.html")
@@ -57,7 +57,7 @@ def go_back(run: RunFolder, round: int, looks_back: Callable[[str], bool]) -> Pa
         else:
             stages.unlink()
     for path in rounds[round].iterdir():
-        if path != stages and (round == 0 or path.name.partition(".")[0] not in WEIGHTS):
+        if path != stages and (round == 0 or path.name.partition(".")[0] not in (*WEIGHTS, OPTIMIZER)):
             path.rename(folder / path.name)
     return aside
 

@@ -99,17 +99,19 @@ class Ledger:
         load: Callable[[Path], object],
         names: Sequence[str],
         tokens: int,
+        carry: bool,
     ) -> tuple[pa.Table, Sequence[float]]:
         """pi_{round+1}: taken up by `load` where it is kept, else made by `work` and kept in the next round's `folder`:
         all processes `prepare`, one does `save`. What `work` returns, columns `names` of a table and the loss of each
         step, comes from disk in either case: an update just made and one made before a kill give the same numbers.
+        carry: the optimiser goes on from one update to the next.
         """
-        after, checkpoint = self.run.round(round + 1) / folder, self.run.checkpoint(round)
+        after, checkpoint = self.run.round(round + 1) / folder, self.run.checkpoint(round, carry=carry)
         kept = self.run.table(round, table)
         if after.exists():
             verify(after)
             load(after)
-            self.write(checkpoint.remove)  # of a run that was killed before it could
+            self.write(checkpoint.settle)  # of a run that was killed before it could
         else:
             columns, losses = self.stage(round, "update", partial(work, checkpoint), tokens)
 
@@ -117,7 +119,7 @@ class Ledger:
                 kept.add("update", columns)
                 self._note_stage(round, "loss", losses.tolist())
                 write_atomically(after, partial(with_checksums, after, save))
-                checkpoint.remove()
+                checkpoint.settle()
 
             prepare()
             self.write(commit)

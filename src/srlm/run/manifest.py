@@ -33,7 +33,7 @@ NEWER = (  # settings whose default is what runs without them did
     *("prompt_column", "answer_column", "adapter", "step", "length_normalised", "ratio_clip"),
     *("engine", "engine_weights", "engine_options", "engine_correction"),
     *("rubric", "judge_samples", "judge_tokens", "judge_temperature", "judge_opponents", "written_"),
-    *("streaming", "quantize"),
+    *("streaming", "quantize", "carry_optimizer"),
 )
 TEXTS, OBJECTS = ("state", "model"), ("guard", "skipped")  # of a manifest; the objects where they are there
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")

@@ -77,6 +77,8 @@ def leave(
         if config.lora_rank:
             write_atomically(run.path / "adapter", policy.save_weights)
         run.save_manifest(state=state, guard=said)
+        if state == "finished":
+            run.forget_optimizer()
 
     for t in range(len(records)):
         ledger.close(t)

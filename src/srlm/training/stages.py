@@ -147,6 +147,7 @@ class Stages:
             save=policy.save_weights,
             load=policy.load_weights,
             names=("log_prob_next",),
+            carry=config.carry_optimizer,
             tokens=int(rollouts.responses.length[inside].sum()) * config.epochs,
         )
         following = grid(columns["log_prob_next"], len(rollouts.prompts)).float()

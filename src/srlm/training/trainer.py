@@ -223,7 +223,9 @@ class SelfRewardTrainer:
         for note in policy.notes:
             self.display.say(note)
         self._foresee(policy)
-        if lost := lost_to_rounding(policy, optimisation(config), self._steps()):
+        if config.carry_optimizer:
+            self._say_begins_anew()
+        elif lost := lost_to_rounding(policy, optimisation(config), self._steps()):
             self.display.say(f"advice: {lost}")
         recorded = self.run.records()
         chosen = config.rounds
@@ -290,6 +292,12 @@ class SelfRewardTrainer:
                 self.display.say(report_or_reason(self.run.path))
             self.run.release()
         return TrainResult.of(self.run)
+
+    def _say_begins_anew(self) -> None:
+        newest = max(self.run.rounds(), default=0)
+        checkpoint = self.run.checkpoint(newest, carry=True)
+        if newest and not any(path.exists() for path in (checkpoint.path, checkpoint.before) if path):
+            self.display.say(f"AdamW begins anew in round {newest}: its state is kept of the newest round alone")
 
     def _steps(self) -> int:
         """Of a round's update."""

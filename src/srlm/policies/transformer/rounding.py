@@ -1,4 +1,5 @@
-"""Is what a round learns more than the model's dtype tells apart? Masters and moments of fp32 begin anew each round."""
+"""Is what a round learns more than the model's dtype tells apart? Masters and moments of fp32 begin anew each round,
+unless they are carried on."""
 
 from __future__ import annotations
 
@@ -26,6 +27,6 @@ def lost_to_rounding(policy: TransformerPolicy, how: Optimisation, steps: int) -
         return None
     return (
         f"a round of {steps} steps at --learning-rate {how.learning_rate:g} moves a weight by {most:.2g} at most, and "
-        f"{lost:.0%} of the weights round that away in {str(held[0].dtype)[6:]}: give --dtype fp32, or more steps a "
-        "round"
+        f"{lost:.0%} of the weights round that away in {str(held[0].dtype)[6:]}: give --carry-optimizer or "
+        "--dtype fp32, or more steps a round"
     )

@@ -1,4 +1,4 @@
-"""One round's regression: AdamW on the packed groups, fp32 masters, resumable at every step."""
+"""One round's update: AdamW on the packed groups, fp32 masters, resumable at every step."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ class Diverged(UserError):
 
 
 class Checkpoint(Protocol):
-    """Where an unfinished update keeps its state; `load` is None when there is none."""
+    """Where an unfinished update keeps its state; `load` is None when there is none. `carried` is the state that the
+    update before ended with, None where each begins anew."""
 
     def load(self) -> dict[str, Tensor] | None: ...
+    def carried(self) -> dict[str, Tensor] | None: ...
     def save(self, state: Mapping[str, Tensor]) -> None: ...
 
 
@@ -124,6 +126,11 @@ class MasterAdamW:
     def _part(self, number: int, value: Tensor) -> Tensor:
         return self.parts.part(value, self.parameters[number]) if number < len(self.parameters) else value
 
+    def carry(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with what an update ended with; with no gain more than it has put into the norm already."""
+        last = len(self.masters) - 1
+        self.load({**state} | ({} if self.gain is None else {f"master.{last}": torch.zeros_like(self.masters[last])}))
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         whole = self.optimiser.state_dict()
         whole["state"] = {
@@ -191,9 +198,13 @@ def fit(
     start = {name: value.detach().to("cpu", copy=True) for name, value in policy.weights.held().items()}
     losses = torch.zeros(len(steps), dtype=torch.float64)
     first = 0
-    if checkpoint is not None and (state := checkpoint.load()) is not None:
-        optimiser.load(state)
-        first, losses = int(state["done"]), state["losses"]
+    if checkpoint is not None:
+        if (state := checkpoint.load()) is not None:
+            optimiser.load(state)
+            first, losses = int(state["done"]), state["losses"]
+        elif (state := checkpoint.carried()) is not None:
+            optimiser.carry(state)
+        del state
 
     def diverged(what: str) -> Diverged:
         policy.weights.put(start)
