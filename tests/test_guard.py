@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import string
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer
@@ -23,6 +25,7 @@ from srlm.guard.advice import advice
 from srlm.guard.decision import best_round, decide, history
 from srlm.guard.signals import alarms, settled
 from srlm.measure import HeldOut, drift_record
+from srlm.measure.record import update_fidelity
 from srlm.objectives.imitation import nll
 from srlm.objectives.policy_gradient import dapo
 from srlm.objectives.preferences import ipo
@@ -98,19 +101,18 @@ def test_a_healthy_round_raises_no_alarm() -> None:
     assert alarms([START], CONFIG) == alarms([START, HEALTHY], CONFIG) == []
 
 
-# At level .002 Student's t of 47 degrees of freedom reaches 3.03 standard errors.
+# At level .02 / 9 Student's t of 47 degrees of freedom reaches 2.99 standard errors.
 SIGNALS = {
-    "token likelihood rank is 0.4 (at most 0.491), below 0.5": drifted("token_likelihood_rank", 0.4, 0.03),
-    "agreement change is -0.1 (at most -0.00919), below 0": drifted("agreement_change", -0.1, 0.03),
-    "achieved is -0.4 (at most -0.0973) of the gain": {"achieved": -0.4},
+    "token likelihood rank is 0.4 (at most 0.49), below 0.5": drifted("token_likelihood_rank", 0.4, 0.03),
+    "agreement change is -0.1 (at most -0.0103), below 0": drifted("agreement_change", -0.1, 0.03),
+    "achieved is -0.4 (at most -0.101) of the gain": {"achieved": -0.4},
     "kept mass is 0.0821 (at most 0.111), below 0.2": {"leak": -2.5},
-    "kept mass held out is 0.0498 (at most 0.0674), below 0.2": {"leak_held_out": -3.0},
     "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
-    "length of finished responses is 0.741 (at most 0.862) times": drifted("length_change", -0.3, 0.05),
+    "length of finished responses is 0.741 (at most 0.86) times": drifted("length_change", -0.3, 0.05),
     "length of finished responses is 1.35 (at least 1.16) times": drifted("length_change", 0.3, 0.05),
-    "truncation change is 0.2 (at least 0.109) since round 0, above 0.1": drifted("truncation_change", 0.2, 0.03),
-    "repetition change is 0.06 (at least 0.0539) since": drifted("repetition_change", 0.06, 0.002),
-    "same response is 0.6 (at least 0.397), more than 0.3 above round 0's 0.02": {"same_response": 0.6},
+    "truncation change is 0.2 (at least 0.11) since round 0, above 0.1": drifted("truncation_change", 0.2, 0.03),
+    "repetition change is 0.06 (at least 0.054) since": drifted("repetition_change", 0.06, 0.002),
+    "same response is 0.6 (at least 0.399), more than 0.3 above round 0's 0.02": {"same_response": 0.6},
 }
 
 
@@ -123,6 +125,21 @@ def test_each_signal_alone_raises_its_alarm(reason: str) -> None:
     assert (decision.action, decision.round, decision.stage, decision.reason) == ("roll back", 1, "collapsing", found)
 
 
+@pytest.mark.parametrize(("words", "alpha"), [(16, 2.0), (160, 1.4)])
+def test_exact_sharpening_is_no_alarm_though_few_samples_hit_what_gains(words: int, alpha: float) -> None:
+    """Responses of independent words of 2.7 nats: pi^alpha / Z of K = 8 samples."""
+    generator, prompts, k = np.random.default_rng(0), 48, 8
+    word = np.log(np.arange(1, 41) ** -1.0 / np.sum(np.arange(1, 41) ** -1.0))
+    partition = words * np.log(np.sum(np.exp(alpha * word)))
+    log_prob = word[generator.choice(40, size=(prompts, k, words), p=np.exp(word))].sum(-1)
+    ratio = torch.from_numpy((alpha - 1) * log_prob - partition)
+    found = update_fidelity(ratio, None, torch.from_numpy(log_prob), None)
+    assert found["leak"] + 4 * found["leak_error"] < math.log(CONFIG.guard_kept_mass)
+    held_out = {f"{name}_held_out": found[name] for name in ("leak", "displacement")}
+    held_out["leak_held_out_error"] = found["leak_error"]
+    assert alarms([START, HEALTHY | held_out], CONFIG) == []
+
+
 @pytest.mark.parametrize(
     ("name", "harmless"),
     [
@@ -130,7 +147,7 @@ def test_each_signal_alone_raises_its_alarm(reason: str) -> None:
         ("agreement_change", drifted("agreement_change", -0.1, 0.04)),
         ("achieved", {"achieved": -0.29}),
         ("kept mass", {"leak": -1.8}),
-        ("length", drifted("length_change", -0.3, 0.1)),
+        ("length", drifted("length_change", -0.3, 0.105)),
         ("truncation", drifted("truncation_change", 0.2, 0.04)),
         ("repetition", drifted("repetition_change", 0.055, 0.002)),
         ("same response", {"same_response": 0.5}),
@@ -148,8 +165,8 @@ def test_lengths_of_training_and_held_out_prompts_are_taken_together() -> None:
     for part in parts:
         assert alarms([START, HEALTHY | drifted("length_change", 0.0, 0.12, 0) | part], CONFIG) == []
     (reason,) = alarms([START, HEALTHY | parts[0] | parts[1]], CONFIG)
-    # 16 + 16 prompts: -.3 +- .12/sqrt 2, Student's t of 30 degrees of freedom 3.12
-    assert reason.startswith("length of finished responses is 0.741 (at most 0.965)")
+    # 16 + 16 prompts: -.3 +- .12/sqrt 2, Student's t of 30 degrees of freedom 3.08
+    assert reason.startswith("length of finished responses is 0.741 (at most 0.962)")
 
 
 def test_a_small_change_of_length_is_none_however_sure() -> None:

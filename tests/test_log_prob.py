@@ -150,6 +150,8 @@ def test_self_certainty_is_the_mean_divergence_of_the_uniform_distribution(name:
 def test_statistics_of_known_distributions() -> None:
     for words in (2, 7):
         even = torch.full((1, words), -math.log(words))
+        masked = torch.cat([even, torch.full((1, 3), -torch.inf)], -1)
+        assert entropy(masked) == entropy(even)  # words that cannot be said
         assert entropy(even) == pytest.approx(math.log(words)) and self_certainty(even) == pytest.approx(0, abs=1e-6)
     assert self_certainty(torch.tensor([[0.9, 0.1]]).log()) == pytest.approx(-math.log(4 * 0.9 * 0.1) / 2)
 

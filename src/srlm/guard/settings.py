@@ -21,7 +21,7 @@ class GuardSettings(Sizes):
     patience: int = 1
     """Rounds in a row that must be damaged, or saturated, before the run ends."""
     guard_false_alarm: float = 0.02
-    """Probability of an alarm in a round that did no damage, shared evenly by ten tests that need no labels; falls of
+    """Probability of an alarm in a round that did no damage, shared evenly by nine tests that need no labels; falls of
     self-consistency, and what needs labels, are told by 95 % intervals instead."""
     guard_kept_mass: float = 0.2
     """Alarm if the share of their probability that sampled responses keep in an update is surely below this."""

@@ -14,7 +14,7 @@ from srlm.guard.settings import GuardSettings
 if TYPE_CHECKING:
     from srlm.types import Record
 
-TESTS = 10  # one-sided, of a round without labels; each has its share of the probability of a false alarm
+TESTS = 9  # one-sided, of a round without labels; each has its share of the probability of a false alarm
 
 
 def alarms(records: Sequence[Record], config: GuardSettings) -> list[str]:
@@ -22,7 +22,7 @@ def alarms(records: Sequence[Record], config: GuardSettings) -> list[str]:
 
     Signals without labels are tests of what healthy sharpening does not do (`measure.drift`; of the update, that it
     moves the other way than it was asked): an alarm is raised past a margin by more than the choice of prompts
-    explains, at level guard_false_alarm / 10. None is in nats or tokens; tried on answers of 8 tokens and of 160
+    explains, at level guard_false_alarm / 9. None is in nats or tokens; tried on answers of 8 tokens and of 160
     (docs/methods.md). Self-consistency alone has no such level: it is held against its best round, by 95 % intervals
     that part. With labels, accuracy and the reward's AUROC count too.
     """
@@ -100,11 +100,12 @@ def _update(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
     achieved = _Estimate.of(now, "achieved", level)
     if achieved.high < 0:
         yield f"achieved is {achieved.at_most} of the gain asked for, below 0: the update went the other way"
-    for part, prompts in (("", "prompts"), ("_held_out", "held_out_prompts")):
-        kept = _Estimate.of(now, f"leak{part}", level, prompts).exp()
-        if kept.high < config.guard_kept_mass:
-            said = f"kept mass{part.replace('_', ' ')} is {kept.at_most}, below {config.guard_kept_mass:g}"
-            yield f"{said}: probability leaked to what nobody sampled"
+    # Of the responses it was told of, whose share an exact update conserves. That of others it lowers, too: it gives to
+    # modes which few samples hit.
+    kept = _Estimate.of(now, "leak", level, "prompts").exp()
+    if kept.high < config.guard_kept_mass:
+        said = f"kept mass is {kept.at_most}, below {config.guard_kept_mass:g}"
+        yield f"{said}: probability leaked to what nobody sampled"
 
 
 def _shape(now: Record, config: GuardSettings, level: float) -> Iterator[str]:

@@ -74,8 +74,10 @@ def update_fidelity(
         objective counts them (`objectives.censored`); 1 when exact, None without a reward, or where beta is not known
         or inf.
     displacement: mean log-ratio of each group's most probable response; healthy above 0.
-    leak: mean over prompts of log mean_k exp(log-ratio_k); 0 when mass is conserved (THEORY: E[pi_{t+1}/pi_t] = 1);
-        with its standard error.
+    leak: mean over prompts of log mean_k exp(log-ratio_k), with its standard error. 0 where the update conserved the
+        mass of these responses, as it is asked to of those it learned from. Of others it is below 0 for exact updates
+        too: E[pi_{t+1}/pi_t] = 1, but much of that is in modes that few of K samples hit, the more so the longer
+        responses are (8 tokens, beta = 1, K = 8: about -2).
     """
     ratio = log_ratio.double()
     best = log_prob.argmax(-1, keepdim=True)

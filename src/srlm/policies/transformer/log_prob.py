@@ -150,7 +150,8 @@ def token_log_prob(hidden: Tensor, target: Tensor, head: Head) -> Tensor:
 
 def entropy(log_p: Tensor) -> Tensor:
     """-sum_j pi_j log pi_j in nats: 0..log V."""
-    return -(log_p.exp() * log_p).sum(-1)
+    p = log_p.exp()
+    return -torch.xlogy(p, p).sum(-1)
 
 
 def self_certainty(log_p: Tensor) -> Tensor:
