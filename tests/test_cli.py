@@ -482,3 +482,12 @@ def test_a_fault_of_our_own_is_not_hidden(here, tiny, prompts_file, monkeypatch)
     monkeypatch.setattr(srlm.training.trainer, "load_policy", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         command("train", "--model", tiny, "--prompts", prompts_file)
+
+
+def test_a_diagnosis_tells_what_was_not_said_from_no():
+    from srlm.commands.diagnose import parser
+
+    for flag in ("raw-prompts", "trust-remote-code"):
+        name = flag.replace("-", "_")
+        found = [parser().parsed(["--run", "r", *words])[name] for words in ([], [f"--no-{flag}"], [f"--{flag}"])]
+        assert found == [None, False, True]

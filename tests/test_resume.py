@@ -54,7 +54,15 @@ class Story:
         self.given = {"model": model, "prompts": data / "prompts.jsonl", "held_out": data / "held-out.jsonl"} | options
         self.run = folder / "run"
         self.moments: list[tuple[str, Path]] = []
-        replace = os.replace
+        replace, rename = os.replace, os.rename
+
+        def renamed(source, target, **more):
+            """All at once, so nothing is cut: killed before it."""
+            if Path(source).is_relative_to(self.run):
+                moment = folder / f"moment-{len(self.moments):03d}"
+                shutil.copytree(self.run, moment)
+                self.moments.append((str(Path(target).relative_to(self.run)), moment))
+            return rename(source, target, **more)
 
         def watched(source, target, **more):
             name = str(Path(target).relative_to(self.run))
@@ -66,6 +74,7 @@ class Story:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "replace", watched)
+            patch.setattr(os, "rename", renamed)
             assert command(*self.command(output=self.run)).code == 0
         self.whole = whole(self.run)
 
@@ -125,7 +134,8 @@ def goes_on_from(story, folder, number):
     for i in chosen:
         name, moment = story.moments[i]
         run = shutil.copytree(moment, folder / moment.name)
-        go_on(run)
+        outcome = go_on(run)
+        assert "begins anew" not in outcome.out + outcome.err
         assert whole(run) == story.whole, f"killed while writing {name} ({moment.name})"
 
 
@@ -315,6 +325,28 @@ def unfinished(story, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+    ("begun", "asks"),
+    [
+        ({"engine": "http://stranger:8000"}, True),
+        ({"engine": "http://localhost:8000"}, False),
+        ({"engine": "vllm", "engine_options": ["trust_remote_code=true"]}, True),
+        ({"engine": "vllm", "engine_options": ["max_model_len=64", "worker_extension_cls=x.Y"]}, True),
+        ({"engine": "vllm", "engine_options": ["max_model_len=64", "gpu_memory_utilization=0.5"]}, False),
+    ],
+)
+def test_a_folder_does_not_say_whom_to_trust(unfinished, tmp_path, begun, asks):
+    """A stranger's run would have prompts and a token sent somewhere, or vLLM run somebody's code."""
+    run = shutil.copytree(unfinished, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"config": manifest["config"] | begun}))
+    said = refused("train", "--resume", run)
+    assert ("give that again if you trust it" in said) is asks
+    if asks:
+        assert f"--engine {begun['engine']}" in said and "SRLM_ENGINE_KEY" in said
+        assert command("train", "--resume", run, "--engine", "builtin").code == 0
+
+
+@pytest.mark.parametrize(
     ("options", "name"),
     [
         ({"beta": 2.0}, "beta"),
@@ -500,6 +532,19 @@ def test_a_flipped_bit_is_noticed(story, tmp_path, moment, file):
     flip(run / file)
     go_on(run)
     assert whole(run) == story.whole
+
+
+def test_a_damaged_optimiser_is_made_again_by_the_round_before(full_story, tmp_path):
+    """Which the sentence names: going back to its own round would leave it as it is."""
+    moments = [m for name, m in full_story.moments if name == "round-001/update.safetensors"]
+    run = shutil.copytree(moments[0], tmp_path / "run")
+    flip(run / "round-001" / "optimizer.safetensors")
+    (run / "round-001" / "update.safetensors").unlink(missing_ok=True)
+    said = refused("train", "--resume", run)
+    assert "round-001/optimizer.safetensors is damaged" in said and "--from-round 0" in said
+    go_on(run, "--from-round", "0")
+    shutil.rmtree(run / "set-aside-001")
+    assert whole(run) == full_story.whole
 
 
 def test_damaged_sums_are_named_too(story, tmp_path):

@@ -246,6 +246,13 @@ def test_more_votes_than_samples(run: Any) -> None:
     ("options", "expected"),
     [
         ({"votes": 3, "reward": "majority"}, "--votes is 3 beside --num-samples 4, expected at least as many"),
+        ({"objective": "grpo", "beta": 0.04}, "--beta is 0.04, which nothing would heed, expected --objective regress"),
+        ({"objective": "imitation", "clip": 2.0}, "--clip is 2.0, which nothing would heed"),
+        ({"pairs": "best_worst"}, "--pairs is best_worst, which nothing would heed, expected --objective dpo or ipo"),
+        ({"margin": 1.0}, "--margin is 1.0, which nothing would heed"),
+        ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora-alpha is 8.0, which nothing would heed, expected --lora-rank 1"),
+        ({"written_near": 0.5}, "--written-near is 0.5, which nothing would heed, expected --written-prompts"),
+        ({"engine_correction": 2.0}, "--engine-correction is 2.0, which nothing would heed, expected --engine"),
         ({"votes": 8}, "--votes is 8, but --reward log_likelihood takes no vote"),
         ({"teacher": "initial"}, "--teacher is initial, but --reward log_likelihood neither judges nor votes"),
         ({"teacher": "ema:1.5", "reward": "majority"}, "--teacher is 'ema:1.5', expected live, initial, or ema:"),

@@ -102,6 +102,19 @@ def test_a_closed_table_is_one_file_in_row_groups(grown):
     assert tree(grown.file.parent) == before
 
 
+def test_a_table_without_rows_is_closed_and_read(tmp_path):
+    """A round whose policy wrote no prompt that could be used."""
+    table = RunFolder(tmp_path, {}).table(0, "written")
+    table.add("prompt", {"prompt": pa.array([], pa.string()), "tokens": pa.array([], pa.list_(pa.int32()))})
+    table.add("log_prob", {"log_prob": pa.array([], pa.float32())})
+    table.close()
+    table.close()
+    assert table.files() == [table.file] and table.read(["log_prob", "prompt"]).num_rows == 0
+    other = RunFolder(tmp_path, {}).table(1, "written")
+    other.take("start", table, ["tokens"])
+    assert other.names() == ["prompt", "log_prob"]
+
+
 def test_a_late_column_joins_a_closed_table(grown):
     grown.close()
     grown.add("late", columns("late"))

@@ -233,6 +233,14 @@ def test_a_push_that_fails_is_a_note_and_the_run_is_finished(tmp_path, tiny, hub
     assert json.loads((result.output / "manifest.json").read_text())["state"] == "finished"
 
 
+def test_a_push_is_made_up_for_once(tmp_path, tiny, hub):
+    run = small(tmp_path, tiny, push_to_hub="me/broken").output
+    for name in ("me/broken", "me/mine", "me/mine"):
+        assert command("train", "--resume", run, "--push-to-hub", name).code == 0
+    assert [call[1][0] for call in hub if call[0] == "create"] == ["me/broken", "me/broken", "me/mine"]
+    assert [call[2]["repo_id"] for call in hub if call[0] == "upload"] == ["me/mine"]
+
+
 def test_nothing_is_pushed_unasked(tmp_path, tiny, hub):
     small(tmp_path, tiny)
     assert not hub

@@ -226,6 +226,17 @@ def test_an_optimiser_that_is_carried_on_takes_the_steps_of_one(dtype: torch.dty
     assert moved[0] > 2**-8 and (moved[1] == 0) is (dtype == torch.bfloat16)
 
 
+def test_a_gain_of_small_steps_is_not_rounded_away() -> None:
+    norm, last = torch.full((4,), 1.5, dtype=torch.bfloat16), None
+    for _ in range(100):
+        optimiser = MasterAdamW([norm], Gain("norm", (norm,), 0.0), Optimisation(1e-3, 1, 1e-3))
+        if last is not None:
+            optimiser.carry(last)
+        optimiser.step([torch.tensor(-1.0)], 1.0)
+        last = {name: value.clone() for name, value in optimiser.state().items()}
+    assert norm.float().tolist() == pytest.approx([1.5 * math.exp(0.1)] * 4, rel=2**-8)
+
+
 def test_what_a_gain_has_put_into_the_norm_is_not_put_there_twice() -> None:
     def fresh(norm: Tensor) -> MasterAdamW:
         return MasterAdamW([norm], Gain("norm", (norm,), 0.0), Optimisation(0.1, 1))

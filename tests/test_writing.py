@@ -26,7 +26,10 @@ from support import (
 )
 
 from srlm.errors import UserError
+from srlm.harvest import texts_of
 from srlm.prompts.columns import blank
+from srlm.prompts.presets import PRESETS
+from srlm.prompts.select import prompt_set
 from srlm.prompts.sources import load_prompts
 from srlm.starting import beginning
 from srlm.training.writing import Writer
@@ -360,3 +363,13 @@ def test_a_round_without_prompts_leaves_the_model_of_the_last_record(
         assert "\nStopped: round 0: no prompt" in (run / "model" / "README.md").read_text()
         said = refused(*given, "--output", tmp_path / "arms", "--compare", "log_likelihood, random")
         assert "round 0: no prompt that the policy wrote" in said
+
+
+def test_what_held_out_prompts_end_with_keeps_none_of_them_in() -> None:
+    asked = ["What is 12 + 35?", "What is 7 + 8?"]
+    for source, instruction in (("held.jsonl", "Answer with one number."), ("gsm8k", None)):
+        ending = instruction or PRESETS["gsm8k"].instruction
+        dressed = prompt_set([f"{text}\n{ending}" for text in asked], None, source)
+        assert texts_of(dressed, instruction) == asked
+        filters = Filters(HOW, ["What is 1 + 2 + 3?"], held_out=texts_of(dressed, instruction))
+        assert all(filters.wrong(text, True) == "held_out" for text in asked)

@@ -26,7 +26,8 @@ def named(function: Callable[..., Any]) -> str:
 
     The digest is of its code, defaults and plain values that it closes over, as this version of Python compiles them,
     so that a run goes on only with a function that is the same; what its code calls, and objects that it closes over,
-    are not looked into. Only this process knows the function.
+    are not looked into: of two that differ in these alone the later takes the name, unless a plain value that they
+    close over, or `functools.partial`, tells them apart. Only this process knows the function.
 
     Raises:
         UserError: not a function written in Python.

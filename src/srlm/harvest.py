@@ -17,7 +17,6 @@ from srlm.prompts.select import PromptSet
 from srlm.prompts.sources import prompts_of
 from srlm.run.files import check_new_file, write_atomically
 from srlm.starting import policy_asked
-from srlm.types import Prompts
 from srlm.writing.filters import Filters
 from srlm.writing.write import Harvest, Pool, asked, write
 
@@ -89,7 +88,7 @@ def write_prompts(
     filters = Filters(
         config,
         pool.texts,
-        held_out=[] if kept_out is None else texts_of(kept_out.prompts),
+        held_out=[] if kept_out is None else texts_of(kept_out, instruction),
         overlong=lambda text: not policy.fits(text, 1),
     )
     with display.stage("written") as report:
@@ -133,9 +132,10 @@ def _brings_instruction(source: str) -> bool:
     return tasks.is_task(source) or Source.of(source).preset is not None
 
 
-def texts_of(prompts: Prompts) -> list[str]:
-    """What they ask, as far as that is one turn of text."""
-    return [text for item in prompts.items if (text := asked(item))]
+def texts_of(asking: PromptSet, instruction: str | None) -> list[str]:
+    """What they ask, without what all of them end with, as far as that is one turn of text."""
+    ending = ending_of(asking.source, instruction)
+    return [text for item in asking.prompts.items if (text := asked(item, f"\n{ending}" if ending else ""))]
 
 
 def _save(path: Path, text: str) -> None:

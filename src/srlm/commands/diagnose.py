@@ -52,7 +52,7 @@ def parser() -> Parser:
     made.add("How", PromptSettings, ("match",), match=None)
     made.add("How", Sizes, ("max_new_tokens",), max_new_tokens=None)
     made.add("How", ObjectiveSettings, ("clip",), clip=None)
-    unsaid = ("stop", "chat_template_kwargs", "adapter", "dtype", "quantize", "token_budget")
+    unsaid = ("stop", *DRESSED, "adapter", "dtype", "quantize", "token_budget", "trust_remote_code")
     add_asking(made, ("stop", *DRESSED), **dict.fromkeys(unsaid))
     return made
 
@@ -65,8 +65,6 @@ def run(words: Sequence[str]) -> None:
     from srlm.console import Display
     from srlm.diagnosis import diagnose
 
-    for flag in ("raw_prompts", "trust_remote_code"):  # left out, the run's own choice stands
-        chosen[flag] = chosen[flag] or None
     display = Display(chosen.pop("quiet"))
     diagnose(num_samples=chosen.pop("samples"), display=display, **chosen)
     if chosen["output"] is not None:

@@ -93,7 +93,7 @@ class Parser(jsonargparse.ArgumentParser):
             group = self._group(heading)
             if option.kind is bool:
                 group.add_argument(
-                    *flags, action=argparse.BooleanOptionalAction, type=option.read, default=bool(default), help=text
+                    *flags, action=argparse.BooleanOptionalAction, type=option.read, default=default, help=text
                 )
                 continue
             group.add_argument(

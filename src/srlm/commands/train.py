@@ -119,12 +119,15 @@ def run(words: Sequence[str]) -> None:
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:
-    """The options a run began with, so that `--resume DIR` alone is enough; but those that run code."""
+    """The options a run began with, so that `--resume DIR` alone is enough; but those that run code, and those of an
+    engine that somebody has to trust."""
     from srlm.run.manifest import code_of, read_manifest, run_config
 
     manifest = read_manifest(folder)
     config, prompts, held_out = run_config(manifest, folder)
     plain = {name: value for name, value in vars(config).items() if name not in code_of(config)}
+    if config.needs_trust:
+        plain |= {"engine": None, "engine_options": None}
     return plain | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
 
 
@@ -133,10 +136,20 @@ def _refuse_elsewhere(output: str | None, resume: str) -> None:
         raise UserError(f"--output is {output} beside --resume {resume}, expected that folder or none: leave it out")
 
 
-def _refuse_code(folder: Path, chosen: Mapping[str, Any]) -> None:
+def _refuse_code(folder: Path, chosen: dict[str, Any]) -> None:
     from srlm.run.manifest import read_manifest, refuse_code, run_config
 
-    refuse_code(folder, run_config(read_manifest(folder), folder)[0], chosen)
+    begun = run_config(read_manifest(folder), folder)[0]
+    refuse_code(folder, begun, chosen)
+    if chosen["engine"] is None:
+        options = "".join(f" {option}" for option in begun.engine_options)
+        said = f"--engine {begun.engine}" + (f" --engine-options{options}" if options else "")
+        raise UserError(
+            f"the run {folder} was begun with {said}, which prompts and the token of SRLM_ENGINE_KEY go to, or which "
+            "runs what it is told: give that again if you trust it, or another --engine (builtin, say)"
+        )
+    if chosen["engine_options"] is None:
+        chosen["engine_options"] = ()
 
 
 def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:

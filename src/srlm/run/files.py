@@ -129,7 +129,10 @@ def damaged(file: Path, what: str, round: int | None = None) -> UserError:
         inside = max((i for i, name in enumerate(names) if ROUND.fullmatch(name)), default=len(names) - 1)
         run = Path(*names[:inside])
         if inside + 1 < len(names):
-            made_before = names[inside + 1].partition(".")[0] in WEIGHTS  # by the update of the round before
+            made_before = names[inside + 1].partition(".")[0] in (
+                *WEIGHTS,
+                OPTIMIZER,
+            )  # by the update of the round before
             round = max(int(names[inside].removeprefix("round-")) - made_before, 0)
     back = f", or go back with --resume {run} --from-round {round}, which sets aside what came after"
     return UserError(

@@ -185,5 +185,7 @@ def _row_groups(file: Path, names: list[str]) -> Iterator[pa.Table]:
             while held[0].num_rows >= ROW_GROUP:
                 yield held[0].slice(0, ROW_GROUP)
                 held = [held[0].slice(ROW_GROUP)]
-    if held and held[0].num_rows:
+        if not opened.metadata.num_rows:  # a stage that made nothing has columns all the same
+            held = [opened.schema_arrow.empty_table().select(names)]
+    if held and (held[0].num_rows or not opened.metadata.num_rows):
         yield held[0]

@@ -76,9 +76,9 @@ def leave(
         write_atomically(run.path / "model", save_model)
         if config.lora_rank:
             write_atomically(run.path / "adapter", policy.save_weights)
-        run.save_manifest(state=state, guard=said)
         if state == "finished":
             run.forget_optimizer()
+        run.save_manifest(state=state, guard=said)
 
     for t in range(len(records)):
         ledger.close(t)
@@ -89,7 +89,7 @@ def leave(
     if policy.processes.is_main_process:
         display.say(report_or_reason(run.path))
         if config.push_to_hub and state == "finished":
-            display.say(pushed_or_reason(run.path / "model", config.push_to_hub))
+            push(run, config.push_to_hub, display)
 
 
 def saved(policy: TransformerPolicy, folder: Path) -> str:
@@ -102,15 +102,22 @@ def saved(policy: TransformerPolicy, folder: Path) -> str:
     )
 
 
-def pushed_or_reason(model: Path, repository: str) -> str:
-    """Upload a model; what to say of it. Never fails the run."""
+def push(run: RunFolder, repository: str, display: Display) -> None:
+    """Upload the model of a run, once, and say so. Never fails the run."""
     from huggingface_hub import HfApi
 
+    model = run.path / "model"
+    if run.manifest.get("pushed") == repository:
+        return
     try:
         hub = HfApi()
         hub.create_repo(repository, private=True, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=model)
-        return f"model pushed to {repository}"
+        run.save_manifest(pushed=repository)
+        display.say(f"model pushed to {repository}")
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        return f"the model was not pushed to {repository} ({reason}); it is kept in {model}"
+        display.say(
+            f"the model was not pushed to {repository} ({reason}); it is kept in {model}, and --resume {run.path} "
+            "tries again"
+        )

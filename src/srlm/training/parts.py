@@ -14,6 +14,7 @@ from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.evaluation import check_answers
 from srlm.objectives import imitation, policy_gradient, preferences, regression
+from srlm.objectives.settings import BETA
 from srlm.policies.transformer.engines import Engine
 from srlm.policies.transformer.engines.vllm import Backend, VllmEngine
 from srlm.policies.transformer.processes import processes
@@ -148,6 +149,34 @@ def check_new(config: SelfRewardConfig) -> None:
             f"--kl-initial is {config.kl_initial:g} beside --objective {config.objective}, expected "
             f"{' or '.join(PROPORTIONAL)}, since others rank rewards or rescale them, and the term: leave one out"
         )
+
+
+def refuse_idle(config: SelfRewardConfig) -> None:
+    """Of a run by itself: arms of a comparison share settings that some have no use for.
+
+    Raises:
+        UserError: a setting that nothing would heed.
+    """
+    paired, written = config.objective in ("dpo", "ipo"), [name for name in vars(config) if name.startswith("written_")]
+    heeded = {  # setting -> where it is
+        "beta": (paired or config.objective == "regression", "--objective regression, dpo or ipo"),
+        "clip": (config.objective == "regression", "--objective regression"),
+        "anchor": (config.objective == "regression", "--objective regression"),
+        "pairs": (paired, "--objective dpo or ipo"),
+        "label_smoothing": (paired, "--objective dpo or ipo"),
+        "margin": (paired or config.nll > 0, "--objective dpo or ipo, or --nll"),
+        "lora_alpha": (config.lora_rank > 0, "--lora-rank 1 or more"),
+        "engine_correction": (config.engine != "builtin", "--engine"),
+        **{name: (config.written_prompts > 0, "--written-prompts") for name in written if name != "written_prompts"},
+    }
+    for name, (there, where) in heeded.items():
+        value = getattr(config, name)
+        if not there and value not in (getattr(SelfRewardConfig, name), BETA if name == "beta" else None):
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(
+                f"--{name.replace('_', '-')} is {shown}, which nothing would heed, expected {where} beside it: leave "
+                "it out, or give that"
+            )
 
 
 def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:

@@ -33,10 +33,11 @@ from srlm.report import REPORT, report_or_reason
 from srlm.run.folder import RunFolder
 from srlm.run.ledger import Ledger
 from srlm.run.manifest import new_manifest, read_manifest, run_config, taken_up
+from srlm.run.rounds import rounds_of
 from srlm.trackers import Trackers, tracker_names
 from srlm.training.beforehand import foreseen
 from srlm.training.encoding import keep_prompts, leave_out, read_prompts
-from srlm.training.ending import TrainResult, become, leave, saved
+from srlm.training.ending import TrainResult, become, leave, push, saved
 from srlm.training.headline import headline
 from srlm.training.holding import holding
 from srlm.training.parts import (
@@ -45,6 +46,7 @@ from srlm.training.parts import (
     engine_of,
     load_policy,
     prompt_sets,
+    refuse_idle,
     reward_of,
     rubric_texts,
     uses_labels,
@@ -106,6 +108,8 @@ class SelfRewardTrainer:
         match_rule(config.match), answer_classes(config.answers)  # are there such?
         if not self.resume:
             check_new(config)
+        if not self.resume and not start:
+            refuse_idle(config)
         train, held = prompt_sets(prompts, held_out, config)
         output = Path(config.output)
         begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
@@ -285,18 +289,28 @@ class SelfRewardTrainer:
 
     def _finished(self) -> TrainResult:
         self.display.say(f"run {self.run.path} is finished already; nothing to do")
-        lacks_report = not (self.run.path / REPORT).exists()
-        if self.main and (lacks_report or self.run.locked):  # it was killed just before its end
+        result = TrainResult.of(self.run)
+        lacks_report, hub = not (self.run.path / REPORT).exists(), self.config.push_to_hub
+        lacks_push = bool(hub) and self.run.manifest.get("pushed") != hub
+        if self.main and (lacks_report or lacks_push or self.run.locked):  # it was killed just before its end
             self.run.take_up()
             if lacks_report:
                 self.display.say(report_or_reason(self.run.path))
+            if hub:
+                push(self.run, hub, self.display)
             self.run.release()
-        return TrainResult.of(self.run)
+        if self.main and self.on_round is not None:
+            for record in result.records:
+                self.on_round(dict(record))
+        return result
 
     def _say_begins_anew(self) -> None:
-        newest = max(self.run.rounds(), default=0)
-        checkpoint = self.run.checkpoint(newest, carry=True)
-        if newest and not any(path.exists() for path in (checkpoint.path, checkpoint.before) if path):
+        """A run that goes back has its state of the newest round alone."""
+        newest = rounds_of(self.run.path)[-1]
+        if not 0 < newest < self.config.rounds:
+            return
+        now, last = (self.run.checkpoint(t, carry=True) for t in (newest, newest - 1))
+        if not any(path.exists() for path in (now.path, now.before, last.path) if path):  # last: not settled yet
             self.display.say(f"AdamW begins anew in round {newest}: its state is kept of the newest round alone")
 
     def _steps(self) -> int:

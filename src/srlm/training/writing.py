@@ -57,7 +57,7 @@ class Writer:
         Raises:
             UserError: there are too few prompts to draw examples from.
         """
-        kept_out = [] if held_out is None else texts_of(held_out.prompts)
+        kept_out = [] if held_out is None else texts_of(held_out, config.instruction)
         return cls(config, ledger, pool_of(config, train), len(train.prompts), kept_out, say)
 
     def __call__(self, policy: TransformerPolicy, round: int) -> tuple[Prompts, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +77,18 @@ class Gain:
         weight = self.parameters[0].detach().float()
         return float((weight + self.offset).norm())
 
-    def put(self, start: list[Tensor], log_gain: Tensor) -> None:
-        """Parameters <- those of `start` (fp32) times e^log_gain."""
+    def grown(self, start: Sequence[Tensor], log_gain: Tensor) -> list[Tensor]:
+        """Those of `start` (fp32) times e^log_gain."""
+        return [
+            (value + offset) * log_gain.to(value.device).exp() - offset
+            for value, offset in zip(start, self._offsets, strict=True)
+        ]
+
+    def put(self, start: Sequence[Tensor], log_gain: Tensor) -> None:
+        """Parameters <- `grown`."""
         with torch.no_grad():
-            for parameter, value, offset in zip(self.parameters, start, self._offsets, strict=True):
-                parameter.copy_((value + offset) * log_gain.to(value.device).exp() - offset)
+            for parameter, value in zip(self.parameters, self.grown(start, log_gain), strict=True):
+                parameter.copy_(value)
 
     @contextmanager
     def scaled(self, log_gain: Tensor) -> Iterator[None]:

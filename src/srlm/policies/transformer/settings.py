@@ -84,6 +84,15 @@ class EngineSettings:
         """Addresses, if servers draw."""
         return () if self.engine in ("builtin", "vllm") else tuple(url.strip() for url in self.engine.split(","))
 
+    @property
+    def needs_trust(self) -> bool:
+        """Do prompts and a token leave this machine, or is vLLM told more than numbers, such as whose code to run?"""
+        away = any(urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") for url in self.servers)
+        return away or any(not _NUMBER.fullmatch(option) for option in self.engine_options)
+
+
+_NUMBER = re.compile(r"(?!trust_remote_code)\w+=(true|false|[-+.\de]+)", re.IGNORECASE)
+
 
 def _is_address(url: str) -> bool:
     try:

@@ -114,6 +114,8 @@ class MasterAdamW:
     def state(self) -> dict[str, Tensor]:
         """In wholes, for the main process to write; all ask for it at once."""
         state = {f"master.{i}": self._whole(i, m) for i, m in enumerate(self.masters)}
+        if self.gain is not None:
+            state |= {f"gain_start.{i}": value for i, value in enumerate(self.gain_start)}
         for i, values in self.optimiser.state_dict()["state"].items():
             state |= {
                 f"{name}.{i}": value if name == "step" else self._whole(i, value) for name, value in values.items()
@@ -127,9 +129,14 @@ class MasterAdamW:
         return self.parts.part(value, self.parameters[number]) if number < len(self.parameters) else value
 
     def carry(self, state: Mapping[str, Tensor]) -> None:
-        """Begin with what an update ended with; with no gain more than it has put into the norm already."""
-        last = len(self.masters) - 1
-        self.load({**state} | ({} if self.gain is None else {f"master.{last}": torch.zeros_like(self.masters[last])}))
+        """Begin with what an update ended with; its gain is in the norm already, whose fp32 values are gone on from."""
+        begun = dict(state)
+        if self.gain is not None:
+            last = f"master.{len(self.masters) - 1}"
+            start = [state[f"gain_start.{i}"] for i in range(len(self.gain_start))]
+            begun |= {f"gain_start.{i}": value for i, value in enumerate(self.gain.grown(start, state[last]))}
+            begun[last] = torch.zeros_like(state[last])
+        self.load(begun)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         whole = self.optimiser.state_dict()
@@ -139,6 +146,10 @@ class MasterAdamW:
             for i in range(len(self.masters))
         }
         self.optimiser.load_state_dict(whole)
+        if self.gain is not None and "gain_start.0" in state:  # not in what earlier versions kept
+            self.gain_start = [
+                state[f"gain_start.{i}"].to(own.device, copy=True) for i, own in enumerate(self.gain_start)
+            ]
         with torch.no_grad():
             for i, master in enumerate(self.masters):
                 master.copy_(self._part(i, state[f"master.{i}"]))
