@@ -9,6 +9,7 @@ records are compared, within a tolerance. One that is to change behaviour record
 import hashlib
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,11 @@ TRAINED = {
 
 
 def machine() -> str:
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    """By what may round otherwise: processors of one capability multiply in other orders, too."""
+    names, file = ("vendor_id", "cpu family", "model", "stepping", "flags"), Path("/proc/cpuinfo")
+    lines = file.read_text().partition("\n\n")[0].splitlines() if file.exists() else []
+    own = [line for line in lines if line.partition(":")[0].strip() in names]
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {digest(own)}"
 
 
 def digest(value: object) -> str:
@@ -102,12 +107,17 @@ def numbers(value: object, place: str = "") -> dict[str, object]:
 
 
 def same(found: dict[str, object], recorded: dict[str, object]) -> None:
-    """Words and gaps to the letter, numbers nearly."""
+    """Words and gaps to the letter, numbers nearly, but for one in a hundred: a word whose draw another rounding puts
+    on the other side moves what is counted of it (14 of 2,577 between two processors)."""
     assert found.keys() == recorded.keys()
     words = {place: value for place, value in recorded.items() if not isinstance(value, int | float)}
     assert {place: found[place] for place in words} == words
     close = {place: value for place, value in recorded.items() if place not in words}
-    assert {place: found[place] for place in close} == pytest.approx(close, rel=1e-3, abs=1e-3)
+    apart = {place: (found[place], value) for place, value in close.items() if found[place] != approx(value)}
+    assert len(apart) <= len(close) / 100, apart
+
+
+approx = partial(pytest.approx, rel=1e-3, abs=1e-3)
 
 
 def test_other_machines_compare_what_is_no_number_too():
@@ -116,6 +126,10 @@ def test_other_machines_compare_what_is_no_number_too():
     for place, value in (("/a", 1.1), ("/b", 0.0), ("/c", "saturated")):
         with pytest.raises(AssertionError):
             same(recorded | {place: value}, recorded)
+    many = {f"/{n}": float(n) for n in range(200)}
+    same(many | {"/7": 8.0, "/9": 8.0}, many)
+    with pytest.raises(AssertionError):
+        same(many | {"/7": 8.0, "/8": 9.0, "/9": 8.0}, many)
 
 
 def test_fingerprints_are_met(tmp_path):

@@ -247,7 +247,7 @@ def test_more_votes_than_samples(run: Any) -> None:
     [
         ({"votes": 3, "reward": "majority"}, "--votes is 3 beside --num-samples 4, expected at least as many"),
         ({"objective": "grpo", "beta": 0.04}, "--beta is 0.04, which nothing would heed, expected --objective regress"),
-        ({"objective": "imitation", "clip": 2.0}, "--clip is 2.0, which nothing would heed"),
+        ({"objective": "grpo", "clip": 0.2}, "--clip is 0.2, which nothing would heed"),
         ({"pairs": "best_worst"}, "--pairs is best_worst, which nothing would heed, expected --objective dpo or ipo"),
         ({"margin": 1.0}, "--margin is 1.0, which nothing would heed"),
         ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora-alpha is 8.0, which nothing would heed, expected --lora-rank 1"),

@@ -160,8 +160,7 @@ def refuse_idle(config: SelfRewardConfig) -> None:
     paired, written = config.objective in ("dpo", "ipo"), [name for name in vars(config) if name.startswith("written_")]
     heeded = {  # setting -> where it is
         "beta": (paired or config.objective == "regression", "--objective regression, dpo or ipo"),
-        "clip": (config.objective == "regression", "--objective regression"),
-        "anchor": (config.objective == "regression", "--objective regression"),
+        "clip": (config.objective not in CLIPPED, "--objective regression (it is --ratio-clip that clips ratios)"),
         "pairs": (paired, "--objective dpo or ipo"),
         "label_smoothing": (paired, "--objective dpo or ipo"),
         "margin": (paired or config.nll > 0, "--objective dpo or ipo, or --nll"),
