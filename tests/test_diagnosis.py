@@ -512,6 +512,9 @@ def test_rounds_like_the_one_before_are_forecast(run, bare):
     elsewhere = silent(None, bare, run=run, round=1, **ASK).forecast.trained
     assert elsewhere.update == found.update and elsewhere.measured == [None] * 3
     assert elsewhere.rows[0].accuracy is None
+    for otherwise in ({"max_prompts": 2}, {"match": "contains"}, {"max_new_tokens": 5}, {"stop": ["e"]}):
+        asked = silent(None, run=run, round=1, **ASK, **otherwise).forecast.trained
+        assert asked.update == found.update and asked.measured == [None] * 3
     start = silent(None, run=run, round=0, **ASK).forecast
     assert start.trained is None and "--round 1" in start.untold
 
@@ -579,6 +582,41 @@ def test_prompts_of_a_run_that_have_changed_or_are_gone(tiny, tmp_path):
     assert silent(None, held_out, run=run, **ASK).prompts["prompt"] != before.prompts["prompt"]
     held_out.unlink()
     assert "there is no file" in refused("diagnose", *words(run=run))
+
+
+def test_prompts_that_a_run_skipped_are_skipped(tiny, tmp_path):
+    write_prompts(tmp_path)
+    rows = [
+        {"prompt": word, "answer": answer} for word, answer in (("Spell a", "a"), ("x" * 600, "b"), ("Spell c", "c"))
+    ]
+    write_rows(tmp_path / "held-out.jsonl", rows)
+    run = trained(tiny, tmp_path, tmp_path / "run", rounds=1, overlong="skip")
+    rest = write_rows(tmp_path / "rest.jsonl", rows[::2])
+    found = silent(None, run=run, **ASK)
+    assert found.prompts["prompt"] == ["Spell a", "Spell c"]
+    same(found, silent(run / "model", rest, **ASK, **INHERITED))
+
+
+def test_answers_of_a_run_may_stand_in_another_column(tiny, tmp_path):
+    write_prompts(tmp_path)
+    rows = [{"prompt": f"Spell {word}", "answer": "a", "all": ".*", "other": "text"} for word in HELD_OUT]
+    write_rows(tmp_path / "held-out.jsonl", rows)
+    run = trained(tiny, tmp_path, tmp_path / "run", rounds=1)
+    assert silent(None, run=run, **ASK).labels.sampled[0] < 1
+    assert silent(None, run=run, **ASK, answer_column="all").labels.sampled[0] == 1
+    for name in ("prompt_column", "split", "dataset_config", "system_prompt", "instruction"):
+        said = refused("diagnose", *words(run=run, **{name: "other"}))
+        assert f"--{name.replace('_', '-')} was given beside --run" in said and "--prompts" in said
+    given = words(run=run, prompts=tmp_path / "held-out.jsonl", prompt_column="other", samples=2, search_budget=2)
+    assert command("diagnose", *given).code == 0
+
+
+def test_a_run_that_streamed_its_prompts_is_asked_about_a_file(tiny, bare, tmp_path):
+    (tmp_path / "folder").mkdir()
+    write_rows(tmp_path / "folder" / "train.jsonl", [{"prompt": f"Say {word}"} for word in "abcd"])
+    options = {"streaming": 3, "streaming_buffer": 2, "rounds": 1, "output": tmp_path / "run", "held_out_share": 0.4}
+    assert command(*train_words(**options, model=tiny, prompts=tmp_path / "folder")).code == 0
+    assert silent(None, bare, run=tmp_path / "run", **ASK).prompts["prompt"] == ["Say a", "Say b"]
 
 
 def test_rounds_and_runs_that_do_not_exist(run, tiny, tmp_path, bare):

@@ -68,8 +68,9 @@ def diagnose(
     output: new folder for diagnose.json, prompts.parquet and samples.parquet.
     num_samples: K. search_budget: most prefixes per prompt that the search evaluates. search_best: how many of the most
         probable responses to certify, at least 2; more narrow the forecast. answers: answer classes, see
-        `srlm.answers.answer_classes`. clip: B of the clipped forecast. For the rest, as in training, None stands for
-        the run's value or the default.
+        `srlm.answers.answer_classes`. clip: B of the clipped forecast. prompt_column, split, dataset_config,
+        system_prompt, instruction: of prompts that are given, a run's own are read as it read them. For the rest, as in
+        training, None stands for the run's value or the default.
 
     Raises:
         UserError: a value or an input out of range, or a model whose log-probs are numbers on no prompt.
@@ -115,7 +116,10 @@ def diagnose(
     name, load, labelled, config, known = subject(called, prompts, run, round, changes)
     if labelled.note:
         display.say(labelled.note)
-    labelled = labelled.take(max_prompts, seed)
+    whole = labelled
+    labelled = whole.take(max_prompts, seed)
+    if labelled is not whole:  # what came after was measured on all of them
+        known = dataclasses.replace(known, after=())
     parsers = settled(dataclasses.replace(config, answers=answers), labelled.source, None)
     answers, classes, rule = parsers.answers, answer_classes(parsers.answers), match_rule(parsers.match)
     check_answers(labelled, rule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,11 @@ from srlm.types import Prompts, Rollouts
 
 # Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
 CALIBRATED = ("log_likelihood", "mean_log_likelihood", "self_certainty", "negative_entropy", "random")
+READING = ("prompt_column", "split", "dataset_config", "system_prompt", "instruction")  # what makes other prompts
+MEASURED_BY = (  # what a run's accuracies depend on, beside the model and the prompts
+    *("match", "answer_column", "max_new_tokens", "stop", "temperature", "top_p", "top_k"),
+    *("raw_prompts", "chat_template_kwargs"),
+)
 STARTS = 3  # best samples that a search begins with, beside the greedy response
 Result = TypeVar("Result")
 
@@ -95,9 +100,9 @@ def subject(
     unused = {"reward": config.reward, "answers": config.answers}  # a diagnosis asks neither
     refuse_code(Path(run), config, unused | changes)
     if prompts is None:
-        labelled = _prompts_of_run(manifest, Path(run), source, held_source, config)
-    else:
-        labelled = prompts_of(prompts, dataclasses.replace(config, **changes))
+        labelled = _prompts_of_run(manifest, Path(run), source, held_source, config, changes)
+    else:  # a run that streamed its own says nothing of how to read others
+        labelled = prompts_of(prompts, dataclasses.replace(config, **changes, streaming=None, streaming_buffer=0))
     chosen = round_of(Path(run), manifest, round, "--round")
     as_run, config = config, dataclasses.replace(config, **changes)
     refuse_packed_otherwise(config.quantize, as_run.quantize, Path(run))
@@ -115,27 +120,45 @@ def subject(
         return policy
 
     known = history(Path(run), chosen, as_run, RunFolder(Path(run), manifest).records())
-    if prompts is not None:  # what came after was measured on others
+    if prompts is not None or any(getattr(config, name) != getattr(as_run, name) for name in MEASURED_BY):
         known = dataclasses.replace(known, after=())
     return f"{manifest['model']}, round {chosen} of {run}", load, labelled, config, known
 
 
 def _prompts_of_run(
-    manifest: dict[str, Any], run: Path, source: str, held_source: str | None, config: SelfRewardConfig
+    manifest: dict[str, Any],
+    run: Path,
+    source: str,
+    held_source: str | None,
+    config: SelfRewardConfig,
+    changes: Mapping[str, Any],
 ) -> PromptSet:
     """The held-out prompts; those it was trained on where there are none. Of objects that a program handed over, what
-    the run kept of them."""
-    if is_handed(held_source or source):
+    the run kept of them. Their answers may be read from another column.
+
+    Raises:
+        UserError: `changes` would read others, or the source has changed.
+    """
+    handed = is_handed(held_source or source)
+    for name in (*READING, *["answer_column"] * handed):
+        if name in changes:
+            raise UserError(
+                f"--{name.replace('_', '-')} was given beside --run {run}, whose prompts are read as it read them, "
+                "expected --prompts beside it: name the prompts that it goes with, or leave it out"
+            )
+    if handed:
         return _kept(manifest, run, held_source or source)
+    config = dataclasses.replace(config, answer_column=changes.get("answer_column", config.answer_column))
     if held_source is not None:  # the others may be gone
         labelled = prompts_of(held_source, config).take(config.max_held_out, config.seed)
     else:
         train, held = prompt_sets(source, None, config)
         labelled = held or train
-    then = manifest["data"]["held_out" if _table_of(manifest) == "held_out" else "prompts"]
+    table = _table_of(manifest)
+    then = manifest["data"]["held_out" if table == "held_out" else "prompts"]
     if labelled.fingerprint != then["fingerprint"]:
         raise UserError(f"{labelled.source} has changed since {run} was begun: restore it, or choose with --prompts")
-    return labelled
+    return labelled.leave_out(manifest.get("skipped", {}).get(table, ()))  # a fingerprint is of the whole
 
 
 def _kept(manifest: dict[str, Any], run: Path, source: str) -> PromptSet:

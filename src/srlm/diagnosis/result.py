@@ -113,7 +113,7 @@ class LabelLevel:
 class Trained:
     """What more rounds of a run would give if they went like the update before. asked: the exponent of an exact one.
     rows: T = 1, 2, ... more rounds. measured: sampled accuracy after each of them with its 95 % interval, None where
-    the run has not come so far, or measured itself on other prompts."""
+    the run has not come so far, or measured itself on other prompts or otherwise."""
 
     update: EffectiveExponent
     asked: float | None
