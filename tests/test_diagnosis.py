@@ -43,7 +43,7 @@ import srlm.planning.paper
 from srlm import UserError, diagnose
 from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
-from srlm.diagnosis import levels, tables
+from srlm.diagnosis import levels, tables, view
 from srlm.diagnosis.history import History
 from srlm.diagnosis.levels import Classes, Rights
 from srlm.diagnosis.trained import trained_rounds, untold
@@ -781,7 +781,7 @@ def test_a_match_rule_of_ones_own(functions, tmp_path, labelled):
 def test_without_labels_the_verdict_asks_for_them(tiny, bare, tmp_path):
     outcome = command(*given_words(tiny, bare, output=tmp_path / "out"))
     summary, prompts, samples = kept(tmp_path / "out")
-    assert summary["labels"] is None and summary["forecast"]["limit"] is None
+    assert summary["labels"] is None and summary["forecast"]["limit"]["accuracy"] is None
     assert all(row["accuracy"] is None for row in summary["forecast"]["rows"])
     assert "right" not in samples and "mode_right" not in prompts
     assert summary["verdict"]["kind"] == "undecided"
@@ -992,12 +992,13 @@ def judged(mass, mode_right, sample_right, certified=True):
     )
     rights = Rights(flags, flags[:, 0], flags[:, 0], [np.array([mode, not mode]) for mode in mode_right])
     alike = Evidence(found, [(1,)] * k, probe.log_prob[0], rights.found[0], flags[0])  # the mass is that of all
+    prediction = levels.forecasts([alike], 0.0)
     return levels.verdict(
         levels.sequence_level(probe),
         SimpleNamespace(truncation_rate=0.0),
-        levels.label_level(probe, rights),
+        levels.label_level(probe, rights, prediction.limit.accuracy),
         rights,
-        levels.forecasts([alike], 0.0),
+        prediction,
     )
 
 
@@ -1050,6 +1051,20 @@ def test_gains_of_a_fifth_show_on_48_prompts():
         samples = generator.random((48, 16)) < chance[:, None]
         said.append(judged(0.55, mode.tolist(), samples.tolist()).kind == "worth it")
     assert np.mean(said) > 0.77 - 0.126
+
+
+def test_modes_that_tie_are_right_by_their_share():
+    """The first is right and the second wrong: neither is what sharpening ends at."""
+    found, flags = Found([(1,), (2,)], [math.log(0.5)] * 2, -math.inf, 3), np.array([True, False])
+    every = [Evidence(found, [(1,)] * 2, np.full(2, math.log(0.5)), flags, flags)]
+    prediction = levels.forecasts(every, 0.0)
+    cells = [list(column.cells)[-1] for column in view._forecast(prediction).columns]
+    assert cells == ["∞", "0.30", "0.500", "1.000", "0.500"]
+    probe, rights = (
+        SimpleNamespace(log_prob=np.zeros((1, 2)), rewards={}),
+        Rights(flags[None], *[flags[:1]] * 2, [flags]),
+    )
+    assert levels.label_level(probe, rights, prediction.limit.accuracy).mode_wrong == pytest.approx((0.5, 0.5))
 
 
 def test_a_verdict_on_modes_that_are_not_certified_says_so():

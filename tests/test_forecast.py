@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlm.forecast import Evidence, forecast, limit_accuracy
+from srlm.forecast import Evidence, forecast, limit
 from srlm.search import Found
 from srlm.theory import log_condition_number, sharpen, sharpened_mode_bracket, sharpening_exponent
 
@@ -180,9 +180,26 @@ def test_where_the_mode_is_not_certified_the_limit_is_open():
         Evidence(found, [(1,)], np.array([-1.0]), right, right[:1])
         for found, right in zip((sure, sure, open_), flags, strict=True)
     ]
-    limit = limit_accuracy(every)
-    assert (limit.low, limit.high) == pytest.approx((1 / 3, 2 / 3)) and math.isnan(limit.point)
-    assert limit_accuracy(every[:2]).point == 0.5
+    end = limit(every)
+    assert (end.accuracy.low, end.accuracy.high) == pytest.approx((1 / 3, 2 / 3)) and math.isnan(end.accuracy.point)
+    assert limit(every[:2]).accuracy.point == 0.5
+    ends = [(one.low, one.high) for one in (end.kappa, end.mode_mass, end.failure)]
+    assert ends == [pytest.approx(one) for one in ((1, (2 + math.exp(3)) / 3), ((2 + math.exp(-3)) / 3, 1), (0, 1 / 3))]
+
+
+@pytest.mark.parametrize("rounds", [None, 8, 40])
+def test_modes_that_tie_share_the_limit(rounds):
+    """Two modes of .3, the first right, the second wrong; what is left may hold another, where a search saw no more."""
+    log_prob = np.log([0.3, 0.3, 0.1])
+    sure, more = (Found([(1,), (2,), (3,)], log_prob.tolist(), math.log(last), 5) for last in (0.1, 0.3))
+    flags = np.array([True, False, False])
+    tied, open_ = ([Evidence(one, [(1,), (3,)], log_prob[::2], flags, flags[::2])] for one in (sure, more))
+    end = limit(tied) if rounds is None else forecast(tied, 1.0, rounds)
+    for estimate, value in ((end.kappa, 2), (end.mode_mass, 0.5), (end.failure, 1), (end.accuracy, 0.5)):
+        assert (estimate.low, estimate.point, estimate.high) == pytest.approx((value,) * 3)
+    end = limit(open_) if rounds is None else forecast(open_, 1.0, rounds)
+    assert (end.kappa.low, end.kappa.high) == pytest.approx((2, 3))
+    assert (end.accuracy.low, end.accuracy.high) == pytest.approx((1 / 3, 2 / 3))
 
 
 def long_answers(prompts=10, samples=16, labelled=True):

@@ -135,9 +135,10 @@ def diagnose(
     shares = levels.modal_shares(seen, classified, votes)
     right = levels.judge(seen, rule, classified, votes)
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
-    labels = None if right is None else levels.label_level(seen, right)
     every = levels.evidence(seen, right)
     prediction = levels.forecasts(every, config.clip, known.solved, trained_rounds(every, known), untold(known))
+    limit = prediction.limit.accuracy
+    labels = None if right is None or limit is None else levels.label_level(seen, right, limit)
     settings = {
         "num_samples": num_samples,
         "search_best": search_best,

@@ -26,7 +26,7 @@ from srlm.estimators.calibration import auroc_interval, expected_calibration_err
 from srlm.estimators.consistency import Consistency
 from srlm.estimators.diversity import distinct_n
 from srlm.estimators.intervals import bounded_mean, clustered_proportion, modal_share_interval, wilson
-from srlm.forecast import Evidence, ForecastRow, forecast, limit_accuracy
+from srlm.forecast import Estimate, Evidence, ForecastRow, forecast, limit
 from srlm.rewards.majority import class_shares
 from srlm.theory import log_condition_number
 
@@ -184,8 +184,8 @@ def judge(probe: Probe, match: Match, classes: Classes, votes: Sequence[Consiste
     )
 
 
-def label_level(probe: Probe, right: Rights) -> LabelLevel:
-    certain = np.array([one.num_certified > 0 for one in probe.found])
+def label_level(probe: Probe, right: Rights, limit: Estimate) -> LabelLevel:
+    """limit: accuracy as T grows."""
     k = probe.log_prob.shape[1]
 
     def share(flags: Flags) -> tuple[float, float, float]:
@@ -197,7 +197,7 @@ def label_level(probe: Probe, right: Rights) -> LabelLevel:
         majority=share(right.majority),
         best_of_k=share(right.best_by(probe.log_prob)),
         mode=share(right.mode),
-        mode_wrong=(float((~right.mode & certain).mean()), float((~right.mode | ~certain).mean())),
+        mode_wrong=(1 - limit.high, 1 - limit.low),
         calibration={name: _calibration(reward, right.samples) for name, reward in probe.rewards.items()},
     )
 
@@ -235,18 +235,18 @@ def forecasts(
     levels = [math.inf, clip] if clip > 0 else [math.inf]
     rows = [forecast(every, beta, rounds, b) for b in levels for beta in BETAS for rounds in ROUNDS]
     rows += [forecast(every, solved[:rounds]) for rounds in range(1, len(solved) + 1)]
-    limit = limit_accuracy(every) if every[0].found_right is not None else None
+    end = limit(every)
 
     def reached(row: ForecastRow) -> bool:  # never without a point
-        if limit is None:
-            return row.mode_mass.point >= 1 - NEARLY
-        return row.accuracy is not None and abs(row.accuracy.point - limit.point) <= NEARLY
+        if row.accuracy is None or end.accuracy is None:
+            return row.mode_mass.point >= end.mode_mass.point - NEARLY
+        return abs(row.accuracy.point - end.accuracy.point) <= NEARLY
 
     saturates = {
         f"{beta:g}": next((r.rounds for r in rows if r.beta == beta and r.target == "escort" and reached(r)), None)
         for beta in BETAS
     }
-    return Forecast(clip, rows, limit, saturates, trained, untold)
+    return Forecast(clip, rows, end, saturates, trained, untold)
 
 
 def verdict(

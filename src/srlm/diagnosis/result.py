@@ -17,7 +17,7 @@ from srlm import __version__
 from srlm.errors import UserError
 from srlm.estimators.calibration import Bin
 from srlm.estimators.exponent import EffectiveExponent
-from srlm.forecast import Estimate, ForecastRow, TrainedRow
+from srlm.forecast import ForecastRow, TrainedRow
 from srlm.run.files import check_new_file, write_atomically
 from srlm.run.folder import RunFolder
 
@@ -98,7 +98,8 @@ class Calibration:
 @dataclass(frozen=True)
 class LabelLevel:
     """Right or wrong, with 95 % intervals over prompts. mode: prompts whose mode (or, uncertified, best response
-    known) is right; sharpening makes the others worse. mode_wrong: their share, certain at both ends."""
+    known) is right; sharpening makes the others worse. mode_wrong: their share, certain at both ends; of modes that
+    tie, the share that is wrong."""
 
     sampled: Proportion
     greedy: Proportion
@@ -123,14 +124,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Forecast:
-    """rows: the grid, and the betas that a run has solved. limit: accuracy as T grows. saturates: for each beta the
-    first T of the grid at which accuracy (without labels, mode mass) is within 0.01 of its limit, None if none is, or
-    where no point is forecast since a mode is not certified.
+    """rows: the grid, and the betas that a run has solved. limit: as T grows, of so many rounds that modes alone are
+    left. saturates: for each beta the first T of the grid at which accuracy (without labels, mode mass) is within 0.01
+    of its limit, None if none is, or where no point is forecast since a mode is not certified.
     trained: rounds as a run trains them, None where no update is known; untold: why, where a run was asked."""
 
     clip: float
     rows: list[ForecastRow]
-    limit: Estimate | None
+    limit: ForecastRow
     saturates: dict[str, int | None]
     trained: Trained | None = None
     untold: str | None = None

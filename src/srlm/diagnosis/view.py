@@ -71,14 +71,13 @@ def show(result: Diagnosis, display: Display) -> None:
 def _forecast(prediction: Forecast) -> Table:
     """Exact rounds at β = 1, where nothing else is said of the escort."""
     table = Table(box=None, pad_edge=False, header_style="dim", title="forecast, β = 1", title_justify="left")
-    labelled = prediction.limit is not None
+    labelled = prediction.limit.accuracy is not None
     for heading in ("T", "log10 κ", "mode mass", "failure", *(["accuracy"] if labelled else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in prediction.rows:
         if row.beta == 1 and row.rounds in SHOWN_ROUNDS and row.target == "escort":
             table.add_row(*_forecast_row(row))
-    if prediction.limit is not None:
-        table.add_row("∞", "0.00", "1.000", "0.000", _estimate(prediction.limit))
+    table.add_row("∞", *_forecast_row(prediction.limit)[1:])
     clipped = [row for row in prediction.rows if row.target == "clipped" and row.beta == 1 and row.rounds == 3]
     for row in clipped:
         table.caption = f"with rewards clipped at {prediction.clip:g} nats, T = 3: {' · '.join(_forecast_row(row)[1:])}"

@@ -1,6 +1,6 @@
 """What more rounds would give: if they were exact (`exact`), or like the one that was trained before (`trained`)."""
 
-from srlm.forecast.exact import Estimate, Evidence, ForecastRow, forecast, limit_accuracy
+from srlm.forecast.exact import Estimate, Evidence, ForecastRow, forecast, limit
 from srlm.forecast.trained import Likely, TrainedRow, trained_forecast
 
 __all__ = [
@@ -10,6 +10,6 @@ __all__ = [
     "Likely",
     "TrainedRow",
     "forecast",
-    "limit_accuracy",
+    "limit",
     "trained_forecast",
 ]

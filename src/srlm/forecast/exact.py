@@ -19,6 +19,7 @@ from srlm.theory import sharpened_log_odds
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+LIMIT = 512  # rounds that leave nothing to what is less probable than the mode by the width of a float
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,10 @@ def forecast(
     )
 
 
-def limit_accuracy(evidence: Sequence[Evidence]) -> Estimate:
-    """Accuracy as T grows: the share of prompts whose mode is right; nothing is known, and there is no point, where
-    one is not certified."""
-    right = np.array([bool(one.found_right[0]) for one in evidence if one.found_right is not None])
-    certain = np.array([one.found.num_certified > 0 for one in evidence])
-    point = float(right.mean()) if certain.all() else math.nan
-    return Estimate(float((right & certain).mean()), point, float((right | ~certain).mean()), math.nan)
+def limit(evidence: Sequence[Evidence]) -> ForecastRow:
+    """As T grows: pi_T is uniform over the modes, which are several where responses tie; where more than
+    those found may tie, the interval says so."""
+    return forecast(evidence, 1.0, LIMIT)
 
 
 def _cell(
