@@ -537,13 +537,21 @@ def test_the_screen_and_the_file_have_rounds_as_trained(run, tmp_path):
     [
         ({"reward": "random"}, "its reward is random"),
         ({"objective": "dpo"}, "its objective is dpo"),
-        ({"held_out": None}, "too few of its"),
+        ({"held_out": None}, "it held no prompts out"),
     ],
 )
 def test_of_rounds_that_tell_nothing_none_are_forecast(tiny, data, tmp_path, options, said):
     output = trained(tiny, data, tmp_path / "run", rounds=1, **options)
     outcome = command("diagnose", *words(run=output, round=1, samples=4, search_budget=12))
     assert f"rounds like the one before are not forecast: {said}" in " ".join(outcome.out.split())
+
+
+def test_a_round_that_is_not_measured_yet_is_said_to_be(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    first = (copy / "records.jsonl").read_text().splitlines(keepends=True)[0]
+    (copy / "records.jsonl").write_text(first)
+    assert silent(None, run=copy, round=1, **ASK).forecast.untold == "round 1 has not been measured yet"
 
 
 def test_an_update_that_turned_the_order_round_is_not_forecast():
@@ -769,6 +777,11 @@ def test_answers_that_cannot_be_written_do_not_stop_it(functions, tiny, bare, tm
     assert set(kept(tmp_path / "out")[2]["answer"]) >= {"?"}
     assert tables._words(Fraction(10**6000)).startswith("Fraction ")
     assert tables._words(Fraction(3, 4)) == "3/4"
+
+
+def test_answers_that_could_not_be_read_are_told(tiny, bare, monkeypatch):
+    monkeypatch.setattr("srlm.answers.math.CHILD.given_up", 2)
+    assert "2 answers took math-verify more than" in command(*given_words(tiny, bare, search_budget=4)).out
 
 
 def test_a_match_rule_of_ones_own(functions, tmp_path, labelled):

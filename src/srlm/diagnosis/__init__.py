@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srlm.answers import answer_classes, match_rule
+from srlm.answers.math import given_up
 from srlm.console import Display
 from srlm.diagnosis import levels
 from srlm.diagnosis.probe import probe, subject
@@ -165,4 +166,6 @@ def diagnose(
     if output is not None:
         result.save(Path(output))
     show(result, display)
+    if unread := given_up():
+        display.say(unread)
     return result

@@ -57,10 +57,14 @@ def history(run: Path, round: int, config: SelfRewardConfig, records: Sequence[R
         return History(solved, clip=clip, after=after, unknown="no update came before round 0 (--round 1 tells more)")
     if not records:
         raise damaged(run / RECORDS, f"it is empty, though round {round} is there")
-    measured = round < len(records) and records[round].get("held_out_prompts")
-    update = _update(run, round, clip) if measured else None
-    few = f"too few of its held-out samples of the round before lie within {NEAR:g} nats of a prompt's best to tell"
-    unknown = None if update else f"{few} how far the update went"
+    update = unknown = None
+    if not records[0].get("held_out_prompts"):
+        unknown = "it held no prompts out"
+    elif round >= len(records):
+        unknown = f"round {round} has not been measured yet"
+    elif (update := _update(run, round, clip)) is None:
+        few = f"too few of its held-out samples of the round before lie within {NEAR:g} nats of a prompt's best to tell"
+        unknown = f"{few} how far the update went"
     return History(solved, update, asked, clip, after, unknown)
 
 
