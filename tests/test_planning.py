@@ -189,6 +189,24 @@ def test_an_old_diagnosis_has_no_forecast_of_failure() -> None:
     assert "--margin was not given" in refusal(old, log_class_size=20.0, budget=9)
 
 
+def test_prompts_that_a_diagnosis_left_out_may_all_fail(capsys) -> None:
+    made = plan(diagnosis((0.125,), prompts=8) | {"broken": 40}, log_class_size=20.0, budget=1e6, failure=0.1)
+    assert made.rows[0].one.target.failing == 41
+    assert binom.cdf(41, 48, made.rows[0].one.target.failure) == pytest.approx(RHO / 2)
+    text = " ".join(shown(capsys, made).split())
+    assert "of 48 diagnosed prompts at most 41 fail after the exact update (40 were left out, and count as fail" in text
+    assert "41 of 48 diagnosed prompts may fail after 1 exact rounds (a mode that is not certified, or near a" in text
+    assert "near a tie; log-probs of 40 are not numbers)" in text
+    assert "is not a diagnosis" in refusal(diagnosis() | {"broken": -1}, log_class_size=20.0, budget=9)
+
+
+def test_copies_of_a_prompt_count_once(capsys) -> None:
+    made = plan(diagnosis((0.5, 0.125, 0.0)) | {"distinct": 8}, log_class_size=20.0, budget=1e6)
+    assert [row.one.target.failing for row in made.rows[:3]] == [8, 6, 0]  # 24 and 6 of 48 may be of so many
+    assert binom.cdf(6, 8, made.rows[1].one.target.failure) == pytest.approx(RHO / 2)
+    assert "of 8 different diagnosed prompts at most 0 fail" in " ".join(shown(capsys, made).split())
+
+
 # Where no number is enough
 
 
@@ -300,7 +318,8 @@ def test_what_is_asked_for_leads(capsys) -> None:
 
 def test_what_a_diagnosis_knows_is_said(capsys) -> None:
     text = " ".join(shown(capsys, plan(diagnosis(), log_class_size=20.0, budget=1e6)).split())
-    assert "of 48 diagnosed prompts at most 0 fail after the exact update, so of others at most 0.074; that" in text
+    assert "of 48 diagnosed prompts at most 0 fail after the exact update, so of others at most 0.074: for" in text
+    assert "for each T by itself, and somewhat less surely for one chosen by these prompts" in text
     assert "that kappa_0 = 7.39 of these is that of all is taken for granted" in text
     assert "the mode is wrong on 30 to 40 % of the diagnosed prompts" in text
 

@@ -45,7 +45,9 @@ def plan(
     With probability 1 - rho, for each T by itself, P_x[pi(y*_0|x) <= 1 - delta] is at most sample + target:
     `anchored_failure_bound` (for T rounds `anchored_rounds_bound`), plus what exact updates leave. That is what the
     diagnosis forecasts of its prompts (a Clopper-Pearson limit for others like them), or `sharpened_failure_bound`,
-    whichever promises more; where there is a forecast its limit takes half of rho, from either.
+    whichever promises more; where there is a forecast its limit takes half of rho, from either. Of a T that is chosen
+    because these prompts promise most there, it is somewhat less sure. Prompts that the diagnosis left out count as
+    failing, and copies of one as one.
 
     diagnosis: a diagnose.json or what is in it: its forecasts (for delta = 1/2), and the cautious end of its kappa0
     where none is given. Its margin is not used: it is the least of the diagnosed prompts, and others may have less.

@@ -71,8 +71,9 @@ def _targets(inputs: Inputs, forecast_by: float, exponent: float, read: Diagnosi
     forecast = read.sharpened_by(forecast_by) if read is not None and inputs.level == FORECAST_LEVEL else None
     high = forecast.failure.high if forecast is not None and forecast.failure is not None else None
     if read is not None and high is not None and read.source.num_prompts:
-        prompts = read.source.num_prompts
-        failing = min(math.ceil(max(high, 0.0) * prompts - 1e-6), prompts)
+        prompts, broken = read.source.counted, read.source.broken
+        # Of those left out nothing is known; copies, which may all be of one that fails, are one prompt.
+        failing = min(math.ceil(max(high, 0.0) * read.source.num_prompts - 1e-6) + broken, prompts)
         # Two-sided at 1 - rho: each end errs with rho/2.
         targets.append(Target(float(clopper_pearson(failing, prompts, 1 - rho)[1]), failing, rho / 2))
     if inputs.margin is not None:

@@ -42,6 +42,16 @@ class Source:
     name: str
     num_prompts: int | None
     certified_share: float | None
+    broken: int = 0
+    """Prompts beside these that were left out, since the model's log-probs for them are not numbers."""
+    distinct: int | None = None
+    """Different ones among all of them; None in a diagnosis that does not say."""
+
+    @property
+    def counted(self) -> int:
+        """Prompts that a limit may count: different ones, also those that were left out."""
+        every = (self.num_prompts or 0) + self.broken
+        return every if self.distinct is None else min(self.distinct, every)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,13 @@ class Diagnosis:
         try:
             sequence = content["sequence"]
             found = cls(
-                Source(name, sequence.get("num_prompts"), sequence.get("certified_share")),
+                Source(
+                    name,
+                    sequence.get("num_prompts"),
+                    sequence.get("certified_share"),
+                    _count(content.get("broken")) or 0,
+                    _count(content.get("distinct")),
+                ),
                 log_kappa=_end(sequence["log_kappa"], 1),
                 min_confidence=_end(sequence["min_confidence"], 0),
                 margin=_end(sequence.get("margin"), 0),
@@ -115,6 +131,12 @@ def _betas(beta: Any, rounds: int) -> tuple[float, ...]:
 
 def _close(some: Sequence[float], others: Sequence[float]) -> bool:
     return all(math.isclose(one, other, rel_tol=1e-6) for one, other in zip(some, others, strict=True))
+
+
+def _count(value: Any) -> int | None:
+    if value is not None and not (isinstance(value, int) and value >= 0):
+        raise ValueError(f"a number of prompts is {value!r}, expected a whole one from 0 on")
+    return value
 
 
 def _end(interval: Any, index: int) -> float | None:

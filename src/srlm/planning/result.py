@@ -40,8 +40,8 @@ class Target:
     failure: float
     """At most, for prompts from where the diagnosed ones came; up to 1."""
     failing: int | None
-    """Of the diagnosed prompts, at most, as the diagnosis forecasts; None where the failure is that of
-    `sharpened_failure_bound`."""
+    """Of the diagnosed prompts (`Source.counted`), at most, as the diagnosis forecasts, those that it left out among
+    them; None where the failure is that of `sharpened_failure_bound`."""
     sample_probability: float
     """How often the sample may fail it: rho, or the half that a forecast leaves of it, whichever target is used."""
 

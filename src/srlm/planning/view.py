@@ -11,6 +11,7 @@ import numpy as np
 
 from srlm.console import Display
 from srlm.planning.anchored import promises
+from srlm.planning.diagnosis import Source
 from srlm.planning.inputs import LARGEST_BUDGET
 from srlm.planning.result import Plan, Promise, Row, Target
 from srlm.planning.words import count, kappa, short
@@ -98,16 +99,24 @@ def _why_not(made: Plan, asked: float) -> str:
             f"{row.rounds} exact rounds may leave {short(target.failure)}, from kappa_0 and margin: a smaller --beta "
             "or more --max-rounds sharpen further"
         )
-    prompts = made.source.num_prompts if made.source is not None else None
+    assert made.source is not None
     if target.failing:
+        broken = made.source.broken
+        left_out = f"; log-probs of {broken} are not numbers" if broken else ""
         return (
-            f"{target.failing} of {prompts} diagnosed prompts may fail after {row.rounds} exact rounds (a mode that is "
-            "not certified, or near a tie), which prompts to train on do not change: search further, or sharpen further"
+            f"{target.failing} of {_diagnosed(made.source)} may fail after {row.rounds} exact rounds (a mode that is "
+            f"not certified, or near a tie{left_out}), which prompts to train on do not change: search further, or "
+            "sharpen further"
         )
     return (
-        f"that none of {prompts} diagnosed prompts fails after {row.rounds} exact rounds says no less than "
+        f"that none of {_diagnosed(made.source)} fails after {row.rounds} exact rounds says no less than "
         f"{short(target.failure)} of others: diagnose more prompts"
     )
+
+
+def _diagnosed(source: Source) -> str:
+    copies = source.counted < (source.num_prompts or 0) + source.broken
+    return f"{source.counted} {'different ' * copies}diagnosed prompts"
 
 
 def _table(made: Plan) -> list[str]:
@@ -169,10 +178,12 @@ def _grounds(made: Plan) -> list[str]:
 def _basis(made: Plan, target: Target) -> str:
     given = made.inputs
     if target.failing is not None and made.source is not None:
+        broken = made.source.broken
+        left_out = f" ({broken} were left out, and count as failing)" if broken else ""
         return (
-            f"of {made.source.num_prompts} diagnosed prompts at most {target.failing} fail after the exact update, so "
-            f"of others at most {short(target.failure)}; that kappa_0 = {kappa(given.log_kappa0)} of these is that of "
-            "all is taken for granted"
+            f"of {_diagnosed(made.source)} at most {target.failing} fail after the exact update{left_out}, so of "
+            f"others at most {short(target.failure)}: for each T by itself, and somewhat less surely for one chosen by "
+            f"these prompts; that kappa_0 = {kappa(given.log_kappa0)} of these is that of all is taken for granted"
         )
     assert given.margin is not None
     return (
