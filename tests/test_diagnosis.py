@@ -62,7 +62,7 @@ FEW = OPTIONS | {"search_budget": 4}
 CLASSES = "regex:[a-z]"
 KEYS = {
     *("srlm", "model", "source", "settings", "verdict", "sequence", "answers", "sampling", "labels", "forecast"),
-    *("broken", "seconds"),
+    *("broken", "distinct", "seconds"),
 }
 KINDS = ("worth it", "saturated", "hopeless", "undecided")
 CONFIDENT = 0.9
@@ -814,6 +814,16 @@ def test_copies_of_a_prompt_are_prompts_of_their_own(tiny, tmp_path):
     assert found.prompts["mode_tokens"][0] == found.prompts["mode_tokens"][1]
     assert found.prompts["mode_log_prob"][0] == pytest.approx(found.prompts["mode_log_prob"][1], abs=EPSILON)
     assert by_prompt(found.samples, "response")[0].tolist() != by_prompt(found.samples, "response")[1].tolist()
+
+
+def test_copies_of_a_prompt_are_counted_and_said(tiny, bare, tmp_path):
+    rows = write_rows(tmp_path / "three.jsonl", [{"prompt": f"Say {word}"} for word in "aba"])
+    outcome = command(*given_words(tiny, rows, output=tmp_path / "out", search_budget=4))
+    assert "1 of 3 prompts are copies of others, which intervals take for different ones" in outcome.out
+    assert kept(tmp_path / "out")[0]["distinct"] == 2
+    source = srlm.plan(tmp_path / "out" / "diagnose.json", budget=1000, log_class_size=5).source
+    assert (source.num_prompts, source.counted) == (3, 2)
+    assert "copies" not in command(*given_words(tiny, bare, search_budget=4)).out
 
 
 def test_a_subset_is_that_of_evaluation(tiny, labelled):

@@ -106,6 +106,12 @@ def test_command_line_says_and_writes_the_same(tiny, data, tmp_path):
     assert lines[5:] == [f"all 3 samples give one answer on {expected['unanimous']:.3f} of the prompts"]
 
 
+def test_copies_of_a_prompt_are_told(tiny, tmp_path):
+    rows = write_rows(tmp_path / "three.jsonl", [{"prompt": f"Say {word}", "answer": "a"} for word in "aba"])
+    said = command("evaluate", *words(model=tiny, prompts=rows, **SAME)).out
+    assert said.endswith("1 of 3 prompts are copies of others, which intervals take for different ones\n")
+
+
 def test_options_from_yaml(tiny, data, tmp_path):
     (tmp_path / "e.yaml").write_text("match: regex\ndtype: fp32\nmax_new_tokens: 6\nnum_samples: 8\nseed: 3\n")
     file = tmp_path / "result.json"

@@ -25,7 +25,7 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
 from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
-from srlm.prompts.select import PromptSet
+from srlm.prompts.select import PromptSet, said_of_copies
 from srlm.prompts.sources import prompts_of
 from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
@@ -138,6 +138,8 @@ def evaluate(
     given = answers_given(policy, sampled, classes)
     record = accuracy_record(right, greedy_right[:, 0]) | at_k_record(right, given) | agreement_record(given)
     _show(record, len(labelled.prompts), num_samples, display)
+    if labelled.copies:
+        display.say(said_of_copies(labelled.copies, len(labelled.prompts)))
     if said := given_up():
         display.say(said)
     if output is not None:

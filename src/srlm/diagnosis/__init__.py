@@ -159,6 +159,7 @@ def diagnose(
         labels=labels,
         forecast=prediction,
         broken=seen.broken,
+        distinct=len(labelled.prompts) - labelled.copies,
         seconds=seen.seconds,
         prompts=prompt_table(seen, votes, shares, right),
         samples=sample_table(seen, classified, right),

@@ -149,7 +149,8 @@ class Verdict:
 class Diagnosis:
     """Everything `diagnose` measured. prompts, samples: columns of the tables it keeps, a row a prompt, a row a sample.
 
-    broken: prompts left out since the model's log-probs for them are not numbers.
+    broken: prompts left out since the model's log-probs for them are not numbers. distinct: different prompts, those
+        that were left out among them; intervals take copies for different ones.
     """
 
     model: str
@@ -162,6 +163,7 @@ class Diagnosis:
     labels: LabelLevel | None
     forecast: Forecast
     broken: int
+    distinct: int
     seconds: dict[str, float]
     prompts: dict[str, list[Any]]
     samples: dict[str, list[Any]]

@@ -11,6 +11,7 @@ from srlm.console import Display
 from srlm.diagnosis.result import Diagnosis, Forecast, Proportion, Trained
 from srlm.estimators.intervals import student_bounds
 from srlm.forecast import Estimate, ForecastRow, Likely
+from srlm.prompts.select import said_of_copies
 
 MOST_PROMPTS = 24
 BAR = 12
@@ -22,6 +23,8 @@ def show(result: Diagnosis, display: Display) -> None:
     say(f"{result.verdict.kind.upper()}: {result.verdict.reason}\n")
     if result.broken:
         say(f"{result.broken} prompts were left out: the model's log-probs for them are not numbers")
+    if copies := (asked := seq.num_prompts + result.broken) - result.distinct:
+        say(said_of_copies(copies, asked))
     say(f"{result.model} · {seq.num_prompts} prompts of {result.source} · {sampling.num_samples} samples each")
     low, high = (value / math.log(10) for value in seq.log_kappa)
     say(

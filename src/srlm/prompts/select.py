@@ -38,6 +38,11 @@ class PromptSet:
     columns: tuple[Mapping[str, Any], ...] | None = None
     note: str | None = None
 
+    @property
+    def copies(self) -> int:
+        """How many prompts are copies of one before them."""
+        return len(self.prompts) - len(set(map(_canonical, self.prompts.items)))
+
     def take(self, number: int | None, seed: int) -> PromptSet:
         """A random subset in file order, part of every larger one of the same seed; all when there are no more."""
         if number is not None and number < 1:
@@ -97,6 +102,10 @@ class PromptSet:
         columns = None if self.columns is None else tuple(self.columns[i] for i in rows)
         made = prompt_set([self.prompts.items[i] for i in rows], answers, self.source, columns)
         return replace(made, note=self.note)
+
+
+def said_of_copies(copies: int, number: int) -> str:
+    return f"{copies} of {number} prompts are copies of others, which intervals take for different ones"
 
 
 def one_kind(items: Sequence[PromptItem]) -> list[PromptItem]:
