@@ -197,7 +197,8 @@ def test_prompts_that_a_diagnosis_left_out_may_all_fail(capsys) -> None:
     assert "of 48 diagnosed prompts at most 41 fail after the exact update (40 were left out, and count as fail" in text
     assert "41 of 48 diagnosed prompts may fail after 1 exact rounds (a mode that is not certified, or near a" in text
     assert "near a tie; log-probs of 40 are not numbers)" in text
-    assert "is not a diagnosis" in refusal(diagnosis() | {"broken": -1}, log_class_size=20.0, budget=9)
+    for odd in (diagnosis() | {"broken": -1}, diagnosis(num_prompts="many")):
+        assert "is not a diagnosis" in refusal(odd, log_class_size=20.0, budget=9)
 
 
 def test_copies_of_a_prompt_count_once(capsys) -> None:

@@ -41,7 +41,7 @@ class Plan:
     level: float = 0.5
     """Delta: a prompt fails if its mode has probability 1 - delta or less."""
     failure_probability: float = 0.05
-    """Rho: how often the promise itself may fail."""
+    """Rho: how often the promise itself may fail, for each number of rounds by itself."""
     max_rounds: int = 64
     """Most rounds T to consider."""
     plot: str | None = None

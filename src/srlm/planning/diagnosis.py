@@ -84,7 +84,7 @@ class Diagnosis:
             found = cls(
                 Source(
                     name,
-                    sequence.get("num_prompts"),
+                    _count(sequence.get("num_prompts")),
                     sequence.get("certified_share"),
                     _count(content.get("broken")) or 0,
                     _count(content.get("distinct")),
