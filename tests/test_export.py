@@ -310,6 +310,8 @@ def test_gguf_files_of_families(family, tmp_path, monkeypatch):
     [
         ("llama", saving, "permuted", lambda value, heads: value, "what was meant"),
         ("llama", gguf_vocabulary, "_cut", lambda cut: "gpt-2", "as other tokens"),
+        ("llama2", gguf_vocabulary, "_prepends", lambda step: False, "the space before the first word"),
+        ("gemma2", gguf_vocabulary, "_prepends", lambda step: True, "the space before the first word"),
         ("gemma2", saving, "FAMILIES", {"gemma2": saving.Family(gguf.MODEL_ARCH.GEMMA2, shift=0.5)}, "what was meant"),
     ],
 )
@@ -322,6 +324,15 @@ def test_a_file_that_reads_differently_is_refused(family, where, name, broken, s
     monkeypatch.setattr(where, name, broken)
     with pytest.raises(ValueError, match=said):
         save_gguf(policy, tmp_path / "x.gguf", "fp32", TEXT[-60:])
+
+
+@pytest.mark.parametrize(("family", "space"), [("llama2", True), ("gemma2", False)])
+def test_llama_cpp_is_told_of_the_space_before_the_first_word(family, space, tmp_path):
+    folder = save_family(tmp_path / "m", family)
+    policy = TransformerPolicy.load(str(folder), dtype="fp32", lora_rank=0, max_new_tokens=4)
+    assert policy.tokenizer.tokenize("Hi")[0].startswith("▁") == space
+    save_gguf(policy, tmp_path / "x.gguf", "fp32", ["Hi"])
+    assert gguf.GGUFReader(tmp_path / "x.gguf").fields["tokenizer.ggml.add_space_prefix"].contents() == space
 
 
 def test_scores_merge_as_the_tokenizer_does(tmp_path):

@@ -212,6 +212,10 @@ def _compared(policy: TransformerPolicy, file: Path, dtype: str, texts: Sequence
             given = {"add_special_tokens": False}
             if tokenizer(text, **given)["input_ids"] != policy.tokenizer(text, **given)["input_ids"]:
                 raise UserError(f"the tokenizer in {file.name} reads {text[:60]!r} as other tokens: {OTHERWISE}")
+        # transformers takes the family's habit, llama.cpp what the file says.
+        said = gguf.GGUFReader(file).fields.get("tokenizer.ggml.add_space_prefix")
+        if said is not None and said.contents() != policy.tokenizer.tokenize("x")[0].startswith("▁"):
+            raise UserError(f"the space before the first word in {file.name} is not the tokenizer's: {OTHERWISE}")
         # Weights are those; what is left are sizes, positions and scales, which the same weights show.
         state = {name: value.to(policy.model.dtype) for name, value in saved.state_dict().items()}
         saved.to(policy.model.dtype).load_state_dict(state)

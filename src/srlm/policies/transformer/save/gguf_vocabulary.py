@@ -40,7 +40,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, rows: int, eos: Sequ
     writer.add_token_list(tokens)
     if spm:
         writer.add_token_scores(_scores(tokens, model["merges"]))
-        writer.add_add_space_prefix("Prepend" in json.dumps(said.get("normalizer")))
+        writer.add_add_space_prefix(_prepends(said.get("normalizer")) or _prepends(said.get("pre_tokenizer")))
     writer.add_token_types(kinds)
     special = gguf.SpecialVocab(folder, load_merges=not spm, n_vocab=rows)
     for ends in eos:  # the first is the EOS if the tokenizer names none; another one ends a turn
@@ -81,6 +81,16 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
         left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
         rank.setdefault(left + right, number)
     return [-float(rank.get(token, len(merges) + number)) for number, token in enumerate(tokens)]
+
+
+def _prepends(step: Any) -> bool:
+    """Does a normalizer or pre_tokenizer put a space before the first word?"""
+    if isinstance(step, list):
+        return any(map(_prepends, step))
+    if not isinstance(step, dict):
+        return False
+    metaspace = step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never"
+    return metaspace or step.get("type") == "Prepend" or any(map(_prepends, step.values()))
 
 
 def _cut(cut: Any) -> str:
