@@ -16,6 +16,7 @@ import transformers
 from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.tuners.lora import LoraLayer
 from support import SETTINGS, command, refused, train_words, words
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,10 +29,11 @@ from srlm.estimate.rates import given as given_rates
 from srlm.estimate.stages import learning, sampling, scoring, whole
 from srlm.estimate.view import lines, quantity
 from srlm.estimate.workload import Workload, laid_out
-from srlm.policies.transformer import admission, respond
+from srlm.policies.transformer import admission, anatomy, respond
 from srlm.policies.transformer.admission import Unit, units_of
 from srlm.policies.transformer.anatomy import of_config, shape_of
 from srlm.policies.transformer.continuation import Continuation
+from srlm.policies.transformer.fold import folded
 from srlm.policies.transformer.layout.group import Group
 from srlm.policies.transformer.layout.pack import pack
 from srlm.policies.transformer.layout.tree import build_tree
@@ -118,6 +120,53 @@ def test_experts_that_are_asleep_are_not_multiplied() -> None:
     experts = 2 * 4 * 3 * 32 * 64
     assert one.parameters == four.parameters
     assert four.cost.token - one.cost.token == 0.75 * experts
+
+
+MIXTURES = {
+    "mixtral": transformers.MixtralConfig(**SMALL, num_local_experts=4),
+    "qwen3_moe": transformers.Qwen3MoeConfig(
+        **SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+    ),
+    "phimoe": transformers.PhimoeConfig(**SMALL, num_local_experts=4),
+    "llama4_text": transformers.Llama4TextConfig(**SMALL, num_local_experts=4, intermediate_size_mlp=64, head_dim=8),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_lora_lies_on_experts_as_in_the_real_model(name: str) -> None:
+    """Routers are left alone on the meta device, too, and what is folded is what folding changes."""
+    unreal = of_config(name, copy.deepcopy(MIXTURES[name]), torch.float32, rank=4)
+    found = shape_of(name, unreal)
+    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(MIXTURES[name])).eval()
+    model = with_lora(model, rank=4, alpha=None, gain=False, seed=0)[0]
+    assert [key for key, _ in unreal.named_parameters()] == [key for key, _ in model.named_parameters()]
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_()
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    with folded(layers):
+        changed = sum(p.numel() for key, p in model.named_parameters() if not torch.equal(p, before[key]))
+    assert (found.folded, found.rank) == (changed, 4)
+    assert found.adapter == sum(p.numel() for key, p in model.named_parameters() if "lora_" in key)
+
+
+def test_what_is_guessed_is_said() -> None:
+    made, mixture = work(), MIXTURES["mixtral"]
+    found = shape_of("m", of_config("m", copy.deepcopy(mixture), torch.float32, rank=4))
+    for one, guessed in ((found, True), (shape(), False)):
+        said = estimate(one, made, None, device="x", cpu=True, room=None).assumed
+        assert any("keeps is guessed" in line for line in said) == guessed
+
+
+def test_layers_that_cannot_be_laid_out_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no meta tensors")
+
+    monkeypatch.setattr(anatomy, "with_lora", broken)
+    with pytest.raises(UserError, match=r"cannot lay out LoRA layers in model llama: no meta tensors; .*--lora-rank 0"):
+        shape()
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -330,12 +379,12 @@ def test_parts_are_those_of_real_tensors() -> None:
     optimiser.step([torch.ones_like(m) for m in optimiser.masters], 1.0)
     held = sum(v.nbytes for key, v in optimiser.state().items() if not key.startswith("step"))
     assert update["fp32 masters and moments"] == held
-    folded = sum(p.nbytes for key, p in model.named_parameters() if key.endswith("base_layer.weight"))
+    copied = sum(p.nbytes for key, p in model.named_parameters() if key.endswith("base_layer.weight"))
     drawing = next(m for m in memory(found, made, cpu=True).moments if m.name == "sampling").parts
     before = "weights as they were before folding"
-    assert drawing[before] == folded
+    assert drawing[before] == copied
     elsewhere = memory(found, made, cpu=False)
-    assert elsewhere.host[before] == folded and not any(before in m.parts for m in elsewhere.moments)
+    assert elsewhere.host[before] == copied and not any(before in m.parts for m in elsewhere.moments)
 
 
 def test_shards_are_parts_of_what_is_divided() -> None:

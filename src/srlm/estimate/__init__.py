@@ -94,6 +94,8 @@ def estimate(
         if work.expected is None
         else f"responses have {work.expected:g} tokens on average, {work.longest} at most"
     )
+    if shape.guessed:
+        assumed.append("what a backward pass keeps is guessed, by the width of the model: its layers cannot be tried")
     if work.writing is not None:
         assumed.append(
             f"written prompts have {work.writing.mean:.3g} tokens, as their examples do, and none is dropped (up to "

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -76,7 +77,7 @@ def of_config(
 ) -> PreTrainedModel:
     """
     Raises:
-        UserError: it is no causal LM, or peft cannot adapt it.
+        UserError: it is no causal LM, or cannot be adapted.
     """
     refuse_unlike_causal(name, config)
     try:
@@ -89,8 +90,15 @@ def of_config(
     model = cast(PreTrainedModel, made.eval())
     if not rank:
         return model
-    with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-        model, _ = with_lora(model, rank=rank, alpha=alpha, gain=False, seed=0)
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            model, _ = with_lora(model, rank=rank, alpha=alpha, gain=False, seed=0)
+    except UserError:
+        raise
+    except UNFIT as error:
+        raise UserError(
+            f"cannot lay out LoRA layers in model {name}: {first_line(error)}; estimate it with --lora-rank 0"
+        ) from error
     return model.to(dtype)
 
 
@@ -105,9 +113,15 @@ def shape_of(
     copies = sum(p.numel() for key, p in parameters.items() if ".modules_to_save." in key)
     count = sum(elements(p) for p in parameters.values()) - sum(added.values()) - copies
     words, head = model.get_input_embeddings().weight, cast(Any, model.get_output_embeddings()).weight
-    folded = sum(
-        elements(p) for key, p in parameters.items() if key.endswith("base_layer.weight") and "lora_" not in key
-    )
+    under = {
+        id(p): p
+        for layer in model.modules()
+        if isinstance(layer, LoraLayer)
+        for key, p in layer.named_parameters()
+        if "lora_" not in key
+    }
+    folded = sum(elements(p) for p in under.values())
+    matrices = sum(elements(p) for key, p in parameters.items() if key.endswith("base_layer.weight"))
     cost = Cost.of(model)
     adapter = sum(added.values())
     trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
@@ -117,12 +131,13 @@ def shape_of(
     linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m.weight is not head]
     layers = max(1, sum(isinstance(m, GradientCheckpointingLayer) for m in model.modules()))
     kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
-    packed = 0 if quantize == "none" else folded
-    saved, (cache, sliding) = _saved(model, hidden, layers), _cached(model, config)
+    packed = 0 if quantize == "none" else matrices
+    tried, (cache, sliding) = _saved(model), _cached(model, config)
+    saved = float(SAVED_PER_WIDTH * hidden * layers) if tried is None else tried
     size = head.element_size()
     return Shape(
-        *(name, _NAMES.get(model.dtype, "bf16"), count, adapter, trained, folded - packed),
-        rank=max((p.shape[0] for key, p in parameters.items() if "lora_A" in key), default=0),
+        *(name, _NAMES.get(model.dtype, "bf16"), count, adapter, trained, 0 if packed else folded),
+        rank=max((lora.r for lora in getattr(model, "peft_config", {}).values()), default=0),
         table=0 if words is head else words.numel(),
         cost=cost,
         plain=cost.token - (0 if packed else adapter),  # nothing is folded into packed layers
@@ -138,6 +153,7 @@ def shape_of(
         trees=kinds <= _READ if trees is None else trees,
         packed=packed,
         quantize=quantize,
+        guessed=tried is None,
     )
 
 
@@ -177,8 +193,8 @@ def _probe(model: PreTrainedModel, *, use_cache: bool) -> Any:
     return decoder_of(model)(input_ids=ids, use_cache=use_cache)
 
 
-def _saved(model: PreTrainedModel, hidden: int, layers: int) -> float:
-    """Bytes of a token that the backward pass of the decoder keeps."""
+def _saved(model: PreTrainedModel) -> float | None:
+    """Bytes of a token that the backward pass of the decoder keeps; None if no forward pass can tell."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     found: dict[int, tuple[Any, int]] = {}
 
@@ -193,7 +209,7 @@ def _saved(model: PreTrainedModel, hidden: int, layers: int) -> float:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(look, back), _pretending(model):
             _probe(model, use_cache=False)
     except (*UNFIT, NotImplementedError):
-        return float(SAVED_PER_WIDTH * hidden * layers)
+        return None
     return sum(size for _, size in found.values()) / PROBED
 
 

@@ -20,7 +20,7 @@ class Shape:
     cost: multiply-adds with the adapter; plain: of a decoder's token once it is folded, as far as it is.
     vocabulary V, hidden D, widest: of words, of a hidden state, of the widest linear layer.
     saved: bytes of a token that a backward pass keeps, of the whole decoder; kept: of those, what it keeps with
-    recomputation.
+    recomputation; guessed: no forward pass could tell.
     cache: bytes of a token in the KV cache of all layers that keep every token; sliding: of those that keep the last
     `window` alone.
     packed: of the parameters, those in layers of few bits (quantize: 4bit or 8bit), which nothing is folded into.
@@ -48,6 +48,7 @@ class Shape:
     trees: bool
     packed: int = 0
     quantize: str = "none"
+    guessed: bool = False
 
     @property
     def size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from srlm.errors import UserError
 from srlm.policies.transformer.gain import Gain
 from srlm.policies.transformer.load.checks import first_line
 from srlm.policies.transformer.load.packed import in_dtype
+from srlm.policies.transformer.log_prob import UNFIT
 
 
 def with_lora(
@@ -82,7 +84,12 @@ def _routers(model: PreTrainedModel) -> list[str]:
         for name, module in suspects.items()
     ]
     try:
-        cast(Any, model)(input_ids=torch.zeros(1, 4, dtype=torch.long, device=model.device), use_cache=False)
+        if model.device.type != "meta":
+            cast(Any, model)(input_ids=torch.zeros(1, 4, dtype=torch.long, device=model.device), use_cache=False)
+        else:  # what a router says cannot be looked at there, so the layers behind it are not reached
+            for layer in suspects.values():
+                with suppress(*UNFIT):
+                    layer(layer.weight.new_zeros(1, 4, layer.in_features))
     finally:
         for hook in hooks:
             hook.remove()
