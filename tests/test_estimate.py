@@ -8,6 +8,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,9 +41,11 @@ from srlm.policies.transformer.layout.tree import build_tree
 from srlm.policies.transformer.limits import decoded_tokens
 from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.log_prob import decoder_of, response_log_prob
+from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
 from srlm.policies.transformer.update import MasterAdamW, Optimisation
+from srlm.training.beforehand import foreseen
 from srlm.training.sizes_table import models
 
 SIZES = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -504,6 +507,18 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, tiny: Path) -> None:
     assert said.code == 0, said
     (line,) = [line for line in said.out.splitlines() if line.startswith("estimated: ")]
     assert "of memory at most" in line and "if all responses have 2 tokens" in line
+
+
+@pytest.mark.parametrize(("reshard", "shard"), [(None, "none"), (True, "fsdp"), (False, "zero2")])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_policy_in_shards_is_foreseen_in_shards(tiny: Path, reshard: Any, shard: str, recompute: bool) -> None:
+    """As the config of accelerate has it, whatever the run's own says."""
+    policy = TransformerPolicy.load(str(tiny), max_new_tokens=4, gradient_checkpointing=recompute)
+    policy.scorer.shards = None if reshard is None else SimpleNamespace(reshard=reshard)
+    policy.processes = SimpleNamespace(num_processes=2)
+    made = foreseen("tiny", policy, CONFIG, [20] * 6, [])
+    assert made is not None
+    assert (made.work.devices, made.work.shard, made.work.recompute) == (2, shard, recompute)
 
 
 # docs/scaling.md

@@ -25,6 +25,7 @@ from srlm.policies.transformer.load.hub import resolve_dtype
 from srlm.policies.transformer.log_prob import UNFIT
 from srlm.policies.transformer.pace import pace, quick
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.recompute import recomputes
 from srlm.policies.transformer.shape import Shape
 from srlm.rewards.table import asks_model, votes
 from srlm.starting import beginning
@@ -163,12 +164,14 @@ def foreseen(
     model, together, passing = policy.model, policy.processes, policy.encode.passing
     try:
         shape = anatomy.shape_of(name, model, trees=policy.shared, quantize=policy.quantised)
-        settled = dataclasses.replace(config, token_budget=policy.room.tokens)
+        settled = dataclasses.replace(config, token_budget=policy.room.tokens, gradient_checkpointing=recomputes(model))
+        shards = policy.scorer.shards
         work = workload(
             settled,
             prompts,
             held_out,
             devices=together.num_processes,
+            shard="none" if shards is None else "fsdp" if shards.reshard else "zero2",
             votes=_votes(config),
             writing=None if pool is None else writing_of(config, pool, lambda some: [len(passing(i)) for i in some]),
             uncounted=_uncounted(config),

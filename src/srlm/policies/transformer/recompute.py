@@ -41,6 +41,11 @@ def recomputing(model: PreTrainedModel) -> Iterator[None]:
             layer.forward = forward
 
 
+def recomputes(model: PreTrainedModel) -> bool:
+    """Are activations recomputed, at all times?"""
+    return any(hasattr(layer.forward, "recomputed") for layer in _layers(model))
+
+
 def _layers(model: PreTrainedModel) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 

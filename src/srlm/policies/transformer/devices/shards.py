@@ -42,7 +42,8 @@ class _Scoring(nn.Module):
 
 
 class Shards(Parts):
-    """Of `model`, cut over all processes. whole: parameters that every process keeps."""
+    """Of `model`, cut over all processes. whole: parameters that every process keeps. reshard: after its forward pass a
+    layer goes back to parts."""
 
     def __init__(
         self, model: PreTrainedModel, asked: Sharding, whole: Sequence[Tensor], together: PartialState
@@ -52,7 +53,7 @@ class Shards(Parts):
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         refuse_precision(model.dtype)
-        self.model, self._together, self._reshard = model, together, asked.reshard
+        self.model, self._together, self.reshard = model, together, asked.reshard
         self._root: Any = _Scoring(model)
         try:
             chosen = fsdp2_prepare_auto_wrap_policy(asked.plugin, cast(nn.Module, model))
@@ -143,7 +144,7 @@ class Shards(Parts):
             yield
         finally:
             for unit in some:
-                unit.set_reshard_after_forward(self._reshard and unit is not self._root, recurse=False)
+                unit.set_reshard_after_forward(self.reshard and unit is not self._root, recurse=False)
             self._rest()
 
     def _rest(self) -> None:
