@@ -161,7 +161,8 @@ class TestGGUF:
         assert not torch.allclose(model(row).logits, make_model(vocab=260)(row).logits, atol=1e-1)
 
     def test_positions_scaled_in_another_way_are_refused(self, tmp_path):
-        file = write_gguf(tmp_path / "a.gguf", more=lambda w: w.add_tensor("rope_freqs.weight", torch.ones(4).numpy()))
+        odd = torch.tensor([1.0, 2.0, 3.0, 4.0]).numpy()
+        file = write_gguf(tmp_path / "a.gguf", more=lambda w: w.add_tensor("rope_freqs.weight", odd))
         with pytest.raises(UserError, match=r"scales its positions \(rope_freqs\) in a way that is dropped"):
             load_model(str(file))
 

@@ -23,9 +23,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm import UserError
 from srlm.export import export, refuse_used
+from srlm.export import write as writing
 from srlm.export.rollouts import write_rollouts
 from srlm.export.settings import KINDS
 from srlm.export.source import Source
+from srlm.policies.transformer.load import gguf as conversion
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.save import gguf as saving
 from srlm.policies.transformer.save import gguf_vocabulary
@@ -305,6 +307,34 @@ def test_gguf_files_of_families(family, tmp_path, monkeypatch):
     assert read.decoding.eos >= policy.decoding.eos
 
 
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def llama3(tmp_path: Path, **changes: Any) -> Path:
+    return save_family(tmp_path / "m", "llama", head_dim=64, rope_parameters=LLAMA3 | changes)
+
+
+@pytest.mark.parametrize("piecemeal", [True, False])
+def test_gguf_files_with_the_positions_of_llama_3(piecemeal, tmp_path, monkeypatch):
+    """As llama.cpp has them: a number for each frequency of a head, by which it is divided."""
+    monkeypatch.setenv("SRLM_CACHE", str(tmp_path / "cache"))
+    if not piecemeal:
+        monkeypatch.setattr(conversion, "spill", lambda *_: False)
+    policy = TransformerPolicy.load(str(llama3(tmp_path)), dtype="fp32", lora_rank=0, max_new_tokens=4)
+    save_gguf(policy, tmp_path / "x.gguf", "fp32", [])
+    (scales,) = (t.data for t in gguf.GGUFReader(tmp_path / "x.gguf").tensors if t.name == "rope_freqs.weight")
+    expected = []
+    for number in range(32):  # of 64 dimensions
+        turns = 8192 / (2 * math.pi * 5e5 ** (number / 32))  # in the context that it was trained for at first
+        share = min(max((turns - 1) / 3, 0), 1)
+        expected.append(1 / (share + (1 - share) / 32))
+    assert len({*expected}) > 1 and scales.tolist() == pytest.approx(expected, rel=1e-5)
+    read = TransformerPolicy.load(str(tmp_path / "x.gguf"), dtype="fp32", lora_rank=0, max_new_tokens=4)
+    assert read.model.config.rope_parameters == LLAMA3
+    assert torch.allclose(log_probs(read.model), log_probs(policy.model), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("family", "where", "name", "broken", "said"),
     [
@@ -362,6 +392,8 @@ def test_scores_merge_as_the_tokenizer_does(tmp_path):
         ("gemma2", {"query_pre_attn_scalar": 144}, "attention of another scale"),
         ("gemma3_text", {"layer_types": ["full_attention"] * 2}, "layers that slide elsewhere"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "by dynamic"),
+        ("llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 8.0}}, "by llama3"),
+        ("qwen2", {"rope_parameters": LLAMA3}, "by llama3"),
     ],
 )
 def test_what_gguf_cannot_say_is_refused(family, options, said, tmp_path):
@@ -370,7 +402,24 @@ def test_what_gguf_cannot_say_is_refused(family, options, said, tmp_path):
         save_gguf(policy, tmp_path / "x.gguf", "fp32", [])
 
 
+def test_positions_that_were_lost_are_seen(tmp_path, monkeypatch):
+    """Prompts are too short to show them."""
+    policy = TransformerPolicy.load(str(llama3(tmp_path)), dtype="fp32", lora_rank=0, max_new_tokens=4)
+    monkeypatch.setattr(saving, "scales_of", lambda config: torch.ones(32))
+    with pytest.raises(UserError, match=r"positions in x\.gguf are not scaled as in the model"):
+        save_gguf(policy, tmp_path / "x.gguf", "fp32", [])
+
+
 # Refusals
+
+
+def test_what_gguf_cannot_say_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    base = save_family(tmp_path / "m", "llama", rope_parameters=LLAMA3 | {"high_freq_factor": 8.0})
+    run = trained(tmp_path, base)
+    monkeypatch.setattr(Source, "policy", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(writing, "write_rollouts", lambda *_: pytest.fail("it was written"))
+    with pytest.raises(UserError, match=r"positions that are scaled by llama3, which GGUF files .*--merged"):
+        export(run, tmp_path / "out", "rollouts", "merged", "gguf")
 
 
 def test_nothing_is_overwritten(run, tmp_path):

@@ -99,6 +99,20 @@ class Source:
         items = [] if kept is None else kept["prompt"].to_pylist()
         return [text for item in items for text in ([item] if isinstance(item, str) else [t["content"] for t in item])]
 
+    def layout(self, given: dict[str, Any]) -> Any:
+        """The config of the run's model, of which nothing else is read. given: as of `policy`.
+
+        Raises:
+            UserError: the run's code was not asked for, or there is no such model by now.
+        """
+        from srlm.policies.transformer.anatomy import config_of
+        from srlm.starting import beginning
+
+        refuse_code(self.folder, self.needs_code, given)
+        name, _, _ = beginning(self.manifest["model"])
+        own = self.config
+        return config_of(name, adapter=own.adapter, trust_remote_code=own.trust_remote_code).get_text_config()
+
     def policy(self, given: dict[str, Any], dtype: str = "fp32") -> TransformerPolicy:
         """The policy of the round, held against what the run wrote down of it; on the base as it was, if the run packed
         that.

@@ -66,6 +66,10 @@ def export(
     Export(output=str(output), **asked)  # refuses what the command refuses
     source = Source.of(run)
     refuse_used(folder)
+    if "gguf" in kinds:  # before the work
+        from srlm.policies.transformer.save.gguf import refuse_unwritten
+
+        refuse_unwritten(source.manifest["model"], source.layout({"trust_remote_code": trust_remote_code}))
     folder = folder.resolve()
     said: dict[str, str] = {}
 

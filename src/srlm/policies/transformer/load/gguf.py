@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from srlm.errors import UserError
 from srlm.policies.transformer.load.checks import first_line, forget_quantisation, refuse_misfit
 from srlm.policies.transformer.load.cuts import CUTS
+from srlm.policies.transformer.load.positions import SCALES, scaling_of
 from srlm.policies.transformer.load.spill import spill
 
 CONVERSION = 3  # what an earlier one kept may lack tensors, how positions are scaled, or how text is cut
@@ -92,7 +93,8 @@ def dequantised(path: Path, target: Path) -> Path:
             "from GGUF, or a safetensors folder of the same model"
         ) from error
     refuse_misfit(str(path), model, report["missing_keys"], report["unexpected_keys"])
-    left = sum(said["tensors"].values()) - sum(value.numel() for value in model.parameters())
+    weights = sum(number for name, number in said["tensors"].items() if name != SCALES)
+    left = weights - sum(value.numel() for value in model.parameters())
     if left > 0:  # tensors whose names the reader does not know are passed over in silence
         raise UserError(
             f"GGUF file {path} holds {left} numbers more than a {type(model).__name__} has, so some of its weights, "
@@ -159,8 +161,8 @@ def kept_in(name: str, target: Path) -> Iterator[Path]:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What a GGUF file says of itself in numbers and words, without the architecture's name; and `tensors`, its
-    weights with the number of their elements.
+    """What a GGUF file says of itself in numbers and words, without the architecture's name; `tensors`, its weights
+    with the number of their elements; and `scales` of its positions, where it has some.
 
     Raises:
         UserError: it is no GGUF file.
@@ -172,7 +174,9 @@ def _metadata(path: Path) -> dict[str, Any]:
         fields = {key: value.contents() for key, value in reader.fields.items() if len(value.data) == 1}
         architecture = fields.get("general.architecture", "")
         plain = {key.removeprefix(f"{architecture}."): value for key, value in fields.items()}
+        scales = [gguf.dequantize(one.data, one.tensor_type) for one in reader.tensors if one.name == SCALES]
         return plain | {
+            "scales": torch.from_numpy(scales[0].copy()).float() if scales else None,
             "architecture": architecture,
             "tensors": {tensor.name: int(tensor.n_elements) for tensor in reader.tensors},
         }
@@ -192,6 +196,9 @@ def _scale_rope(path: Path, config: Any, said: dict[str, Any]) -> None:
     scaled = any(name.startswith(("rope_freqs", "rope_factors")) for name in said["tensors"])
     text = config.get_text_config()
     rope: Any = getattr(text, "rope_parameters", None)
+    if said["scales"] is not None and factor == 1.0 and (like_llama := scaling_of(text, said["scales"])) is not None:
+        text.rope_parameters = rope | like_llama
+        return
     if scaled or (factor != 1.0 and (kind not in ("linear", "yarn", "none") or not isinstance(rope, dict))):
         raise UserError(
             f"GGUF file {path} scales its positions ({'rope_freqs' if scaled else kind}) in a way that is dropped when "

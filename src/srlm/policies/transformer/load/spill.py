@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
+from srlm.policies.transformer.load.positions import SCALES
+
 PLAIN = ("llama", "qwen2", "qwen3")  # architectures whose tensors are converted each by itself
 SHARD = 1 << 29  # bytes of a file; a larger tensor has one of its own
-SCALES = "rope_freqs.weight"  # of positions, which the configuration says
 INDEX = "model.safetensors.index.json"
 
 
@@ -40,7 +41,7 @@ def spill(path: Path, architecture: str, config: Any, folder: Path) -> bool:
         )
         if made.name in names:
             shards.add(names[made.name], torch.from_numpy(made.weights.copy()).float())
-        elif tensor.name != SCALES:  # nothing is dropped in silence
+        elif tensor.name != SCALES:  # which the configuration says; nothing is dropped in silence
             shards.remove()
             return False
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if config.tie_word_embeddings else set()

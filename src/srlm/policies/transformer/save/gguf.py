@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srlm.errors import UserError
 from srlm.policies.transformer.load.gguf import dequantised
+from srlm.policies.transformer.load.positions import LLAMA3, SCALES, scales_of
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.save.gguf_vocabulary import write_vocabulary
 
@@ -60,8 +61,8 @@ def save_gguf(policy: TransformerPolicy, file: Path, dtype: str, texts: Sequence
     Raises:
         UserError: a family, position scaling or tokenizer that is not known here, or a file that reads differently.
     """
-    family, config = family_of(policy.model), policy.model.config.get_text_config()
-    _refuse_unknown(policy, family, config)
+    config = policy.model.config.get_text_config()
+    family = refuse_unwritten(policy.name, config)
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[family.architecture])
     _write_sizes(writer, family, config)
     writer.add_type(gguf.GGUFType.MODEL)
@@ -84,12 +85,12 @@ def save_gguf(policy: TransformerPolicy, file: Path, dtype: str, texts: Sequence
         return _compared(policy, file, dtype, texts)
 
 
-def family_of(model: Any) -> Family:
+def family_of(config: Any) -> Family:
     """
     Raises:
         UserError: it is not known here.
     """
-    kind = model.config.get_text_config().model_type
+    kind = config.model_type
     if kind not in FAMILIES:
         raise UserError(
             f"models of the type {kind} are not written as GGUF here, expected {', '.join(FAMILIES)}: {OTHERWISE}"
@@ -115,6 +116,8 @@ def permuted(value: Tensor, heads: int) -> Tensor:
 
 def _tensors(policy: TransformerPolicy, family: Family, config: Any) -> Iterator[tuple[str, Tensor]]:
     """As the file holds them, in fp32."""
+    if config.rope_parameters.get("rope_type") == "llama3":
+        yield SCALES, scales_of(config)
     state = policy.weights.plain_state()
     own = {name for name, _ in policy.model.named_parameters(remove_duplicate=False)}
     tied = policy.model.get_input_embeddings().weight.data_ptr()
@@ -133,11 +136,18 @@ def _tensors(policy: TransformerPolicy, family: Family, config: Any) -> Iterator
         yield gguf_name(family, config.num_hidden_layers, name), value
 
 
-def _refuse_unknown(policy: TransformerPolicy, family: Family, config: Any) -> None:
-    """What llama.cpp takes for granted of a family."""
+def refuse_unwritten(name: str, config: Any) -> Family:
+    """config: of a text model, all that need be known of it.
+
+    Raises:
+        UserError: the family is not known here, or the model has what llama.cpp does not expect of its family.
+    """
+    family = family_of(config)
     rope = config.rope_parameters
     parts = (rope.get("full_attention", rope), rope.get("sliding_attention", {}))
     odd = {part.get("rope_type", "default") for part in parts} - {"default", "linear", "yarn"}
+    if family.architecture == gguf.MODEL_ARCH.LLAMA and rope.items() >= LLAMA3.items():
+        odd -= {"llama3"}
     every = {"gemma2": 2, "gemma3_text": 6}.get(config.model_type, 1)
     slide = [(number + 1) % every != 0 for number in range(config.num_hidden_layers)]
     slides = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
@@ -151,7 +161,8 @@ def _refuse_unknown(policy: TransformerPolicy, family: Family, config: Any) -> N
     }
     for what, there in unlike.items():
         if there:
-            raise UserError(f"{policy.name} has {what}, which GGUF files of its family cannot say: {OTHERWISE}")
+            raise UserError(f"{name} has {what}, which GGUF files of its family cannot say: {OTHERWISE}")
+    return family
 
 
 def _write_sizes(writer: gguf.GGUFWriter, family: Family, config: Any) -> None:
@@ -208,6 +219,11 @@ def _compared(policy: TransformerPolicy, file: Path, dtype: str, texts: Sequence
             rounded = meant if meant.ndim == 1 else _rounded(meant, dtype)
             if not torch.allclose(value, rounded, rtol=1e-6, atol=1e-7):
                 raise UserError(f"the weight {name} in {file.name} is not what was meant: {OTHERWISE}")
+        frequencies = dict(policy.model.named_buffers())
+        for name, value in saved.named_buffers():
+            own = frequencies.get(name)
+            if own is not None and not torch.allclose(value, own.cpu().to(value.dtype), rtol=1e-2, atol=0):
+                raise UserError(f"positions in {file.name} are not scaled as in the model ({name}): {OTHERWISE}")
         for text in texts[:TEXTS]:
             given = {"add_special_tokens": False}
             if tokenizer(text, **given)["input_ids"] != policy.tokenizer(text, **given)["input_ids"]:

@@ -22,7 +22,8 @@ def save_gguf_adapter(policy: TransformerPolicy, adapter: Path, file: Path) -> N
     Raises:
         UserError: a family that is not known here, an adapter of several scales, or one with more than A and B.
     """
-    family, config = family_of(policy.model), policy.model.config.get_text_config()
+    config = policy.model.config.get_text_config()
+    family = family_of(config)
     said = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     if said.get("alpha_pattern") or said.get("rank_pattern") or said.get("use_rslora") or said.get("use_dora"):
         raise UserError("the adapter has layers of several scales, or is not plain LoRA, which llama.cpp does not take")
