@@ -45,6 +45,7 @@ from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.sample import Decoding
 from srlm.policies.transformer.shape import Shape
 from srlm.policies.transformer.update import MasterAdamW, Optimisation
+from srlm.training import beforehand
 from srlm.training.beforehand import foreseen
 from srlm.training.sizes_table import models
 
@@ -430,6 +431,24 @@ def test_data_sheets_are_marked_as_assumptions() -> None:
         assert "sheet (assumed)" in found.source and not found.sure
         assert found.forward < ACCELERATORS[name].bf16
     assert of_accelerator("h100", "bf16", devices=64).link < of_accelerator("h100", "bf16", devices=8).link
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        *[(f"NVIDIA {kind}", "h100") for kind in ("H100 80GB HBM3", "H100 PCIe", "H100 NVL")],
+        *[(f"NVIDIA {kind}", "h200") for kind in ("H200", "H200 NVL")],
+        *[(f"NVIDIA {kind}", "a100") for kind in ("A100 80GB PCIe", "A100-SXM4-80GB", "A100-PCIE-40GB")],
+        *[("NVIDIA L40S", "l40s"), ("NVIDIA L4", "l4"), ("AMD Instinct MI300X", "mi300x")],
+        *[(f"NVIDIA {kind}", None) for kind in ("L40", "GH200 480GB", "A100X", "RTX A1000", "GeForce RTX 4090")],
+        *[("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("AMD Instinct MI300A", None)],
+    ],
+)
+def test_an_accelerator_is_known_by_what_its_driver_calls_it(called: str, name: str | None, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: called)
+    monkeypatch.setattr(beforehand, "quick", lambda *_: (1e12, 1e11))
+    found = beforehand.usual.__wrapped__(torch.device("cuda"), "bf16")
+    assert found.source.startswith(ACCELERATORS[name].name if name else "shares that are usual")
 
 
 def test_given_rates_stand_for_all() -> None:

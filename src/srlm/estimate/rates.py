@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from srlm.errors import UserError
@@ -71,6 +72,12 @@ HOST = 10e9  # bytes/s between a device and ordinary memory of its host: assumed
 CALL = 0.5e-3  # seconds of a layer in a step of decoding, of Python and of starting kernels: assumed
 BETWEEN_MACHINES = 50e9  # bytes/s, 400 Gbit/s: assumed
 PER_MACHINE = 8  # accelerators
+
+
+def recognised(called: str) -> str | None:
+    """Which accelerator of the table a driver calls so, if it is one; a part of one (MIG) is none."""
+    words = re.findall(r"[a-z0-9]+", called.lower())
+    return None if "mig" in words else next((name for name in ACCELERATORS if name in words), None)
 
 
 def of_accelerator(name: str, dtype: str, devices: int = 1) -> Rates:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import statistics
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,7 +16,7 @@ from srlm.errors import UserError
 from srlm.estimate import Estimate, estimate, workload
 from srlm.estimate.decoding import decoded, shares_prompts
 from srlm.estimate.measured import of_pace
-from srlm.estimate.rates import ACCELERATORS, Rates, given, of_accelerator
+from srlm.estimate.rates import ACCELERATORS, Rates, given, of_accelerator, recognised
 from srlm.estimate.settings import Asked
 from srlm.estimate.workload import Workload, Writing, laid_out
 from srlm.policies.transformer import anatomy
@@ -191,10 +190,8 @@ def foreseen(
 def usual(device: torch.device, dtype: str, devices: int = 1) -> Rates:
     """Of a device that is known by name, by its data sheet; of another by what a large matrix product and a copy take,
     in a fraction of a second."""
-    called = _called(device).lower()
-    for name in ACCELERATORS:
-        if device.type == "cuda" and re.search(rf"{name}(?!\d)", called.replace(" ", "")):
-            return of_accelerator(name, dtype, devices)
+    if device.type == "cuda" and (name := recognised(_called(device))) is not None:
+        return of_accelerator(name, dtype, devices)
     flops, bandwidth = quick(device, resolve_dtype(dtype))
     streamed = QUICK["streamed"] * bandwidth
     return Rates(
