@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,9 +18,10 @@ import pyarrow.parquet as parquet
 import pytest
 import safetensors.torch
 import torch
-from gguf_models import FAMILIES, TEXT, byte_level, save_family
+from conftest import CHAT
+from gguf_models import FAMILIES, TEXT, byte_fallback, byte_level, save_family
 from support import command, refused, table, train_words, write_held_out, write_prompts
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 from srlm import UserError
 from srlm.export import export, refuse_used
@@ -85,7 +87,10 @@ def test_preferences_are_the_best_against_the_worst_that_ended(run, tmp_path):
     found = lines(exported(run, tmp_path / "out", "--preferences") / "preferences.jsonl")
     expected = []
     for prompt, rows in groups(run, 2).items():
-        best, worst = (pick(rows, key=lambda row: row["reward"]) for pick in (max, min))
+        of_text: dict[str, dict[str, Any]] = {}  # as other tokens it may have scored less
+        for row in rows:
+            of_text[row["response"]] = max(of_text.get(row["response"], row), row, key=lambda row: row["reward"])
+        best, worst = (pick(of_text.values(), key=lambda row: row["reward"]) for pick in (max, min))
         if best["reward"] > worst["reward"] and best["response"] != worst["response"]:
             expected.append((prompt, best, worst))
     assert len(expected) >= 2
@@ -105,7 +110,7 @@ def test_all_pairs_of_an_earlier_round_with_what_was_cut_off(run, tmp_path):
     found = lines(exported(f"{run}@1", tmp_path / "out", *words) / "preferences.jsonl")
     number = 0
     for rows in groups(run, 1, finished=False).values():
-        distinct = {row["response"]: row["reward"] for row in rows}
+        distinct = {row["response"]: row["reward"] for row in sorted(rows, key=lambda row: row["reward"])}
         number += sum(one - other > 1 for one in distinct.values() for other in distinct.values())
     assert len(found) == number > 20
     assert {row["round"] for row in found} == {1}
@@ -206,6 +211,25 @@ def test_trl_trains_on_the_preferences(tmp_path, raw):
 # Models
 
 
+def metaspace() -> LlamaTokenizer:
+    """As transformers makes that of Llama 2 anew: a space before the first word, put there by no normalizer."""
+    said = json.loads(byte_fallback().backend_tokenizer.to_str())["model"]
+    named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    made = LlamaTokenizer(vocab=said["vocab"], merges=[tuple(pair) for pair in said["merges"]], **named)
+    made.chat_template = CHAT.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
+    return made
+
+
+def of_family(folder: Path, family: str) -> Path:
+    """A Llama 2 is a Llama with a tokenizer of its own."""
+    if family != "llama2":
+        return save_family(folder, family)
+    tokenizer = metaspace()
+    save_family(folder, "llama", vocab_size=len(tokenizer), bos_token_id=2, eos_token_id=1, pad_token_id=0)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def policy_of(run: Path, round: int = 2) -> TransformerPolicy:
     return Source.of(f"{run}@{round}").policy({})
 
@@ -229,6 +253,28 @@ def test_an_adapter_is_lora_alone_and_a_temperature(run, base, tmp_path):
     policy = policy_of(run)
     assert torch.allclose(log_probs(joined, 1 / temperature), log_probs(policy.model), atol=1e-4)
     assert not torch.allclose(log_probs(joined), log_probs(policy.model), atol=1e-1)
+
+
+def test_a_base_is_sampled_from_as_before_and_the_policy_at_the_gain_alone(run, base, tmp_path):
+    """generation_config.json is for what the whole model gives by default; what is the policy is said beside it."""
+    other, copy = shutil.copytree(base, tmp_path / "base"), shutil.copytree(run, tmp_path / "run")
+    usual = json.loads((other / "generation_config.json").read_text())
+    usual |= {"do_sample": True, "temperature": 0.7, "top_p": 0.8}
+    (other / "generation_config.json").write_text(json.dumps(usual))
+    manifest = json.loads((copy / "manifest.json").read_text()) | {"model": str(other)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    outcome = command("export", copy, "--output", tmp_path / "out", "--adapter")
+    gain = json.loads((copy / "records.jsonl").read_text().splitlines()[2])["gain"]
+    found = json.loads((tmp_path / "out" / "adapter" / "generation_config.json").read_text())
+    assert found["temperature"] == pytest.approx(0.7 / gain, rel=1e-3) and found["top_p"] == 0.8
+    said = " ".join(outcome.out.split())
+    (cpp,) = re.findall(r"--temp (\S+),", said)
+    assert float(cpp) == pytest.approx(1 / gain, rel=1e-3)
+    assert f"is temperature {cpp}, at which it is the trained policy" in said
+    (served,) = re.findall(r"as the base does \(temperature 0\.7, top_p 0\.8\), at temperature (\S+) for", said)
+    assert float(served) == pytest.approx(0.7 / gain, rel=1e-3)
+    plain = command("export", run, "--output", tmp_path / "plain", "--adapter")
+    assert "as the base does" not in plain.out
 
 
 def test_or_the_gain_lies_in_the_norm_of_a_base(run, tmp_path):
@@ -290,10 +336,10 @@ def test_a_weight_that_a_dtype_does_not_hold_is_refused(tmp_path, base):
         policy.weights.save_model(tmp_path / "out", policy.tokenizer, dtype=torch.float16)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "llama2"])
 def test_gguf_files_of_families(family, tmp_path, monkeypatch):
     monkeypatch.setenv("SRLM_CACHE", str(tmp_path / "cache"))
-    policy = TransformerPolicy.load(str(save_family(tmp_path / "m", family)), dtype="fp32", max_new_tokens=4)
+    policy = TransformerPolicy.load(str(of_family(tmp_path / "m", family)), dtype="fp32", max_new_tokens=4)
     with torch.no_grad():
         for name, value in policy.trainable().items():
             value.copy_(value * 1.2 + (0.05 * torch.randn_like(value) if "lora_B" in name else 0))
@@ -346,7 +392,7 @@ def test_gguf_files_with_the_positions_of_llama_3(piecemeal, tmp_path, monkeypat
     ],
 )
 def test_a_file_that_reads_differently_is_refused(family, where, name, broken, said, tmp_path, monkeypatch):
-    folder = save_family(tmp_path / "m", family)
+    folder = of_family(tmp_path / "m", family)
     if family == "llama":
         byte_level("llama-bpe").save_pretrained(folder)
     policy = TransformerPolicy.load(str(folder), dtype="fp32", max_new_tokens=4)
@@ -358,7 +404,7 @@ def test_a_file_that_reads_differently_is_refused(family, where, name, broken, s
 
 @pytest.mark.parametrize(("family", "space"), [("llama2", True), ("gemma2", False)])
 def test_llama_cpp_is_told_of_the_space_before_the_first_word(family, space, tmp_path):
-    folder = save_family(tmp_path / "m", family)
+    folder = of_family(tmp_path / "m", family)
     policy = TransformerPolicy.load(str(folder), dtype="fp32", lora_rank=0, max_new_tokens=4)
     assert policy.tokenizer.tokenize("Hi")[0].startswith("▁") == space
     save_gguf(policy, tmp_path / "x.gguf", "fp32", ["Hi"])

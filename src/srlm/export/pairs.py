@@ -42,8 +42,8 @@ def preferences(
     its chat template stands in `chat_template_kwargs`, which TRL tells it too.
     """
     for rows in _groups(source, count, unfinished):
-        distinct = list({row["response"]: row for row in rows}.values())
-        ordered = sorted(distinct, key=lambda row: -row["reward"])
+        rising = sorted(rows, key=lambda row: row["reward"])  # of one text in several tokens the best one counts
+        ordered = sorted({row["response"]: row for row in rising}.values(), key=lambda row: -row["reward"])
         found = product(ordered[:1], ordered[-1:]) if pairs == "best_worst" else product(ordered, ordered)
         kept = [(one, other) for one, other in found if one["reward"] - other["reward"] > margin]
         count.given += bool(kept)
