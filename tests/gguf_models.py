@@ -10,13 +10,13 @@ import torch
 import transformers
 from conftest import CHAT, SPECIAL
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from srlm.policies.transformer.load.cuts import CUTS
 
 TEXT = [line for line in (Path(__file__).parent / "gguf_models.py").read_text().split("\n") if line]
 BYTES = [f"<0x{number:02X}>" for number in range(256)]
-FAMILIES = ("llama", "llama2", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def byte_level(cut: str = "gpt-2") -> PreTrainedTokenizerFast:
@@ -53,25 +53,15 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     return made
 
 
-def metaspace() -> LlamaTokenizer:
-    """As transformers makes that of Llama 2 anew: a space before the first word, put there by no normalizer."""
-    said = json.loads(byte_fallback().backend_tokenizer.to_str())["model"]
-    named = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    made = LlamaTokenizer(vocab=said["vocab"], merges=[tuple(pair) for pair in said["merges"]], **named)
-    made.chat_template = CHAT.replace("<|im_start|>", "<start_of_turn>").replace("<|im_end|>", "<end_of_turn>")
-    return made
-
-
 def save_family(folder: Path, family: str, scale: float = 6.0, **options: Any) -> Path:
     gemma, head = family.startswith("gemma"), {"qwen3": 128, "gemma2": 256, "gemma3_text": 256}.get(family)
-    tokenizer: Any = byte_fallback() if gemma else byte_level("qwen2" if family.startswith("qwen") else "gpt-2")
-    tokenizer = metaspace() if family == "llama2" else tokenizer
-    bos, eos, pad = (2, 1, 0) if gemma or family == "llama2" else (1, 2, 2)
+    tokenizer = byte_fallback() if gemma else byte_level("qwen2" if family.startswith("qwen") else "gpt-2")
+    bos, eos, pad = (2, 1, 0) if gemma else (1, 2, 2)
     own: dict[str, Any] = {} if head is None else {"head_dim": head}
     own |= {"query_pre_attn_scalar": 256, "sliding_window": 64} if gemma else {}
     own |= {"sliding_window": None} if family == "mistral" else {}
     config = transformers.AutoConfig.for_model(
-        "llama" if family == "llama2" else family,
+        family,
         **{
             "vocab_size": len(tokenizer) + 3,
             "hidden_size": 32,

@@ -161,15 +161,20 @@ def _adapter(policy: TransformerPolicy, source: Source, scratch: Path, folder: P
                 f"{llama_cpp}, with BASE.gguf made of {BASE}/",
             ]
         )
-    degrees = f"{made.temperature:.4g}"
+    degrees = f"{1 / made.gain:.4g}"
     said = [
-        f"{about}; the gain of {made.gain:.4g} is temperature {degrees} in its generation_config.json",
-        f"sampled so, and else as the base is, it is the trained policy (at 1/{made.gain:.4g} up to "
+        f"{about}; the gain of {made.gain:.4g} is temperature {degrees}, at which it is the trained policy (up to "
         f"{abs(made.apart):.1g} nats a token); greedy needs nothing",
         "log-probs, beam search and whoever sets another temperature see it without the gain: --gain norm is for them",
         f"{vllm} --generation-config {name}",
         f"{llama_cpp} --temp {degrees}, and --top-k 0 --top-p 1 --min-p 0 for the full distribution",
     ]
+    if made.own:
+        own = ", ".join(f"{key} {value:g}" for key, value in made.own.items())
+        said[1:1] = [
+            f"its generation_config.json samples as the base does ({own}), at temperature {made.temperature:.4g} for "
+            "the gain: what the whole model gives by default, which is not the policy"
+        ]
     return "\n".join(said)
 
 

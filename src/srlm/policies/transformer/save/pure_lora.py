@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from srlm.policies.transformer.load.hub import adapter_folder, portable
 from srlm.policies.transformer.policy import TransformerPolicy
 
 MOST_APART = 0.02  # nats a token; logits that are rounded to bf16 give a tenth of it
+_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # by a generation_config.json
 _IN_FRONT = "base_model.model."  # of peft's keys
 
 
@@ -25,9 +26,10 @@ _IN_FRONT = "base_model.model."  # of peft's keys
 class PureLora:
     """What was written.
 
-    gain: e^g, of the final norm of the run against that of the base. temperature: of generation_config.json, None where
-    the norm is merged into the base that was written. apart: KL in nats a token from the policy to the base with the
-    LoRA layers at temperature 1/gain, on the run's prompts. rank: of the largest layer. base: what the adapter lies on.
+    gain: e^g, of the final norm of the run against that of the base. temperature: of generation_config.json, that of
+    the base over the gain; None where the norm is merged into the base that was written. own: what the base says of how
+    it is sampled from. apart: KL in nats a token from the policy to the base with the LoRA layers at temperature
+    1/gain, on the run's prompts. rank: of the largest layer. base: what the adapter lies on.
     """
 
     gain: float
@@ -35,6 +37,7 @@ class PureLora:
     apart: float
     rank: int
     base: str
+    own: dict[str, float] = field(default_factory=dict)
 
 
 def save_pure_lora(
@@ -43,8 +46,9 @@ def save_pure_lora(
     """Write the LoRA layers of a policy in peft's format, without any other weight.
 
     The gain e^g of the final norm makes logits e^g times as large, so base and LoRA layers sampled at temperature e^-g
-    are the policy: `generation_config.json` says so. With `base_folder` the base is written there, its final norm that
-    of the policy, and nothing is left for a temperature to do; `base_name` is how the adapter calls it.
+    are the policy. `generation_config.json` says what makes of them the whole model as it is sampled from by default:
+    the base's own, its temperature (1 if it has none) over the gain. With `base_folder` the base is written there, its
+    final norm that of the policy, and nothing is left for a temperature to do; `base_name` is how the adapter calls it.
 
     Raises:
         UserError: all weights were trained; the adapter holds more than LoRA layers and the gain; or logits of this
@@ -91,8 +95,8 @@ def save_pure_lora(
             f"at temperature {1 / gain:.4g} the log-probs of {policy.name} without its gain differ by {apart:.2g} nats "
             "a token from those of the trained model, expected none: keep the gain in the final norm with --gain norm"
         )
-    temperature = _say_temperature(policy, folder, gain)
-    return PureLora(gain, temperature, apart, rank, base)
+    temperature, own = _say_temperature(policy, folder, gain)
+    return PureLora(gain, temperature, apart, rank, base, own)
 
 
 @dataclass(frozen=True)
@@ -160,11 +164,12 @@ def _log_probs(model: Any, ids: Tensor, gain: float) -> Tensor:
     return torch.log_softmax(model(input_ids=ids, use_cache=False).logits.float() * gain, -1)
 
 
-def _say_temperature(policy: TransformerPolicy, folder: Path, gain: float) -> float:
-    """As far as the base says how it is sampled from, that stays."""
+def _say_temperature(policy: TransformerPolicy, folder: Path, gain: float) -> tuple[float, dict[str, float]]:
+    """How the base says that it is sampled from stays, of logits that are as large as those of the policy."""
     usual = policy.model.generation_config
     said = {} if usual is None else usual.to_diff_dict()
+    own = {name: said[name] for name in _SAMPLED if said.get(name) not in (None, 1.0)}
     temperature = float(said.get("temperature") or 1.0) / gain
     said |= {"do_sample": True, "temperature": temperature}
     GenerationConfig(**said).to_json_file(folder / "generation_config.json")
-    return temperature
+    return temperature, own
