@@ -485,6 +485,15 @@ def test_whatever_train_takes_is_taken(tmp_path: Path, tiny: Path) -> None:
     assert set(train.parser(()).options) < set(command_estimate.parser(()).options)
 
 
+@pytest.mark.parametrize(("reward", "scored"), [("majority", False), ("certain_majority", True)])
+def test_votes_that_are_weighed_are_scored(reward: str, scored: bool, tmp_path: Path, tiny: Path) -> None:
+    more = ("--flops", 1e9, "--bandwidth", 1e9, "--json")
+    found = json.loads(command(*asked(tmp_path, tiny, *more, reward=reward, votes=64, num_samples=4)).out)
+    tokens = {stage["name"]: stage["tokens"] for stage in found["rounds"]["later"]}
+    assert tokens["sample votes"] == pytest.approx(15 * tokens["sample rollouts"])
+    assert tokens.get("score votes") == (tokens["sample votes"] if scored else None)
+
+
 def test_measuring_gives_the_seconds_of_real_layers(tmp_path: Path, tiny: Path) -> None:
     found = json.loads(command(*asked(tmp_path, tiny, "--measure", "--json")).out)
     assert found["rates"]["sure"] and found["seconds"]["run"] > 0

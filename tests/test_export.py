@@ -9,6 +9,7 @@ import shutil
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -26,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 from srlm import UserError
 from srlm.export import export, refuse_used
 from srlm.export import write as writing
+from srlm.export.pairs import Count, preferences
 from srlm.export.rollouts import write_rollouts
 from srlm.export.settings import KINDS
 from srlm.export.source import Source
@@ -103,6 +105,15 @@ def test_preferences_are_the_best_against_the_worst_that_ended(run, tmp_path):
         assert row["margin"] == pytest.approx(best["reward"] - worst["reward"])
         assert (row["log_prob_chosen"], row["log_prob_rejected"]) == (best["log_prob"], worst["log_prob"])
         assert row["round"] == 2
+
+
+def test_of_one_text_in_several_tokens_the_best_counts():
+    scored = [("a", 1.0), ("b", 3.0), ("c", -1.0), ("b", 2.0)]
+    about = {"prompt": "say", "prompt_index": 0, "finished": True}
+    rows = [about | {"response": text, "reward": score, "log_prob": score} for text, score in scored]
+    source: Any = SimpleNamespace(groups=lambda names: iter([rows]), chat=False, round=0, template={})
+    (pair,) = preferences(source, Count())
+    assert (pair["chosen"], pair["score_chosen"], pair["rejected"]) == ("b", 3.0, "c")
 
 
 def test_all_pairs_of_an_earlier_round_with_what_was_cut_off(run, tmp_path):

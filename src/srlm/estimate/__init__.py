@@ -29,11 +29,12 @@ def workload(
     devices: int = 1,
     shard: str = "none",
     votes: int = 0,
+    weighed: bool = False,
     writing: Writing | None = None,
     uncounted: Sequence[str] = (),
 ) -> Workload:
-    """Of a run with these settings. prompts, held_out: tokens of each. writing: of prompts, if there is any. uncounted:
-    what else costs time, in words."""
+    """Of a run with these settings. prompts, held_out: tokens of each. weighed: are votes scored? writing: of prompts,
+    if there is any. uncounted: what else costs time, in words."""
     number = config.prompts_per_round
     chosen = list(prompts) if number is None or number >= len(prompts) else evenly(prompts, number)
     written = evenly(prompts, config.written_prompts) if prompts else []  # as long as those from which they are written
@@ -54,6 +55,7 @@ def workload(
         devices=devices,
         shard=shard,
         writing=writing,
+        weighed=weighed,
         uncounted=tuple(uncounted),
     )
 

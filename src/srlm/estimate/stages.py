@@ -193,9 +193,12 @@ def stages(shape: Shape, work: Workload, rates: Rates | None, *, later: bool, cp
     if work.built_in:
         found.append(("sample rollouts", sampling(work.prompts, work.samples, shape, work, cpu=cpu), number))
     found.append(("score rollouts", scoring(train, shape, work), number))
+    voted = len(work.prompts) * work.votes * work.mean
     if work.votes and work.built_in:
-        votes = sampling(work.prompts, work.votes, shape, work, cpu=cpu)
-        found.append(("sample votes", votes, len(work.prompts) * work.votes * work.mean))
+        found.append(("sample votes", sampling(work.prompts, work.votes, shape, work, cpu=cpu), voted))
+    if work.votes and work.weighed:
+        weighed = scoring(laid_out(work.prompts, work.votes, work, shape), shape, work)
+        found.append(("score votes", weighed, voted))
     if work.held_out:
         if work.built_in:
             drawn = sampling(work.held_out, work.held_samples, shape, work, cpu=cpu)

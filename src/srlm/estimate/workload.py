@@ -42,9 +42,9 @@ class Workload:
     """prompts, held_out: tokens of each. samples, held_samples: K. longest: tokens of a response at most. expected: on
     average, if it is known (lengths are then geometric, cut at the longest); else all are of the longest.
 
-    votes: drawn beside the K. epochs, step: passes, and prompts per optimiser step. recompute: activations. built_in:
-    does the model itself draw? devices, shard: how many, and what they divide among them. writing: of prompts, some of
-    which are among `prompts`.
+    votes: drawn beside the K; weighed: scored, too. epochs, step: passes, and prompts per optimiser step. recompute:
+    activations. built_in: does the model itself draw? devices, shard: how many, and what they divide among them.
+    writing: of prompts, some of which are among `prompts`.
     """
 
     prompts: tuple[int, ...]
@@ -64,6 +64,7 @@ class Workload:
     shard: str = "none"
     uncounted: tuple[str, ...] = field(default=())
     writing: Writing | None = None
+    weighed: bool = False
 
     def __post_init__(self) -> None:
         if self.expected is not None and not 1 <= self.expected <= self.longest:

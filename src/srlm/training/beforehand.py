@@ -26,7 +26,7 @@ from srlm.policies.transformer.pace import pace, quick
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.recompute import recomputes
 from srlm.policies.transformer.shape import Shape
-from srlm.rewards.table import asks_model, votes
+from srlm.rewards.table import asks_model, votes, weighs_votes
 from srlm.starting import beginning
 from srlm.training.parts import prompt_sets
 from srlm.training.writing import pool_of
@@ -56,6 +56,7 @@ def estimated(
         devices=asked.devices,
         shard=asked.shard,
         votes=_votes(config),
+        weighed=weighs_votes(config.reward),
         writing=writing,
         uncounted=_uncounted(config),
     )
@@ -172,6 +173,7 @@ def foreseen(
             devices=together.num_processes,
             shard="none" if shards is None else "fsdp" if shards.reshard else "zero2",
             votes=_votes(config),
+            weighed=weighs_votes(config.reward),
             writing=None if pool is None else writing_of(config, pool, lambda some: [len(passing(i)) for i in some]),
             uncounted=_uncounted(config),
         )
