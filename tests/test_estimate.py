@@ -332,7 +332,7 @@ def test_rows_are_begun_and_left_as_in_a_run(
     assert steps == [(one.rows, one.slots + t) for one in said.fed for t in range(one.steps)]
 
 
-@pytest.mark.parametrize(("name", "words"), [("llama", 16), ("tied", 40), ("llama", 600)])
+@pytest.mark.parametrize(("name", "words"), [("llama", 16), ("tied", 40), ("llama", 600), ("gemma3", 40)])
 def test_one_copy_of_a_prompt_takes_what_is_foreseen(name: str, words: int) -> None:
     found = shape(name, rank=0)
     past = Continuation(real(name), [[5] * size for size in (3, 9, 5)], 4, shared=True)

@@ -78,11 +78,12 @@ def shares_prompts(shape: Shape, *, cpu: bool) -> bool:
 
 
 def kept(shape: Shape, held: Held) -> float:
-    """Bytes: prompts in fp32, and rows with room for words, which doubles at first."""
+    """Bytes: prompts in fp32, and rows with room for words, which doubles at first. Layers that slide keep no more than
+    their window of a prompt, but every word."""
     room = FEWEST_WORDS
     while room < held.words:
         room += min(room, MORE_WORDS)
-    return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * shape.cached(room)
+    return held.prompts * shape.cached(held.tokens) * 4 / shape.size + held.rows * (shape.cache + shape.sliding) * room
 
 
 def decoded(
