@@ -458,6 +458,16 @@ def test_given_rates_stand_for_all() -> None:
         given_rates(None, flops=2e9, bandwidth=None, link=None)
 
 
+def test_given_rates_leave_the_others_as_they_are() -> None:
+    """What an accelerator takes for a call, for its host and its link is no matter of FLOP/s."""
+    sheet = of_accelerator("h100", "bf16")
+    found = given_rates(sheet, flops=2e14, bandwidth=3e12, link=None)
+    assert (found.forward, found.decode, found.weights, found.cache) == (2e14, 2e14, 3e12, 3e12)
+    assert (found.call, found.host, found.link) == (sheet.call, sheet.host, sheet.link)
+    assert found.source.startswith("given: 2e+14 FLOP/s, 3e+12 B/s; else NVIDIA H100")
+    assert given_rates(sheet, flops=None, bandwidth=None, link=1e9) == dataclasses.replace(sheet, link=1e9)
+
+
 # The command
 
 
@@ -499,6 +509,21 @@ def test_measuring_gives_the_seconds_of_real_layers(tmp_path: Path, tiny: Path) 
     assert found["rates"]["sure"] and found["seconds"]["run"] > 0
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--flops", 1e14, "--bandwidth", 1e12), "--flops, --bandwidth: of a processor, which is what is here"),
+        (("--memory", 8e10), "--memory: of a processor, which is what is here"),
+        (("--memory", 8e10, "--accelerator", "h100"), None),
+        ((), None),
+    ],
+)
+def test_whose_the_given_numbers_are_is_said(more: tuple[object, ...], said: str | None, tiny: Path) -> None:
+    found = json.loads(command("estimate", "--model", tiny, "--num-prompts", 8, *more, "--json").out)
+    lines = [line for line in found["assumed"] if "which is what is here" in line]
+    assert lines == [f"{said} (an accelerator is named with --accelerator)"] if said else not lines
+
+
 def test_prompts_can_be_a_number(tmp_path: Path, tiny: Path) -> None:
     said = command(
         "estimate", "--model", tiny, "--num-prompts", 40, "--prompt-length", 33, "--accelerator", "h100", "--json"
@@ -514,6 +539,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path, tiny: Path) -> None:
     assert "expected one of the two" in refused(*asked(tmp_path, tiny, "--num-prompts", 3))
     assert "expected one of h100" in refused(*number, "--accelerator", "abacus")
     assert "leave one out" in refused(*number, "--accelerator", "h100", "--measure")
+    assert "--flops says how fast it is: leave one out" in refused(*number, "--measure", "--flops", 1, "--bandwidth", 1)
+    assert "--link is -5" in refused(*number, "--measure", "--link", -5)
     assert "expected from 1 to --max-new-tokens (64)" in refused(*number, "--expected-length", 65)
     assert "expected at least 1" in refused(*number, "--devices", 0)
     assert "expected none, zero2, zero3 or fsdp" in refused(*number, "--shard", "half")

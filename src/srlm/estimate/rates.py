@@ -100,39 +100,24 @@ def of_accelerator(name: str, dtype: str, devices: int = 1) -> Rates:
 
 
 def given(rates: Rates | None, *, flops: float | None, bandwidth: float | None, link: float | None) -> Rates:
-    """Numbers that somebody gives, in place of those that are known.
+    """Numbers that somebody gives, in place of those that are known; the others stay.
 
     Raises:
         UserError: one is missing, or none at all.
     """
-    for name, value in (("flops", flops), ("bandwidth", bandwidth), ("link", link)):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"--{name} is {value:g}, expected a finite number above 0: correct it")
     if rates is None and (flops is None or bandwidth is None):
         missing = "--bandwidth" if flops is not None else "--flops"
         raise UserError(f"{missing} is missing, expected beside the other: give FLOP/s and bytes/s as they are reached")
+    said = [f"{value:.3g} {unit}" for value, unit in ((flops, "FLOP/s"), (bandwidth, "B/s")) if value is not None]
+    source = f"{GIVEN}: {', '.join(said)}"
+    if rates is None:
+        assert flops is not None and bandwidth is not None
+        return Rates.plain(flops, bandwidth, source, link)
     made = rates
-    if flops is not None and bandwidth is not None:
-        made = Rates.plain(flops, bandwidth, f"{GIVEN}: {flops:.3g} FLOP/s, {bandwidth:.3g} B/s")
-    elif flops is not None:
-        assert made is not None
-        made = replace(
-            made,
-            forward=flops,
-            learn=flops,
-            head=flops,
-            head_learn=flops,
-            decode=flops,
-            source=f"{GIVEN}: {flops:.3g} FLOP/s; else {made.source}",
-        )
-    elif bandwidth is not None:
-        assert made is not None
-        made = replace(
-            made,
-            weights=bandwidth,
-            cache=bandwidth,
-            bandwidth=bandwidth,
-            source=f"{GIVEN}: {bandwidth:.3g} B/s; else {made.source}",
-        )
-    assert made is not None
+    if flops is not None:
+        made = replace(made, forward=flops, learn=flops, head=flops, head_learn=flops, decode=flops)
+    if bandwidth is not None:
+        made = replace(made, weights=bandwidth, cache=bandwidth, bandwidth=bandwidth)
+    if said:
+        made = replace(made, source=f"{source}; else {rates.source}")
     return made if link is None else replace(made, link=link)

@@ -22,7 +22,7 @@ class Asked:
     accelerator: str | None = None
     """Instead of this device, by its data sheet: h100, h200, a100, l40s, l4 or mi300x."""
     flops: float | None = None
-    """FLOP/s that are reached, whatever a data sheet says."""
+    """FLOP/s that are reached, whatever a data sheet says; without --accelerator of a device of this one's kind."""
     bandwidth: float | None = None
     """Bytes/s of memory that are reached."""
     link: float | None = None
@@ -46,6 +46,12 @@ class Asked:
         expect(
             self, "memory", self.memory is None or 0 < self.memory < float("inf"), "a finite number of bytes above 0"
         )
+        for name in ("flops", "bandwidth", "link"):
+            value = getattr(self, name)
+            expect(self, name, value is None or 0 < value < float("inf"), "a finite number above 0")
+        for name in ("flops", "bandwidth"):
+            if self.measure and getattr(self, name) is not None:
+                raise UserError(f"--measure times this device, but --{name} says how fast it is: leave one out")
         if self.measure and self.accelerator is not None:
             raise UserError(
                 f"--measure times this device, but --accelerator {self.accelerator} is another: leave one out"

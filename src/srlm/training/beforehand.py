@@ -92,8 +92,15 @@ def on(
     def with_lora(rank: int) -> Shape:
         return shape if model is None else _shape(model, config, rank)
 
+    typed = [name for name in ("flops", "bandwidth", "memory") if getattr(asked, name) is not None]
+
     def made(rates: Rates | None) -> Estimate:
-        return estimate(shape, work, rates, device=called, cpu=cpu, room=room, with_lora=with_lora)
+        found = estimate(shape, work, rates, device=called, cpu=cpu, room=room, with_lora=with_lora)
+        if typed and asked.accelerator is None:
+            kind, other = ("a processor", "an accelerator is named") if cpu else ("an accelerator", "another is named")
+            names = ", ".join(f"--{name}" for name in typed)
+            found.assumed.append(f"{names}: of {kind}, which is what is here ({other} with --accelerator)")
+        return found
 
     first = made(rates)
     if not asked.measure or model is None:
