@@ -176,6 +176,13 @@ def test_one_table_of_all_rounds(run, tmp_path):
     assert sorted(set(found["table"])) == ["greedy", "held_out", "rollouts"]
 
 
+def test_votes_are_among_all_responses(base, tmp_path):
+    run = trained(tmp_path, base, reward="majority", votes=7)
+    file = exported(run, tmp_path / "out", "--rollouts") / "rollouts.parquet"
+    tables = parquet.read_table(file)["table"].to_pylist()
+    assert tables.count("votes") == tables.count("rollouts") * 3 / 4 > 0
+
+
 def test_strings_among_conversations_are_conversations(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     file = copy / "round-001" / "held_out.parquet"

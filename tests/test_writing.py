@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasketch import MinHashLSH
+from pyarrow import parquet
 from support import (
     HELD_OUT,
     alive,
@@ -290,6 +291,11 @@ def test_a_run_trains_on_what_each_round_writes(writing, tmp_path, open_minded) 
         assert [*dict.fromkeys(said["prompt"])] == written["prompt"]
         texts |= {*written["prompt"]}
     assert len(texts) == 6 and not texts & {*SEEDS, *HELD_OUT}
+    # the prompts are no responses
+    assert command("export", run, "--output", tmp_path / "all", "--rollouts", "--quiet").code == 0
+    rows = parquet.read_table(tmp_path / "all" / "rollouts.parquet", columns=["table", "response"]).to_pylist()
+    assert {row["table"] for row in rows} == {"rollouts", "held_out", "greedy"}
+    assert all(row["response"] is not None for row in rows)
     # a round of it is held against its own prompts
     assert command("export", f"{run}@1", "--output", tmp_path / "out", "--merged", "--quiet").code == 0
     assert beginning(f"{run}@1")[2] == 1

@@ -16,8 +16,9 @@ TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
 def write_rollouts(run: RunFolder, file: Path) -> int:
-    """Every table of every round, behind its `round` and the name of its `table`: rollouts (responses that were trained
-    on), held_out and greedy. A column that a table lacks is null there. No more than a row group is held at a time.
+    """Every table of responses of every round, behind its `round` and the name of its `table`: rollouts (which were
+    trained on), held_out, greedy, and votes (which were drawn to vote alone). A column that a table lacks is null. No
+    more than a row group is held at a time.
 
     Returns:
         The number of rows.
@@ -25,7 +26,8 @@ def write_rollouts(run: RunFolder, file: Path) -> int:
     Raises:
         UserError: the run has no responses yet, or a table is damaged.
     """
-    tables = [(number, table) for number in run.rounds() for table in run.tables(number)]
+    every = ((number, table) for number in run.rounds() for table in run.tables(number))
+    tables = [(number, table) for number, table in every if "response" in table.names()]  # the others hold prompts
     schemas = [table.head().schema for _, table in tables]
     if not schemas:
         raise UserError(f"{run.path} has no responses yet, expected a round of them: let the run go on")
