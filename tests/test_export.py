@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from conftest import CHAT
 from gguf_models import FAMILIES, TEXT, byte_fallback, byte_level, save_family
-from support import command, refused, table, train_words, write_held_out, write_prompts
+from support import command, refused, save_adapter, table, train_words, write_held_out, write_prompts
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer
 
 from srlm import UserError
@@ -293,6 +293,25 @@ def test_a_base_is_sampled_from_as_before_and_the_policy_at_the_gain_alone(run, 
     assert float(served) == pytest.approx(0.7 / gain, rel=1e-3)
     plain = command("export", run, "--output", tmp_path / "plain", "--adapter")
     assert "as the base does" not in plain.out
+
+
+def test_an_adapter_on_a_model_whose_own_was_ignored(base, tmp_path):
+    """It lies on the model as it is in its folder, but for that adapter; where it was merged there is no such model."""
+    both = shutil.copytree(base, tmp_path / "both")
+    save_adapter(base, both)
+    run = trained(tmp_path, both, adapter="ignore")
+    outcome = command("export", run, "--output", tmp_path / "out", "--adapter")
+    assert outcome.code == 0, outcome
+    assert "holds an adapter that the run ignored, and others put on: serve a copy of it without" in outcome.out
+    folder = tmp_path / "out" / "adapter"
+    temperature = json.loads((folder / "generation_config.json").read_text())["temperature"]
+    joined = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+    assert torch.allclose(log_probs(joined, 1 / temperature), log_probs(policy_of(run, 1).model), atol=1e-4)
+
+    (tmp_path / "merged").mkdir()
+    merged = trained(tmp_path / "merged", both, adapter="merge")
+    said = refused("export", merged, "--output", tmp_path / "no", "--adapter")
+    assert "merged into its base, so that what its own lies on is no model on disk" in said
 
 
 def test_or_the_gain_lies_in_the_norm_of_a_base(run, tmp_path):

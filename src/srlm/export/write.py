@@ -142,7 +142,12 @@ def _adapter(policy: TransformerPolicy, source: Source, scratch: Path, folder: P
     if source.round == 0:
         raise UserError(f"{source} is the model that the run began with, which has no adapter: choose a later round")
     base = scratch / BASE if gain == "norm" else None
-    made = save_pure_lora(policy, scratch / ADAPTER, base_folder=base, base_name=str(folder / BASE) if base else None)
+    made = save_pure_lora(
+        *(policy, scratch / ADAPTER),
+        adapter=source.config.adapter,
+        base_folder=base,
+        base_name=str(folder / BASE) if base else None,
+    )
     name = folder / ADAPTER
     rank = next((most for most in VLLM_RANKS if most >= made.rank), made.rank)
     vllm = f"vllm serve {made.base} --enable-lora --max-lora-rank {rank} --lora-modules run={name}"
@@ -169,6 +174,11 @@ def _adapter(policy: TransformerPolicy, source: Source, scratch: Path, folder: P
         f"{vllm} --generation-config {name}",
         f"{llama_cpp} --temp {degrees}, and --top-k 0 --top-p 1 --min-p 0 for the full distribution",
     ]
+    if made.ignored:
+        said[1:1] = [
+            f"{made.base} holds an adapter that the run ignored, and others put on: serve a copy of it without its "
+            "adapter_* files, or the base/ that --gain norm writes"
+        ]
     if made.own:
         own = ", ".join(f"{key} {value:g}" for key, value in made.own.items())
         said[1:1] = [

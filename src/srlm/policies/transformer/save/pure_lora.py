@@ -29,7 +29,8 @@ class PureLora:
     gain: e^g, of the final norm of the run against that of the base. temperature: of generation_config.json, that of
     the base over the gain; None where the norm is merged into the base that was written. own: what the base says of how
     it is sampled from. apart: KL in nats a token from the policy to the base with the LoRA layers at temperature
-    1/gain, on the run's prompts. rank: of the largest layer. base: what the adapter lies on.
+    1/gain, on the run's prompts. rank: of the largest layer. base: what the adapter lies on; ignored: but for the one
+    that its folder holds.
     """
 
     gain: float
@@ -38,12 +39,19 @@ class PureLora:
     rank: int
     base: str
     own: dict[str, float] = field(default_factory=dict)
+    ignored: bool = False
 
 
 def save_pure_lora(
-    policy: TransformerPolicy, folder: Path, *, base_folder: Path | None = None, base_name: str | None = None
+    policy: TransformerPolicy,
+    folder: Path,
+    *,
+    adapter: str = "merge",
+    base_folder: Path | None = None,
+    base_name: str | None = None,
 ) -> PureLora:
-    """Write the LoRA layers of a policy in peft's format, without any other weight.
+    """Write the LoRA layers of a policy in peft's format, without any other weight. adapter: what the run did with one
+    that its model brought.
 
     The gain e^g of the final norm makes logits e^g times as large, so base and LoRA layers sampled at temperature e^-g
     are the policy. `generation_config.json` says what makes of them the whole model as it is sampled from by default:
@@ -61,7 +69,8 @@ def save_pure_lora(
             "model with --merged or --gguf"
         )
     name = policy.weights.name
-    if base_folder is None and not policy.weights.begun and base_of(adapter_folder(name), "merge") is not None:
+    brought = base_folder is None and base_of(adapter_folder(name), "merge") is not None
+    if brought and adapter != "ignore" and not policy.weights.begun:
         raise UserError(
             f"the run began with the LoRA adapter of {name} merged into its base, so that what its own lies on is no "
             "model on disk: write that beside it with --gain norm"
@@ -96,7 +105,7 @@ def save_pure_lora(
             "a token from those of the trained model, expected none: keep the gain in the final norm with --gain norm"
         )
     temperature, own = _say_temperature(policy, folder, gain)
-    return PureLora(gain, temperature, apart, rank, base, own)
+    return PureLora(gain, temperature, apart, rank, base, own, ignored=brought and adapter == "ignore")
 
 
 @dataclass(frozen=True)
