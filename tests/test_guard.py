@@ -392,7 +392,7 @@ BROKEN = {
     "unclipped and without the anchor, too fast": {"clip": 0.0, "anchor": 0.0, "learning_rate": 1e-2},
     "length collapse": {"reward": "test_guard:shortest"},
     "repetition": {"reward": "test_guard:repeating", "learning_rate": 4e-3, "clip": 0.0},
-    "constant answer": {"reward": "test_guard:constant", "beta": 1.0, "learning_rate": 4e-3, "clip": 0.0},
+    "constant answer": {"reward": "test_guard:constant", "beta": 1.0, "learning_rate": 8e-3, "clip": 0.0},
     "learning rate x 30": {"learning_rate": 3e-2},
     "inverted reward": {"reward": "inverted"},
 }

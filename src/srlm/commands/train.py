@@ -17,6 +17,7 @@ FIRST = (
     *("model", "prompts", "held_out", "output", "rounds", "num_samples", "max_new_tokens", "reward", "answers", "beta"),
     *("step", "stop", "compare"),
 )
+TO_BE_SAID = ""  # in place of an engine that a run folder names, and that nobody has named now
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _begun_with(folder: Path) -> dict[str, Any]:
     config, prompts, held_out = run_config(manifest, folder)
     plain = {name: value for name, value in vars(config).items() if name not in code_of(config)}
     if config.needs_trust:
-        plain |= {"engine": None, "engine_options": None}
+        plain |= {"engine": TO_BE_SAID, "engine_options": ()}
     return plain | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
 
 
@@ -136,20 +137,18 @@ def _refuse_elsewhere(output: str | None, resume: str) -> None:
         raise UserError(f"--output is {output} beside --resume {resume}, expected that folder or none: leave it out")
 
 
-def _refuse_code(folder: Path, chosen: dict[str, Any]) -> None:
+def _refuse_code(folder: Path, chosen: Mapping[str, Any]) -> None:
     from srlm.run.manifest import read_manifest, refuse_code, run_config
 
     begun = run_config(read_manifest(folder), folder)[0]
     refuse_code(folder, begun, chosen)
-    if chosen["engine"] is None:
+    if chosen["engine"] == TO_BE_SAID:
         options = "".join(f" {option}" for option in begun.engine_options)
         said = f"--engine {begun.engine}" + (f" --engine-options{options}" if options else "")
         raise UserError(
             f"the run {folder} was begun with {said}, which prompts and the token of SRLM_ENGINE_KEY go to, or which "
             "runs what it is told: give that again if you trust it, or another --engine (builtin, say)"
         )
-    if chosen["engine_options"] is None:
-        chosen["engine_options"] = ()
 
 
 def arms_of(text: str, settings: SelfRewardConfig) -> dict[str, dict[str, Any]]:
