@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 import math
 import re
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -616,3 +618,14 @@ def test_published_sizes_are_what_they_are_called() -> None:
         billions = of_config(name, layout, torch.bfloat16, rank=0).num_parameters() / 1e9
         called = 0.135 if name.endswith("M") else float(name.split()[-1].removesuffix("B"))
         assert billions == pytest.approx(called, rel=0.09), name
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_a_model_that_was_looked_at_is_let_go(tiny, rank) -> None:
+    """A graph that kept its own outputs held the weights for good: of every arm of a comparison, a model."""
+    policy = TransformerPolicy.load(str(tiny), dtype="fp32", lora_rank=rank, max_new_tokens=4)
+    assert shape_of(policy.name, policy.model).saved > 0
+    weights = [weakref.ref(parameter) for parameter in policy.model.parameters()]
+    del policy
+    gc.collect()
+    assert not [weight for weight in weights if weight() is not None]

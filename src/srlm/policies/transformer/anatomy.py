@@ -7,7 +7,7 @@ would keep, and what a KV cache would hold.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -198,19 +198,22 @@ def _saved(model: PreTrainedModel) -> float | None:
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     found: dict[int, tuple[Any, int]] = {}
 
-    def look(value: Tensor) -> Tensor:
+    def look(value: Tensor) -> None:
+        """Nothing is kept: a graph that holds its own outputs is never freed, nor the weights that it multiplies."""
         storage = value.untyped_storage()
         if storage._cdata not in own and value.numel() >= PROBED:
             found[storage._cdata] = storage, storage.nbytes()
-        return value
 
-    back: Callable[[Tensor], Tensor] = lambda value: value  # noqa: E731
     try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(look, back), _pretending(model):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(look, _never), _pretending(model):
             _probe(model, use_cache=False)
     except (*UNFIT, NotImplementedError):
         return None
     return sum(size for _, size in found.values()) / PROBED
+
+
+def _never(_: object) -> Tensor:
+    raise AssertionError("nothing goes back")
 
 
 def _cached(model: PreTrainedModel, config: Any) -> tuple[float, float]:
