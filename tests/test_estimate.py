@@ -629,3 +629,12 @@ def test_a_model_that_was_looked_at_is_let_go(tiny, rank) -> None:
     del policy
     gc.collect()
     assert not [weight for weight in weights if weight() is not None]
+
+
+@pytest.mark.parametrize(("most", "held"), [(None, 64), (5, 5), (100, 64)])
+def test_no_more_prompts_are_held_out_than_asked(most, held) -> None:
+    from srlm.estimate.settings import Asked
+    from srlm.training.beforehand import _lengths
+
+    config = SelfRewardConfig(max_held_out=most, held_out_share=0.5)
+    assert len(_lengths("a model", config, None, None, Asked(num_prompts=400))[1]) == held

@@ -251,6 +251,7 @@ def test_more_votes_than_samples(run: Any) -> None:
         ({"pairs": "best_worst"}, "--pairs is best_worst, which nothing would heed, expected --objective dpo or ipo"),
         ({"margin": 1.0}, "--margin is 1.0, which nothing would heed"),
         ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora-alpha is 8.0, which nothing would heed, expected --lora-rank 1"),
+        ({"lora_rank": 0, "engine_weights": "adapter"}, "--engine-weights is adapter, which nothing would heed"),
         ({"written_near": 0.5}, "--written-near is 0.5, which nothing would heed, expected --written-prompts"),
         ({"engine_correction": 2.0}, "--engine-correction is 2.0, which nothing would heed, expected --engine"),
         ({"votes": 8}, "--votes is 8, but --reward log_likelihood takes no vote"),

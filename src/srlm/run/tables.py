@@ -186,6 +186,6 @@ def _row_groups(file: Path, names: list[str]) -> Iterator[pa.Table]:
                 yield held[0].slice(0, ROW_GROUP)
                 held = [held[0].slice(ROW_GROUP)]
         if not opened.metadata.num_rows:  # a stage that made nothing has columns all the same
-            held = [opened.schema_arrow.empty_table().select(names)]
-    if held and (held[0].num_rows or not opened.metadata.num_rows):
+            yield opened.schema_arrow.empty_table().select(names)
+    if held and held[0].num_rows:
         yield held[0]

@@ -26,6 +26,7 @@ from srlm.policies.transformer.pace import pace, quick
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.recompute import recomputes
 from srlm.policies.transformer.shape import Shape
+from srlm.prompts.select import MOST_HELD_OUT
 from srlm.rewards.table import asks_model, votes, weighs_votes
 from srlm.starting import beginning
 from srlm.training.parts import prompt_sets
@@ -227,7 +228,8 @@ def _lengths(
                 f"--num-prompts is {asked.num_prompts} beside --prompts or --held-out, expected one of the two: leave "
                 "one out"
             )
-        held = min(64, int(config.held_out_share * asked.num_prompts))
+        held = min(MOST_HELD_OUT, int(config.held_out_share * asked.num_prompts))
+        held = min(held, config.max_held_out or held)
         each = asked.prompt_length
         writing = Writing.of(number, [config.written_examples * each], each, config.written_tokens) if number else None
         return [each] * asked.num_prompts, [each] * held, writing

@@ -166,6 +166,7 @@ def refuse_idle(config: SelfRewardConfig) -> None:
         "margin": (paired or config.nll > 0, "--objective dpo or ipo, or --nll"),
         "lora_alpha": (config.lora_rank > 0, "--lora-rank 1 or more"),
         "engine_correction": (config.engine != "builtin", "--engine"),
+        "engine_weights": (config.lora_rank > 0 or config.engine_weights == "folder", "--lora-rank 1 or more"),
         **{name: (config.written_prompts > 0, "--written-prompts") for name in written if name != "written_prompts"},
     }
     for name, (there, where) in heeded.items():
