@@ -226,7 +226,7 @@ def run(models: list[str], k: int, tokens: list[int], rounds: int, budget: int, 
         "computed at least, so neither padding nor a second pass helps them. Memory: megabytes above the loaded model,",
         "a process a point.",
     )
-    parts = ["## (e) Responses of any length", setting, table(HEAD, timed)]
+    parts = ["## (f) Responses of any length", setting, table(HEAD, timed)]
     return "\n\n".join([*parts, *([table(("model", "T", "MB"), held)] if held else [])]) + "\n"
 
 

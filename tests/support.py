@@ -95,7 +95,8 @@ def words(**options: Any) -> list[str]:
 
 
 def train_words(**options: Any) -> list[str]:
-    return ["train", *words(**(SETTINGS | options))]
+    clipped = options.get("objective", "regression") == "regression"  # others do not heed it
+    return ["train", *words(**({k: v for k, v in SETTINGS.items() if clipped or k != "clip"} | options))]
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -484,3 +484,42 @@ def test_rules_bear_any_text(text: str) -> None:
     for rule in (contains, exact, number):
         rule(text, [text, "5", "A", "Paris"])
     assert exact(text, [text]) or not normalise(text)
+
+
+# What readers found
+
+
+@pytest.mark.parametrize(
+    ("rule", "response", "answer", "right"),
+    [
+        ("contains", "Option A is correct.", "A", True),
+        ("contains", "A is correct.", "A", True),
+        ("contains", "The answer is option A because it is the largest.", "A", True),
+        ("contains", "Option B is correct.", "A", False),
+        ("contains", "A prime is a number with two divisors: (B).", "A", False),
+        ("contains", "The answer is (c), a prime.", "a", False),
+        ("contains", "The answer is (c), a prime.", "c", True),
+        ("contains", "c", "C", True),
+        ("contains", "答案是B。", "B", True),
+        ("contains", "故选B。", "C", False),
+        ("contains", "Es ist eÄB.", "B", False),
+        ("number", "答案是-5。", "-5", True),
+        ("number", "答案是-5。", "5", False),
+        ("contains", "答案是-5。", "-5", True),
+        ("number", "从3月-7月", "7", True),
+        ("number", "* 3 + 4 = 7\n* 7 apples", "7", True),
+        ("contains", "* 12\n* 15\n* 18", "18", True),
+        ("number", "3 * 4\n", "12", True),
+        ("number", "#### Conclusion\nSo Janet makes 18 dollars a day.", "18", True),
+        ("number", "#### Step 2: add\nThey have 14.", "14", True),
+        ("number", "#### Final Answer\n18", "18", True),
+        ("number", "#### 42 apples\nThat is 7 for each.", "42", True),
+    ],
+)
+def test_as_readers_read(rule: str, response: str, answer: str, right: bool) -> None:
+    assert match_rule(rule)(response, [answer]) == right
+
+
+def test_opposite_answers_in_a_script_without_spaces_do_not_vote_together() -> None:
+    of = answer_classes("normalised")
+    assert of("答案是-5") != of("答案是5") and of("答案是-5") == of("答案是 -5。")

@@ -35,7 +35,7 @@ from transformers import (
 
 from srlm import SelfRewardConfig
 from srlm.errors import UserError
-from srlm.policies.transformer import TransformerPolicy
+from srlm.policies.transformer import TransformerPolicy, anatomy
 from srlm.policies.transformer.load import brought as brought_module
 from srlm.policies.transformer.load.hub import adapter_folder, load_model
 from srlm.policies.transformer.log_prob import reads_trees
@@ -584,3 +584,81 @@ def test_an_adapter_of_which_peft_drops_a_part(tmp_path):
     load(base, lora_rank=4).save_weights(tmp_path / "adapter")
     with pytest.raises(UserError, match=r"peft finds no place for 6 of the weights .*shared_experts"):
         load_model(str(tmp_path / "adapter"))
+
+
+# What readers found
+
+
+def test_a_raw_prompt_keeps_the_end_that_was_written(tmp_path):
+    policy = load(saved(tmp_path / "a", make_model()), raw_prompts=True)
+    written, plain = policy.encode("Hi<|im_end|>"), policy.encode("Hi")
+    assert written == [*plain, 2] and 2 in policy.decoding.eos
+    from tokenizers.processors import TemplateProcessing
+
+    policy = load(tmp_path / "a", raw_prompts=True)
+    core = policy.tokenizer._tokenizer
+    core.post_processor = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    assert policy.encode("Hi") == plain and policy.encode("Hi<|im_end|>") == written
+
+
+def test_a_saved_model_ends_where_it_was_trained_to(tmp_path):
+    folder = saved(tmp_path / "base", make_model(), eos_token="<|endoftext|>")
+    for name in ("config.json", "generation_config.json"):
+        file = folder / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 0}))
+    for raw, ends in ((False, [0, 2]), (True, 0)):
+        policy = load(folder, raw_prompts=raw)
+        policy.encode("Hi")
+        policy.save_model(tmp_path / f"out-{raw}")
+        assert json.loads((tmp_path / f"out-{raw}" / "generation_config.json").read_text())["eos_token_id"] == ends
+
+
+def test_there_has_to_be_an_adapter_to_go_on_with(tiny, tmp_path, prompts_file):
+    said = refused(*train_words(model=tiny, prompts=prompts_file, output=tmp_path / "run", adapter="continue"))
+    assert "brings no LoRA adapter" in said
+    save_adapter(tiny, tmp_path / "adapter")
+    given = {"model": tmp_path / "adapter", "prompts": prompts_file, "adapter": "continue", "lora_alpha": 8.0}
+    assert "--lora-alpha is 8.0, which nothing would heed" in refused(*train_words(**given, output=tmp_path / "run"))
+    laid_out = anatomy.unloaded(
+        str(tmp_path / "adapter"), dtype="fp32", adapter="continue", rank=16, trust_remote_code=False
+    )
+    assert {layer.r["default"] for layer in laid_out.modules() if isinstance(layer, Linear)} == {4}
+
+
+def test_a_config_beside_an_adapter_is_no_whole_model(tiny, tmp_path):
+    merged = save_adapter(tiny, tmp_path / "adapter")
+    shutil.copy(tiny / "config.json", tmp_path / "adapter")
+    model, _ = load_model(str(tmp_path / "adapter"), dtype="fp32")
+    assert torch.allclose(model(input_ids=ROW).logits, merged(input_ids=ROW).logits, atol=1e-4)
+
+
+def test_an_adapter_that_transformers_put_on_unasked(tiny, tmp_path, monkeypatch):
+    joined = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, target_modules=["q_proj"]))
+    found = {"missing_keys": [], "unexpected_keys": []}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **__: (joined.get_base_model(), found))
+    with pytest.raises(UserError, match=r"brings a LoRA adapter beside its config\.json.*expected a folder"):
+        load_model(str(tiny))
+
+
+def test_a_trained_copy_of_a_tied_head_is_said(tmp_path):
+    brought(tmp_path, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    policy = TransformerPolicy.load(str(tmp_path / "adapter"), adapter="continue", dtype="fp32", max_new_tokens=4)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.add_(0.1)
+    policy.encode("Hi")
+    policy.save_model(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert not torch.equal(plain.get_output_embeddings().weight, plain.get_input_embeddings().weight)
+
+
+def test_a_model_without_sdpa_that_asks_for_flash_attention_is_eager(tmp_path):
+    folder = config_of(saved(tmp_path / "flash", build("gemma2")), attn_implementation="flash_attention_2")
+    assert load_model(str(folder))[0].config._attn_implementation in ("eager", "sdpa")
+
+
+def test_a_broken_tokenizer_beside_an_adapter_is_a_sentence(tiny, tmp_path, prompts_file):
+    save_adapter(tiny, tmp_path / "adapter")
+    (tmp_path / "adapter" / "tokenizer_config.json").write_text('{"tokenizer_class": "NoSuchTokenizer"}')
+    said = refused(*train_words(model=tmp_path / "adapter", prompts=prompts_file, output=tmp_path / "run"))
+    assert "cannot load the tokenizer beside the adapter" in said

@@ -331,3 +331,25 @@ def test_to_go_on_is_to_give_the_same_line(tiny, prompts_file, tmp_path, monkeyp
     assert command("train", *words(**OPTIONS), "--model", tiny, "--prompts", prompts_file, "--output", run).code == 0
     assert "does not go with --compare" in refused("train", "--resume", run, "--compare", "random")
     assert "--seeds is 3 without --compare" in refused("train", *line[1:-2], "--seeds", "3")
+
+
+def test_a_control_neither_votes_nor_has_a_teacher(tiny, prompts_file, tmp_path):
+    own = {"model": tiny, "prompts": prompts_file, "output": tmp_path / "c", **OPTIONS, "answers": "regex:[a-z]"}
+    own |= {"votes": 6, "teacher": "initial"}
+    del own["guard"]
+    said = refused("train", *words(**own), "--compare", "log_likelihood, random")
+    assert "--votes is 6, but --reward log_likelihood takes no vote" in said
+    assert command("train", *words(**own), "--compare", "random, majority").code == 0
+    assert (tmp_path / "c" / "majority-seed-3" / "round-000" / "votes.parquet").exists()
+    assert not (tmp_path / "c" / "random-seed-3" / "round-000" / "votes.parquet").exists()
+
+
+def form(response, columns):
+    return float(len(response))
+
+
+def test_an_arm_that_looks_at_columns_joins_those_that_do_not(tiny, prompts_file, tmp_path):
+    own = {"model": tiny, "prompts": prompts_file, "output": tmp_path / "c", **OPTIONS}
+    del own["guard"]
+    for arms in ("random", "random, check:test_comparison:form", "random"):
+        assert command("train", *words(**own), "--compare", arms).code == 0, arms

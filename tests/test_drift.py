@@ -27,7 +27,7 @@ def held_out(tokens, finished, initial, classes) -> HeldOut:
     log_prob = torch.tensor(initial, dtype=torch.float64)
     responses = Responses(padded, length, torch.tensor(finished))
     rollouts = Rollouts(0, Prompts.uniform(range(len(tokens))), responses, log_prob, torch.full_like(log_prob, 0.5))
-    return HeldOut(rollouts, None, classes, log_prob, log_prob.amax(-1), log_prob.amax(-1))
+    return HeldOut(rollouts, None, None, classes, log_prob, log_prob.amax(-1), log_prob.amax(-1))
 
 
 def test_by_its_definitions() -> None:

@@ -37,7 +37,7 @@ class Author:
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
 
-    def fits(self, item: str, spare: int) -> bool:
+    def fits(self, item: str, spare: int, *, drawn: bool = False) -> bool:
         return True
 
     def written(self, items: Sequence[str], openings: Sequence[str], number: int, seeds: Any, **how: Any) -> Any:

@@ -573,7 +573,8 @@ def test_a_round_is_a_starting_point(run, base, tmp_path):
         with policy.merged():
             assert torch.allclose(log_probs(policy.model), _merged(policy_of(run, 2 if round is None else round)))
     labelled = write_held_out(tmp_path)
-    assert command("evaluate", "--model", f"{run}@1", "--prompts", labelled, "--max-new-tokens", 4).code == 0
+    for name in (f"{run}@1", *(f"{tmp_path / begun}@{t}" for begun in ("runNone", "run1") for t in (0, 1))):
+        assert command("evaluate", "--model", name, "--prompts", labelled, "--max-new-tokens", 4).code == 0, name
     said = refused(*train_words(model=f"{run}@9", output=tmp_path / "x", **words))
     assert said == f"the round of --model {run}@9 is 9, expected one of 0, 1, 2 in {run}: choose one"
     assert not (tmp_path / "x").exists()

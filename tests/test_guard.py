@@ -109,7 +109,8 @@ SIGNALS = {
     "kept mass is 0.0821 (at most 0.111), below 0.2": {"leak": -2.5},
     "auroc is 0.3 (at most 0.45), below 0.5: the self-reward prefers wrong": {"auroc": 0.3, "auroc_high": 0.45},
     "length of finished responses is 0.741 (at most 0.86) times": drifted("length_change", -0.3, 0.05),
-    "length of finished responses is 1.35 (at least 1.16) times": drifted("length_change", 0.3, 0.05),
+    "length of finished responses is 1.35 (at least 1.16) times": drifted("length_change", 0.3, 0.05)
+    | drifted("token_likelihood_rank", 0.55, 0.03),
     "truncation change is 0.2 (at least 0.11) since round 0, above 0.1": drifted("truncation_change", 0.2, 0.03),
     "repetition change is 0.06 (at least 0.054) since": drifted("repetition_change", 0.06, 0.002),
     "same response is 0.6 (at least 0.399), more than 0.3 above round 0's 0.02": {"same_response": 0.6},
@@ -173,6 +174,16 @@ def test_a_small_change_of_length_is_none_however_sure() -> None:
     assert alarms([START, HEALTHY | drifted("length_change", -0.2, 0.001)], CONFIG) == []
 
 
+def test_longer_answers_that_are_likelier_by_token_are_no_alarm_and_shorter_ones_are() -> None:
+    """A model that works problems out further, as mean log-likelihood made one: 1.33 times, rank .93, and better."""
+    likelier = HEALTHY | drifted("token_likelihood_rank", 0.93, 0.03)
+    assert alarms([START, likelier | drifted("length_change", 0.29, 0.04)], CONFIG) == []
+    (reason,) = alarms([START, likelier | drifted("length_change", -0.29, 0.04)], CONFIG)
+    assert reason.startswith("length of finished responses is 0.748")
+    unknown = {name: value for name, value in likelier.items() if not name.startswith("token_likelihood_rank")}
+    assert alarms([START, unknown | drifted("length_change", 0.29, 0.04)], CONFIG) != []
+
+
 def test_few_prompts_need_a_clearer_sign() -> None:
     few = HEALTHY | drifted("token_likelihood_rank", 0.3, 0.03, prompts=4)
     assert alarms([START, few], CONFIG) == [] != alarms([START, few | {"token_likelihood_rank_error": 0.0}], CONFIG)
@@ -197,7 +208,7 @@ def test_false_alarms_are_as_rare_as_was_asked(prompts) -> None:
                 torch.full_like(log_prob, 1 / 8),
             )
             classes = torch.randint(0, 4, (prompts, 8), generator=drawn).tolist()
-            tables.append(HeldOut(rollouts, None, classes, log_prob, log_prob.amax(-1), log_prob.amax(-1)))
+            tables.append(HeldOut(rollouts, None, None, classes, log_prob, log_prob.amax(-1), log_prob.amax(-1)))
         alarmed += bool(alarms([{"round": 0}, drift_record(*tables)], config))
     assert alarmed / rounds < 0.2
 
@@ -240,7 +251,7 @@ def long_table(generator: torch.Generator, kind: str = "as at first", prompts: i
         torch.full_like(log_prob, 1 / samples),
     )
     answers = torch.randint(0, 40, (prompts, samples), generator=generator).tolist()
-    return HeldOut(rollouts, None, answers, log_prob, log_prob.amax(-1), log_prob.amax(-1))
+    return HeldOut(rollouts, None, None, answers, log_prob, log_prob.amax(-1), log_prob.amax(-1))
 
 
 @pytest.mark.parametrize(
@@ -594,3 +605,13 @@ def test_advice_before_anything_is_trained_and_of_updates(record, options, words
     said = advice(record, config, config)
     assert not any("--truncated drop" in one for one in said) or config.truncated == "keep"
     assert len(said) == len(words) and all(word in one for word, one in zip(words, said, strict=True))
+
+
+def test_two_prompts_that_agree_by_chance_are_no_certainty() -> None:
+    """Shares of eighths agree exactly now and then."""
+    same = HEALTHY | drifted("truncation_change", 0.125, 0.0, prompts=2)
+    assert alarms([START, same], CONFIG) == []
+    (reason,) = alarms([START, HEALTHY | drifted("truncation_change", 0.125, 0.0, prompts=4)], CONFIG)
+    assert reason.startswith("truncation change is 0.125")
+    pooled = HEALTHY | drifted("length_change", 0.0, 0.0, 2) | drifted("length_change_held_out", -0.4, 0.05)
+    assert alarms([START, pooled], CONFIG) != []

@@ -38,7 +38,7 @@ class Scripted:
     def texts(self, responses: list[list[str]]) -> list[list[str]]:
         return responses
 
-    def fits(self, item: str, spare: int) -> bool:
+    def fits(self, item: str, spare: int, *, drawn: bool = False) -> bool:
         return len(item) + spare <= self.context
 
     def choice_log_prob(self, items: Sequence[Sequence[str]], opening: str, choices: Sequence[str]) -> Tensor:

@@ -232,3 +232,16 @@ def test_small_numbers_are_not_nothing() -> None:
         assert not same(rf"\boxed{{{one}}}", [other]) and math_class(one) != math_class(other)
     assert math_class("2.9999999999999") == math_class("3") and math_class(r"\sin(\pi)") == math_class("0")
     assert same(r"\boxed{\sqrt{2}\sqrt{3}-\sqrt{6}}", ["0"])
+
+
+def test_a_sentence_that_mentions_a_day_or_a_time_is_none() -> None:
+    assert match_rule("math")("We may write the sum as $\\frac{2}{3}$.", ["\\frac{2}{3}"])
+    one, other = (f"From 8:00 to 9:30 it runs, so it takes ${{{n}}}$ minutes" for n in (90, 80))
+    of = answer_classes("math")
+    assert of(one) is not None and of(one) == of(one.replace("8:00", "7:00")) != of(other)
+    assert match_rule("math")("\\boxed{May 5}", ["5 May"]) and not match_rule("math")("\\boxed{May 5}", ["5"])
+
+
+def test_a_heading_is_no_answer() -> None:
+    of = answer_classes("math")
+    assert of("#### Conclusion\nIt is $18$.") != of("#### Conclusion\nIt is $19$.")

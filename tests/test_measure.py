@@ -224,7 +224,7 @@ def test_held_out_record_by_its_definitions() -> None:
     first_best = torch.tensor(favourite) + torch.tensor([-1.0, 0.4, 0.6, 9.0])
     best = torch.maximum(first_best, initial.amax(-1)) + 0.25
     classes = [["a", "a", "a"], ["a", "b", "a"], [None, "a", "b"], [None, None, None]]
-    now = HeldOut(rollouts(log_prob), log_prob, classes, initial, best, first_best)
+    now = HeldOut(rollouts(log_prob), log_prob, log_prob, classes, initial, best, first_best)
     record = held_out_record(now, None, None, 1.0)
     assert record["mode_fidelity"] == pytest.approx(2 / 4)
     assert record["j0_gap"] == pytest.approx(mean(best) - mean(initial.flatten()))
@@ -238,9 +238,9 @@ def test_held_out_record_by_its_definitions() -> None:
 
 def test_held_out_record_measures_the_update_on_the_round_before() -> None:
     old, following, reward = -5 * randn(4, 3).abs(), -5 * randn(4, 3, seed=1).abs(), randn(4, 3, seed=2)
-    before = HeldOut(rollouts(old), reward, [[0, 0, 0]] * 4, old, old.amax(-1), old.amax(-1))
+    before = HeldOut(rollouts(old), reward, reward, [[0, 0, 0]] * 4, old, old.amax(-1), old.amax(-1))
     other = rollouts(-5 * randn(4, 3, seed=7).abs())
-    now = HeldOut(other, randn(4, 3, seed=8), [[0, 0, 0]] * 4, other.log_prob, old.amax(-1), old.amax(-1))
+    now = HeldOut(other, randn(4, 3, seed=8), None, [[0, 0, 0]] * 4, other.log_prob, old.amax(-1), old.amax(-1))
     record = held_out_record(now, before, following, 0.6)
     expected = update_fidelity(following - old, reward, old, 0.6)
     for name in ("fidelity_r2", "displacement", "leak"):

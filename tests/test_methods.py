@@ -53,7 +53,7 @@ def test_a_method_trains(name: str, tiny: Path) -> None:
     small = SMALL | {"votes": 4} if name == "ttrl" else SMALL
     small = small | {"prompts_per_round": 4, "prompts_per_step": 4} if name == "intuitor" else small
     # What an untrained model says is never twice the same, so any band that it is within has to be wide.
-    small = small | {"consistency_band": [0.0, 1.0]} if name == "empo" else small
+    small = small | {"consistency_band": [0.0, 1.0]} if name in ("empo", "scpo") else small
     rate = {"learning_rate": 1e-3, "answers": "regex:[a-z]"}
     outcome = command(*words_of(name, model=tiny, output="run", **small, **rate))
     assert outcome.code == 0, outcome
@@ -119,3 +119,17 @@ def test_top_k_draws_from_the_k_most_probable_words() -> None:
     share = (drawn == logits.argmax()).double().mean()
     assert abs(share - torch.softmax(logits.topk(3).values[0], -1)[0]) < 0.05
     assert torch.equal(of_the_most_probable(logits, 5000), logits)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_brings_its_rate_and_length(name: str) -> None:
+    """All weights at the default rate of LoRA, or of 64 tokens, would be another method."""
+    usual = METHODS[name].usual
+    assert "learning_rate" in usual and ("max_new_tokens" in usual or name == "ssd")
+    assert usual["learning_rate"] <= 5e-6 and usual["lora_rank"] == 0
+
+
+def test_what_nothing_rewards_raises_no_alarm_by_a_reward(tiny: Path) -> None:
+    outcome = command(*words_of("ssd", model=tiny, output="run", **(SMALL | {"guard": True}), learning_rate=1e-6))
+    assert outcome.code == 0, outcome
+    assert not any(name.startswith("auroc") for record in records(Path("run")) for name in record)

@@ -16,6 +16,7 @@ import srlm
 from srlm import UserError
 from srlm.console import Display
 from srlm.planning import LARGEST_BUDGET, draw, keep, plan, show
+from srlm.planning.words import at_most, complement, count
 from srlm.theory import (
     anchored_exponent,
     anchored_failure_bound,
@@ -309,9 +310,11 @@ def test_what_is_asked_for_leads(capsys) -> None:
     needed, more = (f"{value:,.0f}".replace(",", " ") for value in (row.one.needed, several))
     assert text.startswith(f"failure <= 0.1 with probability 0.95: {needed} prompts one round, 8 responses each, beta")
     assert f"(as {row.rounds} exact ones); or {more} in" in text
-    assert f"failure <= {made.row(made.best_rounds).one.failure:.3g} with probability 0.95: 200 000 prompts" in said
+    assert (
+        f"failure <= {at_most(made.row(made.best_rounds).one.failure)} with probability 0.95: 200 000 prompts" in said
+    )
     cells = next(line for line in said.splitlines() if line.startswith(f"{row.rounds}  ")).split()
-    assert f"{row.one.failure:.3g}" in cells and f"{row.several.failure:.3g}" in cells
+    assert at_most(row.one.failure) in cells and at_most(row.several.failure) in cells
     poor = " ".join(shown(capsys, plan(**GIVEN | {"budget": 10, "failure": None})).split())
     assert poor.startswith("10 prompts promise nothing (") and "it takes more prompts" in poor
     assert "from every such start nobody promises less than" in text and "mode is wrong" not in text
@@ -320,8 +323,8 @@ def test_what_is_asked_for_leads(capsys) -> None:
 def test_what_a_diagnosis_knows_is_said(capsys) -> None:
     text = " ".join(shown(capsys, plan(diagnosis(), log_class_size=20.0, budget=1e6)).split())
     assert "of 48 diagnosed prompts at most 0 fail after the exact update, so of others at most 0.074: for" in text
-    assert "for each T by itself, and somewhat less surely for one chosen by these prompts" in text
-    assert "that kappa_0 = 7.39 of these is that of all is taken for granted" in text
+    assert "for each T by itself, less surely for one chosen by them" in text
+    assert "their kappa_0 = 7.39 is taken for all" in text
     assert "the mode is wrong on 30 to 40 % of the diagnosed prompts" in text
 
 
@@ -375,3 +378,53 @@ def test_a_failure_to_reach_does_not_change_what_the_budget_promises() -> None:
     assert [row.one.failure for row in both.rows] == [row.one.failure for row in alone.rows]
     assert [row.one.needed for row in both.rows] == [row.one.needed for row in needed.rows]
     assert both.best_rounds == alone.best_rounds and both.needed_rounds == needed.needed_rounds
+
+
+# What readers found
+
+
+def test_rounds_of_which_nothing_is_known_promise_nothing(capsys) -> None:
+    """No forecast is of so little sharpening as the first round of beta 4 does."""
+    made = plan(diagnosis(), log_class_size=20.0, budget=1e6, beta=4.0)
+    assert made.rows and all(row.several is None for row in made.rows)
+    assert "–" in shown(capsys, made)
+
+
+def test_rounds_without_a_margin_err_each_like_one_at_any_beta() -> None:
+    row = plan(diagnosis(), log_class_size=20.0, budget=1e6, beta=0.01, max_rounds=200).rows[199]
+    rho, size = row.several.target.sample_probability, 20.0 + math.log(200)
+    one = anchored_failure_bound(
+        num_samples=1e6 / 200, log_class_size=size, failure_probability=rho, samples_per_prompt=8, log_condition=2.0
+    )
+    assert row.several.sample == pytest.approx(200 * one, rel=1e-12)
+
+
+def test_what_rounds_take_for_granted_is_said(capsys) -> None:
+    said = " ".join(shown(capsys, plan(**GIVEN)).split())
+    assert "in T rounds: of what was learned, on fresh prompts, --prompts-per-round" in said
+    assert "kappa_0 = 30, as given" in said and "taken for all" not in said
+
+
+def test_prompts_that_were_left_out_are_said_beside_a_margin(capsys) -> None:
+    known = {name: GIVEN[name] for name in ("margin", "log_class_size", "failure")}
+    said = " ".join(shown(capsys, plan(diagnosis((0.125,), prompts=8) | {"broken": 40}, **known)).split())
+    assert "of 8 diagnosed prompts (40 more were left out) is taken for all" in said
+    own = " ".join(shown(capsys, plan(diagnosis(), kappa0=200.0, log_class_size=20.0, budget=1e6)).split())
+    assert "kappa_0 = 200, as given" in own and "their" not in own
+
+
+def test_a_bound_is_never_printed_below_itself(capsys) -> None:
+    made = plan(kappa0=30.0, margin=2.5, log_class_size=20.0, budget=1.06e8)
+    best = made.row(made.best_rounds).one.failure
+    shown_failure = float(shown(capsys, made).partition("failure <= ")[2].split()[0])
+    assert best <= shown_failure <= 1.01 * best and f"{best:.3g}" != f"{shown_failure:.3g}"
+    assert [at_most(v) for v in (0.0010024, 0.1, 1.0, 0.0, 12345.0)] == ["0.00101", "0.1", "1", "0", "1.24e4"]
+    assert count(123_456_789.0, up=True) == "1.24e8" and count(123_456_789.0) == "1.23e8"
+
+
+def test_nothing_has_probability_1(capsys) -> None:
+    said = shown(capsys, plan(**GIVEN, failure_probability=1e-4))
+    assert "with probability 0.9999:" in said and "with probability 1:" not in said
+    assert complement(1e-12) == "0.999999999999"
+    with pytest.raises(UserError, match="--failure-probability"):
+        plan(**GIVEN, failure_probability=1e-17)

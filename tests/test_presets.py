@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from support import command, records, refused, table, train_words, words, write_rows
 
@@ -16,9 +17,14 @@ from srlm import SelfRewardConfig, harvest
 from srlm.answers import answer_classes, match_rule
 from srlm.console import Display
 from srlm.errors import UserError
+from srlm.evaluation import right_or_wrong
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.settings import named_values
 from srlm.prompts.presets import PRESETS, settled
 from srlm.prompts.sources import load_prompts
+from srlm.rewards.majority import answers_given
+from srlm.training.reading import Reading, kept_readings, readings
 
 SOLUTION = "Half of {n} is {n}/2 = <<{n}/2={half}>>{half}.\n#### {half}"
 
@@ -299,3 +305,76 @@ def test_a_config_trains_in_small(gsm8k: Path, tiny: Path, tmp_path: Path, name:
     parser = "math" if name.startswith("math") else "number"
     assert (config["answers"], config["match"], config["reward"]) == (parser, parser, "majority")
     assert len(set(table(Path("run"), 0)["prompt"])) == 4 and "accuracy_greedy" in records(tmp_path / "run")[1]
+
+
+# Thoughts that the template opens
+
+
+def test_a_thought_that_the_template_opened_and_nobody_closed_is_no_answer(tmp_path: Path) -> None:
+    thinking, plain = policy(tmp_path, ALWAYS), policy(tmp_path, THINKS)
+    for one, opens in ((thinking, True), (plain, False)):
+        one.encode("Hi")
+        assert one.opens_thought == opens
+    tokens = torch.tensor([[thinking.tokenizer("it is 3")["input_ids"]]], dtype=torch.int32)
+    over = torch.tensor([[thinking.tokenizer("no 4</think>3")["input_ids"]]], dtype=torch.int32)
+    responses, said = (Responses(t, torch.tensor([[t.shape[-1]]]), torch.tensor([[False]])) for t in (tokens, over))
+    rule, classes = match_rule("number"), answer_classes("number")
+    assert answers_given(thinking, responses, classes) == [[None]] != answers_given(plain, responses, classes)
+    assert not right_or_wrong(thinking, responses, [["3"]], rule).any()
+    assert right_or_wrong(plain, responses, [["3"]], rule).all()
+    assert right_or_wrong(thinking, said, [["3"]], rule).all() and answers_given(thinking, said, classes) == [[0]]
+
+
+@pytest.mark.parametrize("value", ["false", "False"])
+def test_a_variable_may_be_written_as_python_does(tmp_path: Path, value: str) -> None:
+    told = policy(tmp_path, THINKS, chat_template_kwargs=[f"enable_thinking={value}"])
+    assert told.tokenizer.decode(told.encode("Hi")).endswith("</think>\n\n")
+    assert named_values(["a=None", "b=Falsehood", "c=[1]"]) == {"a": None, "b": "Falsehood", "c": [1]}
+
+
+# Two sources
+
+
+def test_each_set_is_read_as_its_source_wants(gsm8k: Path, tiny: Path, tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "mine.jsonl", [{"prompt": "half of 8?", "answer": "4"}, {"prompt": "half of 6?", "answer": "3"}]
+    )
+    options = {"model": tiny, "rounds": 1, "match": "auto", "instruction": "Q", "reward": "oracle"}
+    task = "reasoning-gym:basic_arithmetic?size=4"
+    wanted = {
+        ("gsm8k", "mine.jsonl"): ("number", "number", "number", "auto"),
+        ("mine.jsonl", "gsm8k[test]"): ("number", "number", "number", "number"),
+        (task, "gsm8k[test]"): ("number", "auto", "number", "number"),
+    }
+    for number, ((prompts, held_out), names) in enumerate(wanted.items()):
+        own = {"instruction": ""} if prompts == task else {}
+        said = command(*train_words(**(options | own), prompts=prompts, held_out=held_out, output=f"r{number}"))
+        assert said.code == 0, said
+        kept = json.loads(Path(f"r{number}/manifest.json").read_text())["readings"]
+        assert tuple(kept[table][name] for table in ("rollouts", "held_out") for name in ("answers", "match")) == names
+        assert command("train", "--resume", f"r{number}").code == 0
+    given = readings(SelfRewardConfig(), settled(SelfRewardConfig(), "gsm8k", "math500"), {"held_out": "math500"})
+    assert given["held_out"] == Reading("math", "math")
+
+
+def test_a_folder_does_not_say_whose_code_reads_answers() -> None:
+    config = settled(SelfRewardConfig(), "gsm8k", None)
+    kept = kept_readings(
+        {"readings": {"rollouts": {"match": "os:system", "answers": 3}}}, config, {"rollouts": "gsm8k"}
+    )
+    assert kept == {"rollouts": Reading("number", "number")}
+
+
+def test_a_run_is_not_called_as_a_benchmark(gsm8k: Path, tiny: Path) -> None:
+    said = refused(*train_words(model=tiny, prompts="gsm8k", rounds=1, match="auto", output="gsm8k"))
+    assert "--output is gsm8k, which is what a benchmark is called" in said
+
+
+def test_an_answer_column_that_is_not_there_is_no_run_without_answers(tiny: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    write_rows(tmp_path / "h.jsonl", [{"prompt": "c", "solution": "4"}])
+    given = {"model": tiny, "prompts": "p.jsonl", "held_out": "h.jsonl", "output": "run"}
+    assert "--answer-column is 'solutoin', which no row of h.jsonl has" in refused(
+        *train_words(**given, answer_column="solutoin")
+    )
+    assert not Path("run").exists()

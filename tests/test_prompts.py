@@ -404,3 +404,19 @@ def test_a_dataset_is_streamed_no_further_than_it_is_asked_for(tmp_path):
         load_prompts(home / "train-0.jsonl", streaming=5)
     with pytest.raises(UserError, match=r"not a dataset that can be streamed .* check the split 'dev'"):
         load_prompts(home, split="dev", streaming=5)
+
+
+def test_conversations_come_back_as_they_went() -> None:
+    chat = load_prompts([[{"role": "user", "content": "a"}], "b"])
+    assert load_prompts(list(chat.prompts.items)).fingerprint == chat.fingerprint
+
+
+def test_a_column_of_single_precision_holds_what_was_meant(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    values = pyarrow.array([0.1, 2.5, 3.0, 1e-3], pyarrow.float32())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", "b", "c", "d"], "answer": values}), file)
+    assert load_prompts(file).answers == (("0.1",), ("2.5",), ("3",), ("0.001",))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": ["a", "b"], "answer": pyarrow.array([1 / 3, 1e300], pyarrow.float64())}), file
+    )
+    assert load_prompts(file).answers == ((str(1 / 3),), (str(int(1e300)),))

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -1100,3 +1101,30 @@ def test_watch_command_prints_where_and_stops_quietly(run):
         finally:
             process.kill()
     assert process.returncode == 0 and "stopped watching" in out and not err
+
+
+def test_card_has_what_the_objective_heeds(run):
+    folder = read_folder(run)
+    config = folder.manifest["config"] | {"objective": "grpo", "reward": "hard_majority", "votes": 64, "anchor": 1.0}
+    config |= {"teacher": "live", "nll": 0.0, "lora_rank": 16, "adapter": "continue", "pairs": "all"}
+    card = model_card(folder.manifest | {"config": config}, folder.records)
+    assert "- objective: `grpo`" in card and "- votes: `64`" in card
+    idle = re.compile("- (clip|anchor|beta|pairs|teacher|nll|lora rank)")
+    assert not [line for line in card.splitlines() if idle.match(line)]
+    plain = model_card(folder.manifest | {"config": config | {"adapter": "auto", "objective": "dpo"}}, folder.records)
+    assert "- lora rank: `16`" in plain and "- beta: `1.0`" in plain and "- pairs: `all`" in plain
+
+
+def test_a_run_is_judged_by_its_own_thresholds(tmp_path):
+    """Better by labels, and cut off more often, which its guard had been told to bear."""
+    run = write_run(tmp_path / "run", accuracies=(0.2, 0.5, 0.8))
+    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    drift = {"truncation_change": 0.2, "truncation_change_error": 0.01, "truncation_change_prompts": 48}
+    write_records(run, [*records[:-1], records[-1] | drift])
+    folder = read_folder(run)
+    assert verdict(folder).headline.startswith("Damaged")
+    told = {"guard_truncation": 0.5, "guard_length": "x", "guard_none": 1}
+    own = dataclasses.replace(folder, manifest=folder.manifest | {"config": folder.manifest["config"] | told})
+    assert verdict(own).headline.startswith("Improved")
+    broken = dataclasses.replace(folder, manifest=folder.manifest | {"config": {"guard_length": 0.1}})
+    assert verdict(broken).headline.startswith("Damaged")

@@ -10,13 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support import WORDS, Outcome, command, learned, records, refused, table, train_words, write_rows
 
 from srlm.answers import answer_classes
+from srlm.config import SelfRewardConfig
 from srlm.prompts.select import fresh
+from srlm.prompts.sources import load_prompts
 from srlm.rewards import reward_function
+from srlm.run.manifest import new_manifest
 from srlm.types import Prompts, Rollouts, Votes
 
 FIRST = "regex:[a-zA-Z]"
@@ -248,6 +252,12 @@ def test_more_votes_than_samples(run: Any) -> None:
         ({"votes": 3, "reward": "majority"}, "--votes is 3 beside --num-samples 4, expected at least as many"),
         ({"objective": "grpo", "beta": 0.04}, "--beta is 0.04, which nothing would heed, expected --objective regress"),
         ({"objective": "grpo", "clip": 0.2}, "--clip is 0.2, which nothing would heed"),
+        ({"objective": "dpo", "clip": 0.5}, "--clip is 0.5, which nothing would heed, expected --objective regression"),
+        ({"objective": "ipo", "anchor": 0.5}, "--anchor is 0.5, which nothing would heed"),
+        ({"objective": "imitation", "reward": "judge"}, "--reward is judge, which nothing would heed"),
+        ({"objective": "imitation", "truncated": "penalise"}, "--truncated is penalise, which nothing would heed"),
+        ({"engine_options": ("a=1",)}, "--engine-options is a=1, which nothing would heed, expected --engine vllm"),
+        ({"engine": "vllm", "engine_weights": "adapter"}, "--engine-weights is adapter, which nothing would heed"),
         ({"pairs": "best_worst"}, "--pairs is best_worst, which nothing would heed, expected --objective dpo or ipo"),
         ({"margin": 1.0}, "--margin is 1.0, which nothing would heed"),
         ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora-alpha is 8.0, which nothing would heed, expected --lora-rank 1"),
@@ -350,3 +360,35 @@ def test_a_check_never_sees_the_answer_unless_the_run_is_one_with_labels(run: An
     assert json.loads(Path("b/manifest.json").read_text())["labels_used"] is True
     again = run("c", reward="check:test_rounds:broken", rounds=1)
     assert again.code == 2 and "check:test_rounds:broken" in again.err and again.err.count("\n") == 1
+
+
+def test_who_says_how_good_it_is_stands_in_the_first_lines(run: Any) -> None:
+    assert "reference, reward model and sampler of round t: π_t itself" in ok(run("a", rounds=1))
+    said = ok(run("b", rounds=1, reward="majority", teacher="initial"))
+    assert "voter: π_0" in said and "reward model" not in said
+    assert "reward: check:test_rounds:tells" in ok(run("c", rounds=1, reward="check:test_rounds:tells"))
+
+
+def test_held_out_samples_are_of_the_policy_itself(run: Any, tiny: Path) -> None:
+    """Whatever is explored with: as `srlm evaluate` draws them."""
+    ok(run("a", rounds=1, temperature=1e-3))
+    ok(run("b", rounds=1))
+    one, other = (table(Path(name), 0, "held_out")["response"] for name in ("a", "b"))
+    assert one == other
+    assert table(Path("a"), 0)["response"] != table(Path("b"), 0)["response"]
+
+
+def test_columns_of_any_kind_are_the_same_again(tmp_path: Path) -> None:
+    """The text of an image has its address in memory."""
+
+    class Picture:
+        pass
+
+    def facts() -> Any:
+        rows = [{"prompt": "a", "meta": {("a", 1): {"x", "y"}, "b": Picture(), "c": b"1", "d": np.ones(2)}}]
+        train = load_prompts(rows, keep_columns=True)
+        config = SelfRewardConfig(output="r")
+        made = new_manifest("m", config, train, None, held_out_given=False, labels_used=False)
+        return made["data"]["prompts_columns"]
+
+    assert facts() == facts()

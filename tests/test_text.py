@@ -111,3 +111,15 @@ def test_a_stop_string_may_end_with_a_piece_of_a_character() -> None:
     tokenizer = make_tokenizer()
     texts, ids = Texts(tokenizer, ("é",), frozenset()), tokenizer.encode("a é")
     assert [texts.stopped(ids[:n]) for n in range(1, len(ids) + 1)] == [False] * (len(ids) - 1) + [True]
+
+
+def test_what_ends_a_response_is_no_part_of_its_text() -> None:
+    """Not every tokenizer calls the end of a turn special."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<|over|>"])
+    end = tokenizer.convert_tokens_to_ids("<|over|>")
+    texts = Texts(tokenizer, (), frozenset([end]))
+    ids = tokenizer("Paris")["input_ids"]
+    assert texts.text([*ids, end]) == "Paris" == texts.text(ids) and texts.text([end]) == ""
+    assert texts.token_ends([*ids, end]) == [*texts.token_ends(ids), 5] and texts.token_ends([end]) == [0]
+    assert texts.text([end, *ids]) == "<|over|>Paris"  # one in between is what was said

@@ -157,3 +157,10 @@ sigma sim sqrt sum text theta to
 def test_every_command_of_a_formula_is_one_of_tex() -> None:
     """A letter that runs into a command, as in \\DeltaE, leaves the formula unshown."""
     assert set(re.findall(r"\\([A-Za-z]+)", NOTE)) <= set(TEX.split())
+
+
+def test_prompts_for_a_class_of_trained_bits() -> None:
+    """What one round needs is linear in log|Pi| + log(2/rho), the limit of the forecast taking half of rho."""
+    few, many = read("is the number of trained bits (", 2)[0] * 1000, 6.8e9
+    assert NOTE.count("(16 139 prompts at 20 nats are 6.8 billion at $10^7$)") == 1
+    assert many == pytest.approx(16139 * (1e7 + math.log(40)) / (20 + math.log(40)), rel=0.005) and few == 16000

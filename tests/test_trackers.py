@@ -241,6 +241,12 @@ def test_a_push_is_made_up_for_once(tmp_path, tiny, hub):
     assert [call[2]["repo_id"] for call in hub if call[0] == "upload"] == ["me/mine"]
 
 
+def test_a_run_that_went_back_is_pushed_again(tmp_path, tiny, hub):
+    run = small(tmp_path, tiny, push_to_hub="me/mine").output
+    assert command("train", "--resume", run, "--from-round", "0").code == 0
+    assert [call[2]["repo_id"] for call in hub if call[0] == "upload"] == ["me/mine", "me/mine"]
+
+
 def test_nothing_is_pushed_unasked(tmp_path, tiny, hub):
     small(tmp_path, tiny)
     assert not hub

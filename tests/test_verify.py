@@ -108,6 +108,16 @@ def test_what_is_kept_is_never_overwritten(tmp_path: Path) -> None:
     assert kept.read_text() == "mine" and list(tmp_path.iterdir()) == [kept]
 
 
+@pytest.mark.parametrize("words", [("--output", "file"), ("--output", "file/inside"), ("--seed", "-1")])
+def test_what_cannot_be_done_is_said_before_any_work(tmp_path: Path, monkeypatch, words: tuple[str, str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    monkeypatch.setattr(EXPERIMENTS["greedy-trap"], "run", lambda **_: pytest.fail("it ran"))
+    said = refused("verify", "greedy-trap", "--quick", *words)
+    assert ("cannot be written" if "--output" in words else "--seed is -1") in said
+    assert Path("file").read_text() == "mine"
+
+
 # What experiments measure with
 
 

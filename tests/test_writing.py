@@ -52,7 +52,7 @@ class Author:
     def __init__(self, says) -> None:
         self.says, self.asked, self.count, self.seeds = says, list[tuple[str, str]](), 0, list[int]()
 
-    def fits(self, item: str, spare: int) -> bool:
+    def fits(self, item: str, spare: int, *, drawn: bool = False) -> bool:
         return len(item) + spare < 100_000
 
     def written(self, items: Sequence[str], openings: Sequence[str], number: int, seeds, *, stop, **how):
@@ -128,7 +128,7 @@ def test_the_context_is_to_hold_the_examples_with_the_most_tokens() -> None:
     seeds = ["a" * 40 + f" {n}" for n in range(3)] + ["x y z w " * 4 + f"{n}" for n in range(3)]
 
     class Short(Author):
-        def fits(self, item: str, spare: int) -> bool:
+        def fits(self, item: str, spare: int, *, drawn: bool = False) -> bool:
             return len(item.split()) + spare < 60
 
     settings = WritingSettings(written_examples=2, written_tokens=5)
@@ -379,3 +379,14 @@ def test_what_held_out_prompts_end_with_keeps_none_of_them_in() -> None:
         assert texts_of(dressed, instruction) == asked
         filters = Filters(HOW, ["What is 1 + 2 + 3?"], held_out=texts_of(dressed, instruction))
         assert all(filters.wrong(text, True) == "held_out" for text in asked)
+
+
+def test_scripts_without_spaces_hold_a_short_prompt_whole() -> None:
+    quoted = Quoted(["法国的首都是哪里？", "Where is Oslo?"])
+    assert quoted.by("请你告诉我法国的首都是哪里？") and not quoted.by("请你告诉我德国的首都是哪里？")
+    assert not quoted.by("Nowhere is Oslow.")
+
+
+@pytest.mark.parametrize("text", ["I'm unable to help with that.", "I’m not able to do so.", "I am unable to help."])
+def test_who_is_unable_refuses(text: str) -> None:
+    assert Filters(WritingSettings(), ["Name a river in France, please."] * 2).wrong(text, True) == "refusal"

@@ -23,10 +23,12 @@ from srlm.measure import accuracy_record, agreement_record, at_k_record, subset_
 from srlm.policies.transformer.load.kept import Loaded, model_name
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.responses import Responses
+from srlm.policies.transformer.settings import strings
 from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet, said_of_copies
 from srlm.prompts.sources import prompts_of
+from srlm.rewards._needs import each_answer
 from srlm.rewards.majority import answers_given
 from srlm.run.files import check_new_file, write_atomically
 from srlm.starting import policy_asked
@@ -45,7 +47,7 @@ def right_or_wrong(
     policy: TransformerPolicy, responses: Responses, answers: Sequence[Sequence[str]], match: Match
 ) -> Tensor:
     """[P, K] bool."""
-    texts = (policy.texts(responses[p : p + 1])[0] for p in range(len(responses)))
+    texts = each_answer(policy, responses)
     return torch.tensor([[match(text, a) for text in row] for row, a in zip(texts, answers, strict=True)])
 
 
@@ -65,7 +67,7 @@ def evaluate(
     overlong: str = "refuse",
     match: str = "auto",
     answers: str = "auto",
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     raw_prompts: bool = False,
     chat_template_kwargs: Sequence[str] = (),
     dtype: str = "auto",
@@ -89,7 +91,7 @@ def evaluate(
     display = display or Display()
     config = SelfRewardConfig(  # refuses the values that training refuses
         max_new_tokens=max_new_tokens,
-        stop=tuple(stop),
+        stop=strings(stop),
         dtype=dtype,
         quantize=quantize,
         token_budget=token_budget,

@@ -13,8 +13,8 @@ from typing import Any
 from srlm.errors import UserError
 
 # Published with all weights trained and no separate gain. Some train on one set of samples, by steps whose sum bf16 may
-# round away; most draw each step's samples anew, which here is a round of one epoch: the optimiser goes on from round
-# to round.
+# round away; most draw each step's samples anew, which here is a round of one epoch of --prompts-per-round prompts (all
+# of them unless that is given): the optimiser goes on from round to round.
 _ALL = {"gain_learning_rate": 0.0, "lora_rank": 0}
 _WHOLE = {"dtype": "fp32"} | _ALL
 _ONLINE = {"epochs": 1, "carry_optimizer": True} | _ALL
@@ -34,7 +34,7 @@ METHODS = {
     "ssd": Method(
         "arXiv 2604.01193",
         {"objective": "imitation", "rounds": 1},
-        {"temperature": 1.6, "top_k": 20, "top_p": 0.8, "learning_rate": 5e-6} | _WHOLE,
+        {"temperature": 1.6, "top_k": 20, "top_p": 0.8, "learning_rate": 5e-6, "epochs": 1} | _WHOLE,
     ),
     # The commonest of 64 answers is taken for right; 32 of the responses are learned from.
     "ttrl": Method(
@@ -55,16 +55,23 @@ METHODS = {
     "empo": Method(
         "arXiv 2504.05812",
         {"reward": "majority", "objective": "grpo"},
-        {"num_samples": 7, "consistency_band": (0.2, 0.9)} | _ONLINE,
+        {"num_samples": 7, "consistency_band": (0.2, 0.9), "learning_rate": 1e-6, "max_new_tokens": 2048} | _ONLINE,
     ),
-    # Sure of every next token.
-    "rent": Method("arXiv 2505.22660", {"reward": "negative_entropy", "objective": "grpo"}, _ONLINE),
-    # The most against the least voted response, with a term that holds the former up. The paper also weighs a pair by
-    # the difference of its votes; here all pairs weigh alike.
+    # Sure of every next token. Its rate is that of the token entropy beside TTRL, the length is TTRL's.
+    "rent": Method(
+        "arXiv 2505.22660",
+        {"reward": "negative_entropy", "objective": "grpo"},
+        {"learning_rate": 1e-6, "max_new_tokens": 3072} | _ONLINE,
+    ),
+    # The most against the least voted response, with a term that holds the former up, where the vote is of half at
+    # least (the paper's second round: .7). The paper also weighs a pair by the difference of its votes; here all pairs
+    # weigh alike.
     "scpo": Method(
         "arXiv 2411.04109",
         {"reward": "majority", "objective": "dpo", "pairs": "best_worst", "nll": 1.0},
-        {"rounds": 2} | _WHOLE,
+        {"rounds": 2, "beta": 0.5, "consistency_band": (0.5, 1.0), "learning_rate": 5e-6, "epochs": 10}
+        | {"max_new_tokens": 512}
+        | _WHOLE,
     ),
     # DPO's own implicit reward, smoothed by how far this round's ranking and the last one's agree. The paper's first
     # ranking is by a model that was fine-tuned before; where there is none, as here, log-likelihood breaks the tie. The
@@ -74,7 +81,9 @@ METHODS = {
         "arXiv 2410.12735",
         {"reward": "implicit + 0.001*mean_log_likelihood", "objective": "dpo", "label_smoothing": "consistency"}
         | {"pairs": "best_worst"},
-        {"beta": 0.1} | _WHOLE,
+        {"beta": 0.1, "learning_rate": 1e-6, "epochs": 1, "num_samples": 5, "temperature": 0.8, "top_p": 0.95}
+        | {"max_new_tokens": 768}
+        | _WHOLE,
     ),
 }
 

@@ -40,7 +40,7 @@ def beginning(model: str) -> tuple[str, RunFolder | None, int]:
     if asked is None and (folder / "model").is_dir():
         return str(folder / "model"), run, round
     if round == 0:
-        return str(manifest["model"]), run, 0
+        return beginning(str(manifest["model"]))[0], run, 0
     kept = folder / f"round-{round:03d}"
     weights = next(kept / name for name in ("adapter", "weights") if (kept / name).is_dir())
     verify(weights)

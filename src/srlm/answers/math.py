@@ -146,7 +146,7 @@ def _same(said: str, wanted: str) -> bool:
     words = _plain(wanted)
     if words.replace(" ", "").isalpha() and words == _plain(said):
         return True
-    if _CALENDAR.search(said) or _CALENDAR.search(wanted):
+    if _calendar(said) or _calendar(wanted):
         return _day(said) == _day(wanted)
     return bool(CHILD.ask("same", said, wanted))
 
@@ -157,12 +157,17 @@ def _class(said: str) -> str | None:
         return None
     if (value := only_number(said)) is not None:
         return number_word(value.value.numerator, value.value.denominator)
-    if _CALENDAR.search(said):
+    if _calendar(said):
         return _day(said)
     plain = _plain(said)
     if not _PROSE.fullmatch(_undressed(said)) and (word := CHILD.ask("class", said)) is not None:
         return str(word)
     return plain if plain and len(plain.split()) <= _SHORT else None
+
+
+def _calendar(text: str) -> bool:
+    """Is it a time or a day? A sentence that mentions one is not."""
+    return len(text.split()) <= _SHORT and _CALENDAR.search(text) is not None
 
 
 def _plain(text: str) -> str:

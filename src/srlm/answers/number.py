@@ -10,6 +10,8 @@ from fractions import Fraction
 from itertools import islice
 from math import log10
 
+from srlm.answers.text import BEFORE_A_SIGN
+
 LONGEST = 10_000  # characters of a number: time to convert grows with the square, half a minute for a million digits
 _LARGEST_POWER = 5_000  # digits that a power may have
 _SEEN = 100_000  # characters of a response
@@ -63,7 +65,8 @@ _PLAIN = r"(?:\d{1,3}(?:\.\d{3})+,\d+|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d++)(?:\.\d++
 _TERM = rf"{_PLAIN}(?:e[-+]?\d{{1,3}}(?!\w))?(?:(?:\s{{1,3}}\d++)?\s?/\s?\d++)?(?:\s?\^\s?-?\d{{1,4}}(?![\w.]))?"
 _DENIED = re.compile(r"(?:\bnot|n't|n\u2019t|\bnever)\s{1,2}$", re.IGNORECASE)
 _NUMBER = re.compile(
-    rf"(?<!√)(?<!sqrt)(?<!sqrt{{)(?:(?<![\w)\]}}.])-)?(?>{_TERM}(?:\s?\*\s?{_TERM})*)(?!\s?(?:\\?pi\b|π|√|\\[a-zA-Z]))",
+    rf"(?<!√)(?<!sqrt)(?<!sqrt{{)(?:(?:(?<=[{BEFORE_A_SIGN}])|(?<![\w)\]}}.]))-)?"
+    rf"(?>{_TERM}(?:[^\S\n]?\*[^\S\n]?{_TERM})*)(?!\s?(?:\\?pi\b|π|√|\\[a-zA-Z]))",
     re.IGNORECASE,
 )
 _PARTS = re.compile(

@@ -14,7 +14,7 @@ from srlm.answers.final import final
 from srlm.answers.math import math, refuse_missing
 from srlm.answers.number import last_number, numbers, only_number
 from srlm.answers.patterns import Pattern
-from srlm.answers.text import normalise
+from srlm.answers.text import WITHOUT_SPACES, normalise
 from srlm.errors import UserError
 from srlm.imports import user_function
 from srlm.thinking import spoken
@@ -23,12 +23,15 @@ Match: TypeAlias = Callable[[str, Sequence[str]], bool]
 """(response text, acceptable answers) -> right?"""
 
 _SEEN = 10_000  # characters of a response in which a choice is looked for
-_CHOICE = re.compile(r"\(?([A-J])\)?[.:]?")
-# A letter that is chosen: first of all, in brackets, or by itself, but for the words I and A.
+_CHOICE = re.compile(r"\(?([A-J])\)?[.:]?", re.IGNORECASE)
+_LETTER = rf"[^\W{WITHOUT_SPACES}]"  # of a script with spaces between words
+# A letter that is chosen: first of all, alone, in brackets, called an option, or by itself, but for the words I and A.
 _CHOSEN = (
-    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|,?\s+(?:[-–—(]|(?:not|since|because|as|for)\b)|\s*$)"),
+    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|,?\s+(?:[-–—(]|(?:is|not|since|because|as|for)\b)|\s*$)"),
+    re.compile(r"\s*[*(]*([a-j])(?:\)|[.:*]*\s*$)"),
     re.compile(r"(?i:.*\(([A-J])\))", re.DOTALL),
-    re.compile(r".*(?<![\w'’])([B-HJ]|A(?!\s+[a-z]))(?![\w'’+#])", re.DOTALL),
+    re.compile(r"(?i:.*\b(?:option|choice|letter)\s+\**([A-J])\b(?!['’]))", re.DOTALL),
+    re.compile(rf".*(?<!{_LETTER})(?<!['’])([B-HJ]|A(?!\s+[a-z]))(?!{_LETTER}|['’+#])", re.DOTALL),
 )
 _DENIED = re.compile(r"(?:^| )(?:not|n t|\w+n t|never|nor) (?:the |a |an )?$")
 
@@ -76,9 +79,11 @@ def _holds(response: str, words: str, answer: str) -> bool:
     if (value := only_number(answer)) is not None:
         return any(value.same(one) for one in numbers(response))
     if choice := _CHOICE.fullmatch(answer.strip()):
-        said = final(response)[-_SEEN:]
-        chosen = next((found[1] for pattern in _CHOSEN if (found := pattern.match(said))), "")
-        return chosen.upper() == choice[1]
+        said, small = final(response)[-_SEEN:], choice[1].islower()
+        # By itself a small letter is a word like others: a, or I.
+        chosen = next((found[1] for pattern in _CHOSEN[: -small or None] if (found := pattern.match(said))), "")
+        if chosen or not small:
+            return chosen.upper() == choice[1].upper()
     wanted = normalise(answer)
     at = words.find(f" {wanted} ") if wanted else -1
     while at >= 0:

@@ -9,9 +9,10 @@ import unicodedata
 # signs and Japanese voicing, tell words apart as letters do, and stay.
 _ACCENTS = frozenset((1, *range(10, 37), *range(200, 256)))
 _NEGATES = "\u0338"  # as in ≠, once that is taken apart
-_UNSPACED = re.compile(  # scripts without spaces between words (Thai to Khmer, kana, Han): every character is a word
-    "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
-)
+# Scripts without spaces between words (Thai to Khmer, kana, Han): every character is a word.
+WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+BEFORE_A_SIGN = "是为為于於得到は"  # words of theirs behind which - is a sign, as "is" is one: 答案是-5
+_UNSPACED = re.compile(f"([{WITHOUT_SPACES}])")
 _ALONE = frozenset("<>=≤≥±√∞^%")  # signs that say something by themselves
 _DASHES = dict.fromkeys(map(ord, "\u2212\u2013\u2012\ufe63\uff0d"), "-")
 _FRACTION = re.compile(r"(?<=\d)(?=[\u00bc-\u00be\u2150-\u215e])")  # 1½ is not 11/2
@@ -46,7 +47,7 @@ def _sign(found: re.Match[str]) -> str:
         return f" {sign} "
     if before.isdigit() and after.isdigit() and len(sign) == 1 and sign != "#":
         return "" if sign == "," and _thousands(text, found.end()) else sign
-    if sign == "-" and after.isdigit() and not before.isalnum():
+    if sign == "-" and after.isdigit() and (not before.isalnum() or before in BEFORE_A_SIGN):
         return " -"
     if before.isalpha() and not after.isalnum() and set(sign.rstrip(".,")) in ({"+"}, {"#"}):
         return sign.rstrip(".,")

@@ -16,7 +16,8 @@ class Plan:
     """What is asked of `srlm plan`."""
 
     diagnosis: str | None = None
-    """A diagnose.json: its forecasts, and the cautious ends of its kappa0 and margin where these are not given."""
+    """A diagnose.json: its forecasts, and the cautious end of its kappa0 where none is given; with --paper those of its
+    margin and min-confidence, too."""
     budget: float | None = None
     """N: prompts in all rounds together; what they promise."""
     failure: float | None = None

@@ -41,6 +41,7 @@ def run(words: Sequence[str]) -> None:
 
     if bool(chosen["names"]) == chosen["all"]:
         raise UserError(f"expected either experiments or --all: name some of {', '.join(EXPERIMENTS)}")
+    RunSettings(seed=chosen["seed"])  # in range?
     output = Path(chosen["output"]) if chosen["output"] is not None else None
     names = list(chosen["names"] or EXPERIMENTS)
     display = Display(chosen["quiet"])

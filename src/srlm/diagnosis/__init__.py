@@ -4,7 +4,7 @@ before any training."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,12 @@ from srlm.errors import UserError
 from srlm.estimators.consistency import self_consistency
 from srlm.evaluation import check_answers
 from srlm.policies.transformer.load.kept import Loaded, model_name
+from srlm.policies.transformer.settings import strings
 from srlm.prompts.given import Given
 from srlm.prompts.presets import settled
 from srlm.prompts.select import PromptSet
 from srlm.run.folder import RunFolder
+from srlm.thinking import unclosed
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -50,7 +52,7 @@ def diagnose(
     dataset_config: str | None = None,
     system_prompt: str | None = None,
     instruction: str | None = None,
-    stop: Sequence[str] | None = None,
+    stop: str | Sequence[str] | None = None,
     raw_prompts: bool | None = None,
     chat_template_kwargs: Sequence[str] | None = None,
     dtype: str | None = None,
@@ -98,7 +100,7 @@ def diagnose(
         "instruction": instruction,
         "chat_template_kwargs": None if chat_template_kwargs is None else tuple(chat_template_kwargs),
         "clip": clip,
-        "stop": None if stop is None else tuple(stop),
+        "stop": None if stop is None else strings(stop),
         "raw_prompts": raw_prompts,
         "dtype": dtype,
         "quantize": quantize,
@@ -126,15 +128,22 @@ def diagnose(
     check_answers(labelled, rule)
     policy = load()
     policy.check_prompts(labelled.prompts, num_samples)
+    opened = policy.opens_thought
+
+    def given_answer(text: str) -> Hashable | None:
+        return classes(unclosed(text, opened))
+
+    def is_right(text: str, answers: Sequence[str]) -> bool:
+        return rule(unclosed(text, opened), answers)
 
     if output is not None:
         new_folder(Path(output))
     seen = probe(policy, labelled, num_samples, search_best, search_budget, seed, display)
-    classified = levels.classify(seen, classes)
+    classified = levels.classify(seen, given_answer)
     seen = levels.with_majority(seen, classified)
     votes = self_consistency(classified.samples)
     shares = levels.modal_shares(seen, classified, votes)
-    right = levels.judge(seen, rule, classified, votes)
+    right = levels.judge(seen, is_right, classified, votes)
     sequence, sampling = levels.sequence_level(seen), levels.sample_level(seen)
     every = levels.evidence(seen, right)
     prediction = levels.forecasts(every, config.clip, known.solved, trained_rounds(every, known), untold(known))

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from srlm.answers import AnswerClass, Match
-from srlm.diagnosis.probe import Probe
+from srlm.diagnosis.probe import LOG_PROBABILITIES, Probe
 from srlm.diagnosis.result import (
     AnswerLevel,
     Calibration,
@@ -198,14 +198,13 @@ def label_level(probe: Probe, right: Rights, limit: Estimate) -> LabelLevel:
         best_of_k=share(right.best_by(probe.log_prob)),
         mode=share(right.mode),
         mode_wrong=(1 - limit.high, 1 - limit.low),
-        calibration={name: _calibration(reward, right.samples) for name, reward in probe.rewards.items()},
+        calibration={name: _calibration(name, reward, right.samples) for name, reward in probe.rewards.items()},
     )
 
 
-def _calibration(reward: NDArray[np.float64], right: Flags) -> Calibration:
+def _calibration(name: str, reward: NDArray[np.float64], right: Flags) -> Calibration:
     within, prompts = grouped_auroc(reward, right)
-    # A reward that is a log-probability of something can be read as one.
-    ece = expected_calibration_error(np.exp(reward), right) if (reward <= 0).all() else None
+    ece = expected_calibration_error(np.exp(reward), right) if name in LOG_PROBABILITIES else None
     return Calibration(auroc_interval(reward, right), within, prompts, ece, reliability(reward, right))
 
 

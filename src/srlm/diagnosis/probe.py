@@ -35,6 +35,7 @@ from srlm.training.parts import prompt_sets
 from srlm.types import Prompts, Rollouts
 
 # Self-rewards that need no options and at most one pass; `levels.with_majority` adds the one that needs answer classes.
+LOG_PROBABILITIES = ("log_likelihood", "mean_log_likelihood", "negative_entropy")  # of something
 CALIBRATED = ("log_likelihood", "mean_log_likelihood", "self_certainty", "negative_entropy", "random")
 READING = ("prompt_column", "split", "dataset_config", "system_prompt", "instruction")  # what makes other prompts
 MEASURED_BY = (  # what a run's accuracies depend on, beside the model and the prompts

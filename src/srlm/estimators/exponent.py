@@ -33,7 +33,7 @@ def effective_exponent(
     best: ArrayLike | None = None,
     same: ArrayLike | None = None,
 ) -> EffectiveExponent | None:
-    """Least wanted of the log-ratio on log pi_t, with a constant for each prompt (ours; no labels needed).
+    """Least squares of the log-ratio on log pi_t, with a constant for each prompt (ours; no labels needed).
 
         alpha - 1 = S_xr / S_xx,   sigma^2 = sum (r - (alpha - 1) x)^2 / (n - P - 1)
 

@@ -32,6 +32,13 @@ def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, dis
     for file in [output / f"{name}{kind}" for name in names for kind in KEPT] if output is not None else []:
         if file.exists():
             raise UserError(f"{file} exists and is never overwritten: choose another --output")
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            write_atomically(output / "probe", lambda path: path.write_text("", encoding="utf-8"))
+            (output / "probe").unlink()
+        except OSError as error:
+            raise UserError(f"output {output} cannot be written ({error.strerror}): choose another --output") from error
     good = True
     for name in names:
         module = EXPERIMENTS[name]
@@ -61,8 +68,6 @@ def _show(rows: list[Row], shown: Sequence[str], verdict: Verdict, display: Disp
 
 
 def _keep(output: Path, name: str, module: ModuleType, rows: list[Row], verdict: Verdict) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-
     def table(path: Path) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))

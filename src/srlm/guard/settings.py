@@ -26,7 +26,8 @@ class GuardSettings(Sizes):
     guard_kept_mass: float = 0.2
     """Alarm if the share of their probability that sampled responses keep in an update is surely below this."""
     guard_length: float = 1.25
-    """Alarm if responses that end are this many times longer or shorter than in round 0, and surely so at all."""
+    """Alarm if responses that end are this many times longer or shorter than in round 0, and surely so at all; longer
+    ones are none while the token likelihood rank is surely above 1/2."""
     guard_truncation: float = 0.1
     """Alarm if the share of truncated responses surely rose by more than this since round 0."""
     guard_repetition: float = 0.05

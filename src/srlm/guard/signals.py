@@ -14,6 +14,7 @@ from srlm.guard.settings import GuardSettings
 if TYPE_CHECKING:
     from srlm.types import Record
 
+SAME_BY_CHANCE = 4  # prompts; fewer agree exactly too often to say how far they scatter
 TESTS = 9  # one-sided, of a round without labels; each has its share of the probability of a false alarm
 
 
@@ -52,7 +53,7 @@ class _Estimate:
     def of(cls, record: Record, name: str, level: float, prompts: str | None = None) -> _Estimate:
         found = [figure(record, key) for key in (name, f"{name}_error", prompts or f"{name}_prompts")]
         value, error, number = found
-        if value is None or error is None or number is None or error < 0:
+        if value is None or error is None or number is None or error < 0 or (not error and number < SAME_BY_CHANCE):
             return cls()
         return cls(value, *student_bounds(value, error, number, level))
 
@@ -64,6 +65,7 @@ class _Estimate:
             (mean, error, n)
             for mean, error, n in found
             if mean is not None and error is not None and n is not None and error >= 0 and n >= 1
+            if error or n >= SAME_BY_CHANCE
         ]
         if not known:
             return cls()
@@ -112,7 +114,9 @@ def _shape(now: Record, config: GuardSettings, level: float) -> Iterator[str]:
     length, far = _Estimate.pooled(now, ("length_change", "length_change_held_out"), level).exp(), config.guard_length
     if length.high < 1 and length.value < 1 / far:
         yield f"length of finished responses is {length.at_most} times round 0's, below 1/{far:g}"
-    if length.low > 1 and length.value > far:
+    # Where round 0 finds them likelier by token than its own, longer answers are worked out further: sharpening, too.
+    sharper = _Estimate.of(now, "token_likelihood_rank", level).low > 0.5
+    if length.low > 1 and length.value > far and not sharper:
         yield f"length of finished responses is {length.at_least} times round 0's, above {far:g}"
     for name, most in (("truncation", config.guard_truncation), ("repetition", config.guard_repetition)):
         rise = _Estimate.of(now, f"{name}_change", level)

@@ -39,6 +39,7 @@ class HeldOut:
     rollouts, reward: as in training, for pi_t; no reward where that would cost more than it tells (a judge), or
         where training has another (of a teacher's votes, or of more). weight of the rollouts: as an update would count
         them.
+    ranking: [P, K] the reward, though it may be of fewer votes than in training: for what ranks alone.
     classes: [P][K] the answer class of each response, None for one that gives no answer.
     initial: [P, K] log pi_0 of the same responses.
     best_initial: [P] largest log pi_0 among all held-out responses so far: the best stand-in for the mode of pi_0.
@@ -47,6 +48,7 @@ class HeldOut:
 
     rollouts: Rollouts
     reward: Tensor | None
+    ranking: Tensor | None
     classes: Sequence[Sequence[Hashable | None]]
     initial: Tensor
     best_initial: Tensor

@@ -38,7 +38,7 @@ class ObjectiveSettings(Sizes):
     label_smoothing: float | Literal["consistency"] = 0.0
     """Of dpo and ipo: how often a preference is taken to be wrong; consistency is CREAM's (1 - tau) / 2 with Kendall's
     tau of this round's reward against the last one's, on held-out responses of the last round; of the policies'
-    log-likelihoods, on those learned from, where nothing is held out or the reward has no implicit one."""
+    log-likelihoods, on those learned from, where nothing is held out, or the reward has no implicit one or a judge."""
     length_normalised: bool = False
     """Of dpo and ipo: log-ratios are means over a response's tokens instead of sums, and beta counts a token's nats:
     Tulu 3 takes 5 for dpo."""

@@ -47,15 +47,15 @@ def plan(
     diagnosis forecasts of its prompts (a Clopper-Pearson limit for others like them), or `sharpened_failure_bound`,
     whichever promises more; where there is a forecast its limit takes half of rho, from either. Of a T that is chosen
     because these prompts promise most there, it is somewhat less sure. Prompts that the diagnosis left out count as
-    failing, and copies of one as one.
+    failing in what it forecasts, and copies of one as one; kappa0 is of the others.
 
     diagnosis: a diagnose.json or what is in it: its forecasts (for delta = 1/2), and the cautious end of its kappa0
     where none is given. Its margin is not used: it is the least of the diagnosed prompts, and others may have less.
     budget N whole [1, 1e18]: prompts in all; failure x (0, 1): what to reach; one of both at least. kappa0 [1, inf) or
     log_kappa0 [0, 1400] in nats; margin gamma (0, inf) in nats, of every prompt, not needed with forecasts; beta
     (0, inf), or beta_0, beta_1, ... for as many rounds at most; num_samples K whole [1, 1e6]; level delta and
-    failure_probability rho (0, 1). The class is one of: log_class_size log|Pi| (0, inf) in nats; dimension d (0, inf)
-    of a linear softmax with norm_bound B_theta (0, inf), whose net of resolution 1/n makes it
+    failure_probability rho [1e-12, 1). The class is one of: log_class_size log|Pi| (0, inf) in nats; dimension d
+    (0, inf) of a linear softmax with norm_bound B_theta (0, inf), whose net of resolution 1/n makes it
     P_x[pi(y*_0|x) <= (1 - delta) e^{-2/n}].
 
     Raises:
@@ -85,6 +85,7 @@ def plan(
         needed_rounds=least,
         floor=anchored.floor(inputs),
         mode_wrong=read.mode_wrong if read is not None else None,
+        kappa_diagnosed=kappa0 is None and log_kappa0 is None,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -58,7 +57,8 @@ def _row(inputs: Inputs, rounds: int, read: Diagnosis | None) -> Row | None:
     if inputs.log_class_size is not None:
         # Odds that no round lost never grow: what the first exact update settles stays so.
         targets = _targets(inputs, first, float(anchored_exponent(betas)), read)
-        several = _promise(inputs, rounds, targets, lambda n, rho: _several_rounds(inputs, n / rounds, rounds, rho))
+        if targets:
+            several = _promise(inputs, rounds, targets, lambda n, rho: _several_rounds(inputs, n / rounds, rounds, rho))
     one_beta = betas[0] if rounds == 1 else 1 / (alpha - 1) if alpha > 1 else math.inf
     return Row(rounds, alpha, one_beta, one, several)
 
@@ -100,13 +100,21 @@ def _one_round(inputs: Inputs, prompts: float, rho: float) -> float:
 
 def _several_rounds(inputs: Inputs, prompts: float, rounds: int, rho: float) -> float:
     assert inputs.log_class_size is not None
+    if inputs.margin is None:  # kappa_t is no more than kappa_0, and each of T rounds errs like one, with rho / T
+        one = anchored_failure_bound(
+            num_samples=prompts,
+            log_class_size=inputs.log_class_size + math.log(rounds),
+            failure_probability=rho,
+            samples_per_prompt=inputs.num_samples,
+            log_condition=inputs.log_kappa0,
+        )
+        return float(rounds * one)
     return float(
         anchored_rounds_bound(
             num_samples=prompts,
             log_class_size=inputs.log_class_size,
             failure_probability=rho,
-            # With none kappa_t is no more than kappa_0.
-            margin=inputs.margin or sys.float_info.min,
+            margin=inputs.margin,
             beta=inputs.betas(rounds),
             samples_per_prompt=inputs.num_samples,
             log_kappa0=inputs.log_kappa0,

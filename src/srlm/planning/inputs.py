@@ -22,8 +22,8 @@ RANGES = {
     "dimension": "(0, inf)",
     "norm_bound": "(0, inf)",
     "eigenvalues": "[0, inf)",
-    "level": "(0, 1)",
-    "failure_probability": "(0, 1)",
+    "level": "[1e-12, 1)",
+    "failure_probability": "[1e-12, 1)",  # 1 minus less is 1
     "budget": f"[1, {LARGEST_BUDGET:g}]",
     "failure": "(0, 1)",
     "num_samples": "[1, 1e6]",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from srlm.planning.diagnosis import Source
@@ -100,6 +100,8 @@ class Plan:
     floor: Floor | None
     mode_wrong: tuple[float, float] | None
     """Of the diagnosed prompts: what sharpening makes worse, whatever is spent."""
+    kappa_diagnosed: bool = field(default=False, compare=False)
+    """Is kappa_0 that of the diagnosed prompts, rather than given?"""
 
     def row(self, rounds: int) -> Row:
         return next(row for row in self.rows if row.rounds == rounds)

@@ -14,7 +14,7 @@ from srlm.planning.anchored import promises
 from srlm.planning.diagnosis import Source
 from srlm.planning.inputs import LARGEST_BUDGET
 from srlm.planning.result import Plan, Promise, Row, Target
-from srlm.planning.words import count, kappa, short
+from srlm.planning.words import at_most, complement, count, kappa, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,14 +37,14 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def _verdict(made: Plan) -> list[str]:
     lines, given = [], made.inputs
-    sure = f"with probability {short(1 - given.failure_probability)}"
+    sure = f"with probability {complement(given.failure_probability)}"
     if given.failure is not None:
         asked = f"failure <= {short(given.failure)}"
         if made.needed_rounds is None:
             lines += [f"no number of prompts is sure of {asked}:", f"  {_why_not(made, given.failure)}"]
         else:
             row = made.row(made.needed_rounds)
-            lines.append(f"{asked} {sure}: {count(row.one.needed or 0)} prompts")
+            lines.append(f"{asked} {sure}: {count(row.one.needed or 0, up=True)} prompts")
             lines.append(f"  {_way(made, row)}{_several_need(made, row)}")
     if made.best_rounds is not None:
         row = made.row(made.best_rounds)
@@ -52,13 +52,13 @@ def _verdict(made: Plan) -> list[str]:
         prompts = f"{count(given.budget or 0)} prompts"
         parts = f"sample {short(row.one.sample)} + target {short(row.one.target.failure)}"
         if row.one.failure < 1:
-            lines.append(f"failure <= {short(row.one.failure)} {sure}: {prompts}")
+            lines.append(f"failure <= {at_most(row.one.failure)} {sure}: {prompts}")
         else:
             lines.append(f"{prompts} promise nothing ({short(row.one.failure)} >= 1)")
             enough = "more prompts" if row.one.sample > row.one.target.failure else "a smaller beta or a sharper start"
             parts += f": it takes {enough}"
         lines += [f"  {_way(made, row)}", f"  {parts}"]
-    least = short(1 - given.level) + ("" if given.log_class_size is not None else " e^(-2/n)")
+    least = complement(given.level) + ("" if given.log_class_size is not None else " e^(-2/n)")
     lines.append(f"failure: the share of prompts where the start's mode has probability <= {least} after")
     return lines
 
@@ -79,7 +79,7 @@ def _several_need(made: Plan, row: Row) -> str:
         return f"; in rounds at {_beta_given(made)} it cannot be shown"
     least = min(value for value, _ in needed)
     rounds = next(each.rounds for each in made.rows if each.several is not None and each.several.needed == least)
-    return f"; or {count(least)} in {rounds} rounds at {_beta_given(made)}"
+    return f"; or {count(least, up=True)} in {rounds} rounds at {_beta_given(made)}"
 
 
 def _beta_given(made: Plan) -> str:
@@ -143,7 +143,7 @@ def _table(made: Plan) -> list[str]:
 
 def _cell(promise: Promise | None, name: str) -> str:
     value = getattr(promise, name) if promise is not None else None
-    return "–" if value is None else count(value) if name == "needed" else short(value)
+    return "–" if value is None else count(value, up=True) if name == "needed" else at_most(value)
 
 
 def _grounds(made: Plan) -> list[str]:
@@ -158,8 +158,8 @@ def _grounds(made: Plan) -> list[str]:
     lines = [
         f"target: {_basis(made, chosen.one.target)}",
         f"sample: sqrt(kappa^(K) log(|Pi|/rho)/n), {condition}: proved, no constant, for any minimiser of the anchored "
-        f"regression with exact log-likelihood rewards and Z over a class {size} that holds the exact update; where "
-        "training stops short of a minimiser nothing is promised",
+        f"regression with exact log-likelihood rewards and Z over a class {size} that holds the exact update (in T "
+        "rounds: of what was learned, on fresh prompts, --prompts-per-round); nothing where training stops short",
         f"T rounds at {_beta_given(made)} may each err; one round at 1/(alpha - 1) has the update of all of them",
     ]
     if made.floor is not None:
@@ -182,14 +182,22 @@ def _basis(made: Plan, target: Target) -> str:
         left_out = f" ({broken} were left out, and count as failing)" if broken else ""
         return (
             f"of {_diagnosed(made.source)} at most {target.failing} fail after the exact update{left_out}, so of "
-            f"others at most {short(target.failure)}: for each T by itself, and somewhat less surely for one chosen by "
-            f"these prompts; that kappa_0 = {kappa(given.log_kappa0)} of these is that of all is taken for granted"
+            f"others at most {short(target.failure)}: for each T by itself, less surely for one chosen by "
+            f"them; {_start(made)}"
         )
     assert given.margin is not None
-    return (
-        f"(kappa_0 - 1) e^(-(alpha - 1) margin) and Markov, kappa_0 = {kappa(given.log_kappa0)}, margin "
-        f"{short(given.margin)} on every prompt"
-    )
+    margin = f"(kappa_0 - 1) e^(-(alpha - 1) margin) and Markov, margin {short(given.margin)} on every prompt"
+    if not made.kappa_diagnosed or made.source is None:
+        return f"{margin}, {_start(made)}"
+    left_out = f" ({made.source.broken} more were left out)" if made.source.broken else ""
+    return f"{margin}; {_start(made, f'of {made.source.num_prompts} diagnosed prompts{left_out}')}"
+
+
+def _start(made: Plan, whose: str = "") -> str:
+    value = f"kappa_0 = {kappa(made.inputs.log_kappa0)}"
+    if not made.kappa_diagnosed:
+        return f"{value}, as given"
+    return f"{f'{value} {whose}' if whose else f'their {value}'} is taken for all"
 
 
 def draw(made: Plan, axes: Axes) -> None:

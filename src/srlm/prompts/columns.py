@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from srlm.errors import UserError
 from srlm.types import PromptItem
 
@@ -23,7 +25,7 @@ def prompt(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> Prompt
     value = row[name]
     if isinstance(value, str) and name != "messages":
         return _words(f"the prompt on {where}", value)
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         expected = 'a list of {"role", "content"} turns' if name == "messages" else "a string"
         raise UserError(f"{name!r} on {where} is {kind(value)}, expected {expected}; correct it")
     turns = tuple(_turn(f"turn {number} on {where}", turn) for number, turn in enumerate(value, 1))
@@ -95,7 +97,11 @@ def _answer(what: str, value: Any) -> str:
         return str(value)  # of any size: a float could not hold it
     if not isinstance(value, (float, Decimal)) or not math.isfinite(value):
         raise UserError(f"{what} is {kind(value)}, expected a string or a finite number; correct it")
-    return str(int(value)) if value == int(value) else str(value)
+    if value == int(value):
+        return str(int(value))
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return str(single) if float(single) == value else str(value)  # a column of float32: .1 and not .10000000149
 
 
 def kind(value: Any) -> str:

@@ -83,6 +83,18 @@ def settled(settings: Settings, prompts: str, held_out: str | None, begun: dict[
     return changed
 
 
+PARSERS = ("auto", "normalised", "number", "math")
+"""Answer classes and match rules that a source may want."""
+
+
+def parsers(source: str) -> tuple[str | None, str | None]:
+    """Answer classes and match rule that a source wants by itself, if it does."""
+    if tasks.is_task(source):
+        return tasks.answer_classes(source), "auto"
+    preset = Source.of(source).preset
+    return (preset.answers, preset.answers) if preset else (None, None)
+
+
 def _answers(source: str) -> str | None:
     if tasks.is_task(source):
         return tasks.answer_classes(source)

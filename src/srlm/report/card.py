@@ -32,9 +32,18 @@ COLUMNS: tuple[Column, ...] = (
 )
 SOLVED = ("β", "beta", ".3g")  # where every round has its own
 SETTINGS = (
-    *("reward", "rounds", "num_samples", "max_new_tokens", "beta", "step", "clip", "anchor", "learning_rate", "epochs"),
-    *("lora_rank", "quantize", "temperature", "top_p", "top_k", "raw_prompts", "stop", "seed"),
+    *("objective", "reward", "votes", "teacher", "rounds", "num_samples", "max_new_tokens", "beta", "step", "clip"),
+    *("anchor", "pairs", "nll", "learning_rate", "epochs", "lora_rank", "quantize", "temperature", "top_p", "top_k"),
+    *("raw_prompts", "stop", "seed"),
 )
+OF_OBJECTIVES = {  # others do not heed them
+    "beta": ("regression", "dpo", "ipo"),
+    "step": ("regression",),
+    "clip": ("regression",),
+    "anchor": ("regression",),
+    "pairs": ("dpo", "ipo"),
+}
+IF_GIVEN = {"votes": None, "teacher": "live", "nll": 0.0, "quantize": "none"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -80,7 +89,7 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         *(
             f"- {name.replace('_', ' ')}: {_code(config[name])}"
             for name in SETTINGS
-            if name in config and name != unused and (name != "quantize" or packed)
+            if name != unused and _heeded(name, config)
         ),
         "",
         "## Data",
@@ -105,6 +114,14 @@ def model_card(manifest: dict[str, Any], records: Sequence[Record]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _heeded(name: str, config: dict[str, Any]) -> bool:
+    if name not in config or config[name] == IF_GIVEN.get(name, config):
+        return False
+    if name == "lora_rank" and config.get("adapter") == "continue":  # an adapter that was there has its own
+        return False
+    return name not in OF_OBJECTIVES or config.get("objective", "regression") in OF_OBJECTIVES[name]
 
 
 def _data(data: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from srlm.errors import UserError
 from srlm.guard.settings import GuardSettings
 from srlm.guard.signals import alarms
 from srlm.report.folders import Folder, Record, measured_at
@@ -97,23 +98,24 @@ def _of_run(folder: Folder) -> Verdict:
     if not records:
         stopped = state not in ("running", "finished", "waiting")
         return Verdict("bad", _sentence(state)) if stopped else Verdict("busy", "Waiting for the first record.")
-    improved, worse, other = _changes(records)
+    thresholds = _thresholds(folder)
+    improved, worse, other = _changes(records, thresholds)
     rounds = _config(folder, "rounds")
     where = f"round {records[-1].get('round')}" + (f" of {rounds:g}" if rounds is not None else "")
-    tone, headline = _judgement(records)
+    tone, headline = _judgement(records, thresholds)
     if state == "running":
         return Verdict("busy", f"Not finished: {where} is recorded. So far: {headline}", improved, worse, other)
     if (earlier := _earlier(folder)) is not None:
         chosen, reason = earlier
         kept = records[: chosen + 1]
-        improved, worse, other = _changes(kept)
-        tone, said = _judgement(kept) if chosen else ("open", "that is the model it began with.")
+        improved, worse, other = _changes(kept, thresholds)
+        tone, said = _judgement(kept, thresholds) if chosen else ("open", "that is the model it began with.")
         headline = f"model/ is that of round {chosen}; {said}"
         if reason is None:
             headline = f"Saturated, and an earlier round was better: {headline}"
         else:
             tone, headline = "bad", f"Rolled back by the guard: {headline} Why: {reason}."
-        return Verdict(tone, headline, improved, worse + _warnings(records[chosen + 1 :]), other)
+        return Verdict(tone, headline, improved, worse + _warnings(records[chosen + 1 :], thresholds), other)
     if state not in ("finished", "waiting"):
         return Verdict("bad", f"{_sentence(state)} {headline}", improved, worse, other)
     return Verdict(tone, headline, improved, worse, other)
@@ -134,11 +136,22 @@ def _earlier(folder: Folder) -> tuple[int, str | None] | None:
     return int(chosen), str(reasons[-1]) if reasons else None
 
 
-def _judgement(records: Sequence[Record]) -> tuple[str, str]:
+def _thresholds(folder: Folder) -> GuardSettings:
+    """The run's own, where it has some that can be read."""
+    config = folder.manifest.get("config")
+    given = config if isinstance(config, dict) else {}
+    names = [name for name in given if name.startswith("guard_") and hasattr(GuardSettings, name)]
+    try:
+        return GuardSettings(**{name: given[name] for name in names if number(given[name]) is not None})
+    except UserError:
+        return GuardSettings()
+
+
+def _judgement(records: Sequence[Record], thresholds: GuardSettings) -> tuple[str, str]:
     first, last = records[0], records[-1]
     if len(records) == 1:
         return "open", "one record; there is nothing to compare it with yet."
-    found = alarms(records, GuardSettings())
+    found = alarms(records, thresholds)
     sampled = change(first, last, "accuracy_sampled")
     pair = _pair(first, last, "accuracy_sampled", 3)
     moved = "" if sampled is None else f": sampled accuracy {pair}, {_gain(sampled)}"
@@ -160,7 +173,7 @@ def change_of(records: Sequence[Record], key: str) -> float | None:
     return None if first is None or last is None else last - first
 
 
-def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]]:
+def _changes(records: Sequence[Record], thresholds: GuardSettings) -> tuple[list[str], list[str], list[str]]:
     improved: list[str] = []
     worse: list[str] = []
     other: list[str] = []
@@ -179,7 +192,7 @@ def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]
             (improved if moved * better > 0 else worse).append(text)
         else:
             other.append(text)
-    worse += _warnings(records)
+    worse += _warnings(records, thresholds)
     best = max(records, key=lambda record: number(record.get("accuracy_sampled")) or -1.0)
     if best is not last and (peak := number(best.get("accuracy_sampled"))) is not None:
         end = number(last.get("accuracy_sampled"))
@@ -188,9 +201,9 @@ def _changes(records: Sequence[Record]) -> tuple[list[str], list[str], list[str]
     return improved, worse, other
 
 
-def _warnings(records: Sequence[Record]) -> list[str]:
-    """What the guard, at its defaults, has to say of each round."""
-    said = [alarms(records[: t + 1], GuardSettings()) for t in range(len(records))]
+def _warnings(records: Sequence[Record], thresholds: GuardSettings) -> list[str]:
+    """What the guard has to say of each round."""
+    said = [alarms(records[: t + 1], thresholds) for t in range(len(records))]
     return [f"round {record.get('round')}: {why}" for record, some in zip(records, said, strict=True) for why in some]
 
 

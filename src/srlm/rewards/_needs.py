@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from srlm.errors import UserError
+from srlm.thinking import unclosed
 from srlm.types import PromptItem, Rollouts
 
 
@@ -14,6 +15,13 @@ def each_text(policy: Any, responses: Any) -> Iterator[list[str]]:
     """The K texts of each prompt, one prompt after the other: those of all may be more than memory holds."""
     for p in range(len(responses)):
         yield from policy.texts(responses[p : p + 1])
+
+
+def each_answer(policy: Any, responses: Any) -> Iterator[list[str]]:
+    """The same for those that read answers: a thought that a prompt opened, and that was cut off, is told as one."""
+    opened = getattr(policy, "opens_thought", False)
+    for row in each_text(policy, responses):
+        yield [unclosed(text, opened) for text in row]
 
 
 def in_parts(policy: Any, rollouts: Rollouts, most: int) -> Iterator[list[tuple[PromptItem, list[str]]]]:

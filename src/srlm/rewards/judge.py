@@ -50,4 +50,4 @@ def judge(policy: Any, rollouts: Rollouts, *, note: Note = silent, judging: Judg
 def asking(policy: Any, rubric: Rubric, item: PromptItem, text: str, judging: Judging) -> str:
     """The question to the judge of one response."""
     asked = question(item)
-    return fitting(policy, lambda n: rubric.asks(question=asked, response=text[:n]), len(text), judging.room())
+    return fitting(policy, lambda n: rubric.asks(question=asked, response=text[:n]), len(text), judging)

@@ -70,7 +70,7 @@ def compared(
 
     def prompt(asked: str, a: str, b: str) -> str:
         build: Callable[[int], str] = lambda n: rubric.asks(question=asked, first=a[:n], second=b[:n])  # noqa: E731
-        return fitting(policy, build, max(len(a), len(b)), judging.room())
+        return fitting(policy, build, max(len(a), len(b)), judging)
 
     asked = [
         [prompt(what, texts[i], texts[j]) for j in some[i]]

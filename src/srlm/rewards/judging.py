@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -135,16 +135,18 @@ def question(item: PromptItem) -> str:
     return item[0]["content"] if len(item) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in item)
 
 
-def fitting(policy: Any, build: Callable[[int], str], longest: int, room: int = ROOM) -> str:
-    """build(n) with the most characters n of a response, up to `longest`, that the context has room for.
+def fitting(policy: Any, build: Callable[[int], str], longest: int, judging: Judging = USUALLY) -> str:
+    """build(n) with the most characters n of a response, up to `longest`, that the context has room for, and where
+    judgements are written that of the engine.
 
     Raises:
         UserError: it has none even for n = 0.
     """
-    whole = build(longest)
-    if policy.fits(whole, room):
+    fits_whole = partial(policy.fits, drawn=True) if judging.samples else policy.fits
+    whole, room = build(longest), judging.room()
+    if fits_whole(whole, room):
         return whole
-    if not policy.fits(build(0), room):
+    if not fits_whole(build(0), room):
         raise UserError(
             f"the context of the model has no room for the judge's question ({len(build(0))} characters before any "
             "response): shorten the prompts or choose another reward"
@@ -152,7 +154,7 @@ def fitting(policy: Any, build: Callable[[int], str], longest: int, room: int = 
     fits, too_long = 0, longest
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        fits, too_long = (middle, too_long) if policy.fits(build(middle), room) else (fits, middle)
+        fits, too_long = (middle, too_long) if fits_whole(build(middle), room) else (fits, middle)
     return build(fits)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
-from srlm.rewards._needs import each_text
+from srlm.rewards._needs import each_answer
 from srlm.types import Rollouts
 
 KNOWN = 1024  # responses whose class is remembered
@@ -91,7 +91,7 @@ def answers_given(
 
 
 def _classes_of(policy: Any, responses: Any, classes: Classes) -> Iterator[list[Hashable | None]]:
-    said = each_text(policy, responses) if hasattr(policy, "texts") else responses.response.flatten(0, -2).tolist()
+    said = each_answer(policy, responses) if hasattr(policy, "texts") else responses.response.flatten(0, -2).tolist()
 
     @functools.lru_cache(KNOWN)
     def answer(response: Any) -> Hashable | None:

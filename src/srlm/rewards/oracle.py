@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srlm.rewards._needs import attribute, each_text
+from srlm.rewards._needs import attribute, each_answer
 from srlm.types import Rollouts
 
 
@@ -21,6 +21,6 @@ def oracle(policy: Any, rollouts: Rollouts, *, right: Callable[[int, str], bool]
         UserError: the policy's responses have no text.
     """
     attribute(policy, "texts", "oracle", "responses with a text")
-    texts = each_text(policy, rollouts.responses)
+    texts = each_answer(policy, rollouts.responses)
     flags = [[bool(right(rollouts.row(number), text)) for text in row] for number, row in enumerate(texts)]
     return torch.tensor(flags).to(rollouts.log_prob)

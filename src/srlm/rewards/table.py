@@ -126,6 +126,11 @@ def implicit_weight(spec: str) -> float:
     return sum(weight for weight, name in _terms(spec) if name == "implicit")
 
 
+def of_itself(spec: str) -> bool:
+    """Is it the model that says how good its responses are, and nobody else?"""
+    return all(name in REWARDS and name not in (LABELLED, "random") for _, name in _terms(spec))
+
+
 def votes(spec: str) -> bool:
     """Does a vote among the responses enter?"""
     return any(name in _VOTES for _, name in _terms(spec))

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from srlm.errors import UserError
+from srlm.prompts.presets import PRESETS
 from srlm.run.files import OPTIMIZER, PROMPTS, RECORDS, ROUND, SCRATCH, damaged, dump, remove, write_atomically
 from srlm.run.tables import Table, read_columns, verify_columns, whole_files, write_columns
 from srlm.types import Record
@@ -55,6 +56,11 @@ class RunFolder:
         Raises:
             UserError: something is there already. What a run leaves that was killed before its manifest is nothing.
         """
+        if str(path) in PRESETS:
+            raise UserError(
+                f"--output is {path}, which is what a benchmark is called: prompts of that name would be read from the "
+                "run, expected another one: choose another --output"
+            )
         try:
             names = [p.name for p in path.iterdir()]
         except FileNotFoundError:

@@ -37,7 +37,8 @@ def go_back(run: RunFolder, round: int, looks_back: Callable[[str], bool]) -> Pa
     aside.mkdir()
     if (run.path / RECORDS).exists():
         shutil.copy2(run.path / RECORDS, aside)
-    run.manifest.pop("guard", None)
+    for said in ("guard", "pushed"):  # of the result
+        run.manifest.pop(said, None)
     run.save_manifest(state="running")
     run.save_records(kept)
     names = [*RESULT, *([run.prompts.name] if round == 0 else [])]

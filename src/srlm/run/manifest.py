@@ -61,7 +61,7 @@ def new_manifest(
         # What accuracies of one run are compared by; training knows nothing of it.
         data["held_out_answers"] = {"fingerprint": _fingerprint(held_out)}
     if train.columns is not None:  # which a check of the user's sees
-        digest = hashlib.sha256(json.dumps(train.columns, sort_keys=True, default=str).encode())
+        digest = hashlib.sha256(json.dumps(_alike(train.columns), sort_keys=True, default=str).encode())
         data["prompts_columns"] = {"fingerprint": digest.hexdigest()}
     if rubrics:
         data["rubrics"] = {"fingerprint": hashlib.sha256("\0".join(rubrics).encode()).hexdigest()}
@@ -214,6 +214,21 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(labelled: PromptSet) -> str:
     return hashlib.sha256(repr(labelled.answers).encode()).hexdigest()
+
+
+def _alike(value: Any) -> Any:
+    """Equal for equal values of a column, in any process: the text of an image, say, has its address in memory."""
+    if isinstance(value, Mapping):
+        return {str(key): _alike(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_alike(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, bytes) or hasattr(value, "tobytes"):
+        return hashlib.sha256(value if isinstance(value, bytes) else value.tobytes()).hexdigest()
+    return (
+        type(value).__name__ if re.search(" at 0x[0-9a-fA-F]+>", str(value)) and not isinstance(value, str) else value
+    )
 
 
 def _git_commit() -> str | None:

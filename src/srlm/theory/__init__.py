@@ -1,7 +1,8 @@
 """Floor 0: floats and arrays in, floats out. Never imports torch.
 
 Scalar arguments give floats; arrays broadcast. Whatever is out of range or no number, NaN and text included, raises
-ValueError. kappa_0 may be given by its logarithm (log_kappa0); what is a kappa then comes back as a logarithm.
+ValueError. Where a function takes log_kappa0, kappa_0 may be given by its logarithm; a kappa that it returns then is
+one, too.
 docs/theory.md maps equations to these functions and their tests.
 """
 

@@ -28,6 +28,7 @@ from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import checks
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder
+from srlm.training.parts import refuse_unasked
 from srlm.training.trainer import SelfRewardTrainer
 from srlm.types import Record
 
@@ -122,8 +123,9 @@ def compare(
             try:
                 # No guard: arms that end early would not have had equal compute, and controls are to do their damage.
                 own = dataclasses.replace(config, **{**arms[name], "seed": seed, "output": str(path), "guard": False})
+                seen = _seen(train, own), held and _seen(held, own)
                 trainer = SelfRewardTrainer(
-                    model, own, train, held, resume=begun, display=display, start=tuple(start.values())
+                    model, own, *seen, resume=begun, display=display, start=tuple(start.values())
                 )
             except UserError as error:
                 raise UserError(f"the arm {name!r}: {error}") from error
@@ -163,6 +165,11 @@ def compare(
     return made
 
 
+def _seen(prompts: PromptSet, arm: SelfRewardConfig) -> PromptSet:
+    """Columns are a part of what a run began with, where its reward looks at them."""
+    return prompts if checks(arm.reward) else dataclasses.replace(prompts, columns=None)
+
+
 def _check(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]], seeds: int) -> None:
     if seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected at least 1: correct it")
@@ -177,9 +184,22 @@ def _check(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]], seed
                 f"the arm {name!r} sets {shared[0]!r}, expected some of {', '.join(OWN)}: set it for all arms, or "
                 "leave it out"
             )
+    _refuse_unasked(config, arms)
     folders = [file_name(name) for name in arms]
     if len(set(folders)) < len(arms):
         raise UserError(f"--compare names arms that share a folder ({', '.join(folders)}): tell them apart")
+
+
+def _refuse_unasked(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """What one arm has a use for the others may leave alone."""
+    refusals: list[UserError] = []
+    for changes in arms.values():
+        try:
+            refuse_unasked(dataclasses.replace(config, **changes))
+            return
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
 
 
 @contextmanager

@@ -5,6 +5,20 @@ from __future__ import annotations
 from srlm.config import SelfRewardConfig
 from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.policy import TransformerPolicy
+from srlm.rewards.table import judges, of_itself, votes
+
+
+def _roles(config: SelfRewardConfig) -> str:
+    """Who does what in a round."""
+    said, voted, judged = "reference and sampler of round t: π_t itself", votes(config.reward), judges(config.reward)
+    if config.objective == "imitation":
+        return f"{said}; nothing is rewarded"
+    if config.teacher != "live" and (voted or judged):
+        whose = "π_0" if config.teacher == "initial" else f"an average of its weights ({config.teacher})"
+        return f"{said}; {'judge' if judged else 'voter'}: {whose}"
+    if not of_itself(config.reward):
+        return f"{said}; reward: {config.reward}"
+    return "reference, reward model and sampler of round t: π_t itself"
 
 
 def headline(name: str, policy: TransformerPolicy, config: SelfRewardConfig, given: tuple[int, int], begun: str) -> str:
@@ -30,5 +44,5 @@ def headline(name: str, policy: TransformerPolicy, config: SelfRewardConfig, giv
         f"{name} · {whole / 1e6:.0f}M parameters, {trained / 1e6:.1f}M trained, {str(model.dtype)[6:]}"
         f"{packed}, {model.device} · {prompts} prompts{each} × {config.num_samples}, "
         f"{held}{exploring}{stops}{drawn}\n"
-        "reference, reward model and sampler of round t: π_t itself"
+        f"{_roles(config)}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from srlm.rewards.judging import Judging
 from srlm.rewards.rubric import read_rubric
 from srlm.rewards.table import LABELLED, Teacher, checks, judged_by, judges, reward_function, votes
 from srlm.starting import load_policy as load_policy
+from srlm.training.reading import Reading
 from srlm.types import Level, Objective, Reward
 
 BY_TOKEN = {"grpo": policy_gradient.grpo, "dapo": policy_gradient.dapo, "dr_grpo": policy_gradient.dr_grpo}
@@ -73,6 +74,11 @@ def prompt_sets(
     train = prompts_of(prompts, config, keep_columns=keep_columns)
     if held_out is not None:
         given = prompts_of(held_out, config, keep_columns=keep_columns)
+        if given.answers is None and config.answer_column != SelfRewardConfig.answer_column:
+            raise UserError(
+                f"--answer-column is {config.answer_column!r}, which no row of {given.source} has, expected a column "
+                "of answers: correct it, or leave it out"
+            )
         if tasks.is_task(train.source) and tasks.is_task(given.source):
             train = train.without(given)  # what is drawn at random may be drawn twice
         held: PromptSet | None = given
@@ -86,15 +92,14 @@ def prompt_sets(
 def reward_of(
     config: SelfRewardConfig,
     prompts: PromptSet,
+    read: Reading,
     *,
-    classes: Callable[[Any], Hashable | None],
-    match: Match,
     note: Callable[[str, float], None],
     teacher: Teacher,
 ) -> Reward:
     """The reward of responses to `prompts`, whose answers the control `oracle` and a check of a run with labels alone
     may see."""
-    right = _right_responses(prompts, match) if config.reward == LABELLED else None
+    right = _right_responses(prompts, read.rule) if config.reward == LABELLED else None
 
     def columns(number: int) -> Mapping[str, Any]:
         row = prompts.columns[number] if prompts.columns is not None else {}
@@ -104,7 +109,7 @@ def reward_of(
 
     return reward_function(
         config.reward,
-        classes=classes,
+        classes=read.classes,
         right=right,
         columns=columns,
         note=note,
@@ -157,16 +162,28 @@ def refuse_idle(config: SelfRewardConfig) -> None:
     Raises:
         UserError: a setting that nothing would heed.
     """
+    refuse_unasked(config)
     paired, written = config.objective in ("dpo", "ipo"), [name for name in vars(config) if name.startswith("written_")]
+    continued = config.adapter == "continue"
+    clips = " (it is --ratio-clip that clips ratios)" if config.objective in CLIPPED else ""
     heeded = {  # setting -> where it is
         "beta": (paired or config.objective == "regression", "--objective regression, dpo or ipo"),
-        "clip": (config.objective not in CLIPPED, "--objective regression (it is --ratio-clip that clips ratios)"),
+        "clip": (config.objective == "regression", f"--objective regression{clips}"),
+        "anchor": (config.objective == "regression", "--objective regression"),
+        "reward": (config.objective != "imitation", "another --objective"),
+        "length_penalty": (config.objective != "imitation", "another --objective"),
+        "truncated": (config.objective != "imitation" or config.truncated != "penalise", "another --objective"),
         "pairs": (paired, "--objective dpo or ipo"),
         "label_smoothing": (paired, "--objective dpo or ipo"),
         "margin": (paired or config.nll > 0, "--objective dpo or ipo, or --nll"),
-        "lora_alpha": (config.lora_rank > 0, "--lora-rank 1 or more"),
+        "lora_alpha": (config.lora_rank > 0 and not continued, "--lora-rank 1 or more, and new layers,"),
         "engine_correction": (config.engine != "builtin", "--engine"),
-        "engine_weights": (config.lora_rank > 0 or config.engine_weights == "folder", "--lora-rank 1 or more"),
+        "engine_weights": (
+            (bool(config.servers) and config.lora_rank > 0)
+            or (config.engine != "builtin" and config.engine_weights == "folder"),
+            "addresses of servers as --engine and --lora-rank 1 or more",
+        ),
+        "engine_options": (config.engine == "vllm", "--engine vllm (servers have options of their own)"),
         **{name: (config.written_prompts > 0, "--written-prompts") for name in written if name != "written_prompts"},
     }
     for name, (there, where) in heeded.items():
@@ -179,23 +196,12 @@ def refuse_idle(config: SelfRewardConfig) -> None:
             )
 
 
-def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
-    """
+def refuse_unasked(config: SelfRewardConfig) -> None:
+    """Of a run by itself, or of all arms of a comparison: a control neither votes nor judges.
+
     Raises:
-        UserError: settings of rounds, votes and teachers that have nothing to do.
+        UserError: a setting of votes, teachers, judges or checks that --reward has no use for.
     """
-    number = config.prompts_per_round
-    if number is not None and number > len(prompts.prompts):
-        raise UserError(
-            f"--prompts-per-round is {number}, but {prompts.source} has {len(prompts.prompts)} prompts to train on, "
-            "expected at most as many: lower it or give more prompts"
-        )
-    if config.written_prompts and (checks(config.reward) or uses_labels(config)):
-        raise UserError(
-            f"--written-prompts is {config.written_prompts}, but --reward {config.reward} looks at a prompt's own "
-            "columns or answers, which those that are written have not, expected another reward: choose one, or "
-            "leave it out"
-        )
     polled = votes(config.reward) or config.consistency_band is not None
     if config.votes is not None and not polled:
         raise UserError(
@@ -214,8 +220,38 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
                 f"--{name.replace('_', '-')} was given, but --reward {config.reward} does not judge, expected judge, "
                 "judge_pairwise or meta_judge: leave it out or choose one"
             )
+    if config.judge_opponents is not None and "judge_pairwise" not in config.reward:
+        raise UserError(
+            f"--judge-opponents is {config.judge_opponents}, but --reward {config.reward} compares no responses, "
+            "expected judge_pairwise: leave it out or choose it"
+        )
+    if config.labelled and not checks(config.reward):
+        raise UserError(
+            f"--labelled was given, but --reward {config.reward} has no check:module:function that could see answers, "
+            "expected one: leave it out"
+        )
+
+
+def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
+    """
+    Raises:
+        UserError: settings of rounds, votes and judges that cannot be.
+    """
+    number = config.prompts_per_round
+    if number is not None and number > len(prompts.prompts):
+        raise UserError(
+            f"--prompts-per-round is {number}, but {prompts.source} has {len(prompts.prompts)} prompts to train on, "
+            "expected at most as many: lower it or give more prompts"
+        )
+    if config.written_prompts and (checks(config.reward) or uses_labels(config)):
+        raise UserError(
+            f"--written-prompts is {config.written_prompts}, but --reward {config.reward} looks at a prompt's own "
+            "columns or answers, which those that are written have not, expected another reward: choose one, or "
+            "leave it out"
+        )
+    kinds = judged_by(config.reward)
     for name in config.rubric:
-        if read_rubric(name).pairs not in kinds:
+        if kinds and read_rubric(name).pairs not in kinds:
             kind, fitting = ("pairs", "judge_pairwise") if read_rubric(name).pairs else ("points", "judge")
             raise UserError(
                 f"the rubric {name} is one of {kind}, which --reward {config.reward} does not ask for, expected "
@@ -227,17 +263,7 @@ def check_rounds(config: SelfRewardConfig, prompts: PromptSet) -> None:
                 f"--{name.replace('_', '-')} is {getattr(config, name)}, but no judgement is written, expected "
                 "--judge-samples 1 or more beside it: leave it out or give both"
             )
-    if config.judge_opponents is not None and "judge_pairwise" not in config.reward:
-        raise UserError(
-            f"--judge-opponents is {config.judge_opponents}, but --reward {config.reward} compares no responses, "
-            "expected judge_pairwise: leave it out or choose it"
-        )
-    if config.labelled and not checks(config.reward):
-        raise UserError(
-            f"--labelled was given, but --reward {config.reward} has no check:module:function that could see answers, "
-            "expected one: leave it out"
-        )
-    if config.labelled and prompts.answers is None:
+    if config.labelled and checks(config.reward) and prompts.answers is None:
         raise UserError(
             f"--labelled was given, but {prompts.source} has no answers, expected them in its answer column: leave it "
             "out or add them"

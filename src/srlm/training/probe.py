@@ -53,9 +53,9 @@ class Probe:
         tables, config, prompts = self._tables, self._tables.config, self._held_out.prompts
         generator = held_out_generator(config.seed, round)
         number = config.held_out_samples
-        rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True)
-        voted = votes(config.reward)
-        untold = judges(config.reward) or (voted and config.teacher != "live")
+        rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True, explore=False)
+        voted, unheeded = votes(config.reward), config.objective == "imitation"
+        untold = judges(config.reward) or (voted and config.teacher != "live") or unheeded
         reward = None if untold else tables.rewarded(policy, rollouts, "held_out")
         if reward is not None:  # how well an update generalises is asked of what it would have heeded
             finished = rollouts.responses.finished
@@ -70,7 +70,7 @@ class Probe:
             following = tables.followed(policy, before.rollouts, "held_out")
         # Shares of fewer votes than in training are a noisier reward than the one that an update is asked to follow.
         followed = None if voted and number < (config.votes or config.num_samples) else reward
-        self._before = found = HeldOut(rollouts, followed, classes, under_initial, best, first_best)
+        self._before = found = HeldOut(rollouts, followed, reward, classes, under_initial, best, first_best)
         record = held_out_record(found, before, following, *self._weighing.update_before(round))
         record |= self._weighing.agreement(before, following)
         if self._start is None:

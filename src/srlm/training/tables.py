@@ -72,10 +72,11 @@ class Tables:
         by_token: bool = False,
         for_readers: bool = False,
         rows: Sequence[int] | None = None,
+        explore: bool = True,
     ) -> Rollouts:
         """Sample and score. by_token: hand on the log-probs of single tokens. for_readers: keep what a reader needs to
-        see how sure the policy was of each piece of a text."""
-        draw = partial(policy.sample, prompts, num_samples, generator)
+        see how sure the policy was of each piece of a text. explore: with --temperature, --top-p and --top-k."""
+        draw = partial(policy.sample, prompts, num_samples, generator, explore=explore)
         responses = self.responses(policy, prompts, round, table, draw, rows)
         drawn_elsewhere = OF_ENGINE in self.ledger.columns(round, table, (), dict).names()
 

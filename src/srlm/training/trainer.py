@@ -52,6 +52,7 @@ from srlm.training.parts import (
     uses_labels,
 )
 from srlm.training.probe import Probe
+from srlm.training.reading import as_kept, kept_readings, readings
 from srlm.training.recording import Recorder
 from srlm.training.stages import Stages, optimisation
 from srlm.training.tables import Tables
@@ -113,7 +114,12 @@ class SelfRewardTrainer:
         train, held = prompt_sets(prompts, held_out, config)
         output = Path(config.output)
         begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
-        config = settled(config, train.source, None if held is None else held.source, begun)
+        given, config = config, settled(config, train.source, None if held is None else held.source, begun)
+        sources = {"rollouts": train.source} | ({} if held is None else {"held_out": held.source})
+        if self.resume:
+            self._readings = kept_readings(read_manifest(output), config, sources)
+        else:
+            self._readings = readings(given, config, sources)
         asked, config = config, config.with_defaults(begun)
         self.config = config
         self.processes = processes()
@@ -132,7 +138,7 @@ class SelfRewardTrainer:
             held_out_given=held_out is not None,
             labels_used=uses_labels(config),
             rubrics=rubric_texts(config),
-        )
+        ) | {"readings": as_kept(self._readings)}
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self._facts = _in_common(manifest)
         self._watch: Watch | None = None
@@ -147,13 +153,13 @@ class SelfRewardTrainer:
     def _assemble(self, train: PromptSet, held: PromptSet | None) -> None:
         """Stages and probe on these prompts."""
         check_rounds(self.config, train)
-        config, match, classes = self.config, match_rule(self.config.match), answer_classes(self.config.answers)
+        config, read = self.config, self._readings
         if not uses_labels(config):  # nobody who learns is to find them
             train = dataclasses.replace(train, answers=None)
         sets = {"rollouts": train} | ({} if held is None else {"held_out": held})
         self.prompts, self.held_out = train.without_answers(), held
         rewards = {
-            table: reward_of(config, one, classes=classes, match=match, note=self.ledger.note, teacher=self.teacher)
+            table: reward_of(config, one, read[table], note=self.ledger.note, teacher=self.teacher)
             for table, one in sets.items()
         }
         # Not the sets themselves: nothing that hangs on a trainer leads to an answer.
@@ -161,11 +167,11 @@ class SelfRewardTrainer:
         writer = Writer.of(config, self.ledger, train, held, self.display.say) if config.written_prompts else None
         tables = Tables(config, self.ledger, rewards)
         weighing = Weighing(config, self.ledger, tables)
-        self.stages = Stages(config, self.ledger, tables, weighing, classes, self.teacher, writer)
-        probe = None if held is None else Probe(tables, weighing, held, match, classes)
+        self.stages = Stages(config, self.ledger, tables, weighing, read["rollouts"].classes, self.teacher, writer)
+        probe = None if held is None else Probe(tables, weighing, held, read["held_out"].rule, read["held_out"].classes)
         self.record = Recorder(config, self.ledger, weighing, probe)
         if held is not None:
-            check_answers(held, match)
+            check_answers(held, read["held_out"].rule)
 
     def train(self) -> TrainResult:
         """Run, or go on with, all rounds; leave `model/` behind.
@@ -223,7 +229,7 @@ class SelfRewardTrainer:
             policy.room.tokens = self.run.manifest.get("token_budget", policy.room.tokens)
         policy.room.say = partial(self._remember_room, policy)
         if self.main:
-            self.run.save_manifest(token_budget=policy.room.tokens)
+            self.run.save_manifest(token_budget=policy.room.tokens, opens_thought=policy.opens_thought)
         for note in policy.notes:
             self.display.say(note)
         self._foresee(policy)

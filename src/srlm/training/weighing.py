@@ -84,9 +84,9 @@ class Weighing:
         weight = implicit_weight(self.config.reward)
         if not weight or self.config.label_smoothing != "consistency":
             return {}
-        if before is None or before.reward is None or following is None:
+        if before is None or before.ranking is None or following is None:
             return {}
-        last, rollouts = before.reward, before.rollouts
+        last, rollouts = before.ranking, before.rollouts
         now = last + weight * (following - rollouts.log_prob)
         now, _ = shaping.truncated(now, rollouts.weight, rollouts.responses.finished, self.config.truncated)
         return {"reward_tau": kendall_tau(last.numpy(), now.numpy())}

@@ -21,7 +21,7 @@ _LEAST_OF_PROMPT = 0.9  # of its letters, in scripts of the examples
 # How an assistant begins that refuses, or answers instead of asking. English only: others pass.
 _REFUSAL = re.compile(
     r"\W*(?:(?:i[’']?m|i am) (?:very |really |so )?sorry\b|sorry[,.]|(?:i )?apologi[sz]e|my apologies|"
-    r"i (?:can(?:[’']t|not| not)|won[’']t|will not|am (?:not able|unable)|[’']m (?:not able|unable))\b|"
+    r"i(?: (?:can(?:[’']t|not| not)|won[’']t|will not|am (?:not able|unable))|[’']m (?:not able|unable))\b|"
     r"as an? (?:ai|artificial|large language|language model)|i[’']?m (?:just )?an? (?:ai|language model)|"
     r"(?:sure|certainly|of course|absolutely)[,!.:]|here (?:is|are) (?:a|an|the|some|another|\d+|\w+) [^.?!]*:)",
     re.IGNORECASE,

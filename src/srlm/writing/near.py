@@ -6,10 +6,13 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from srlm.answers.text import WITHOUT_SPACES
+
 SHINGLE = 5  # characters
 PERMUTATIONS = 128
 MARGIN = 0.25  # below the threshold asked for: what the index proposes is compared exactly
 WORDS_IN_A_ROW = 8
+_UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")  # there a word of `words` is a clause
 
 
 class Near:
@@ -61,8 +64,11 @@ class Quoted:
 
     def __init__(self, texts: Iterable[str], common: Iterable[str] = ()) -> None:
         self._whole, self._rows = set[tuple[str, ...]](), set[tuple[str, ...]]()
+        self._unspaced: list[str] = []
         for text in texts:
             own = words(text)
+            if _UNSPACED.search(text):
+                self._unspaced.append("".join(own))
             if len(own) < WORDS_IN_A_ROW:
                 self._whole.add(tuple(own))
             self._rows |= rows(own, WORDS_IN_A_ROW)
@@ -74,7 +80,10 @@ class Quoted:
         own = words(text)
         if self._rows and self._rows & rows(own, WORDS_IN_A_ROW):
             return True
-        return any(self._whole & rows(own, size) for size in self._sizes)
+        joined = "".join(own)
+        return any(self._whole & rows(own, size) for size in self._sizes) or any(
+            one in joined for one in self._unspaced
+        )
 
 
 def rows(own: list[str], size: int) -> set[tuple[str, ...]]:

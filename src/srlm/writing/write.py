@@ -110,7 +110,7 @@ def write(
         draws = range(drawn, min(most, drawn + at_once(number - len(kept))))
         chosen = [pool.draw(settings.written_examples, seed, round, draw) for draw in draws]
         item, openings = asking([[pool.texts[place] for place in places] for places in chosen])
-        if any(not policy.fits(item + opening, settings.written_tokens) for opening in openings):
+        if any(not policy.fits(item + opening, settings.written_tokens, drawn=True) for opening in openings):
             raise UserError(
                 f"the context of the model has no room for {settings.written_examples} examples of up to "
                 f"{max(map(len, openings))} characters in all and {settings.written_tokens} new tokens: lower "

@@ -10,7 +10,7 @@ from srlm.planning.diagnosis import Bracket, Forecast
 from srlm.planning.inputs import LARGEST_BUDGET
 from srlm.planning.paper.consequences import RESPONSES
 from srlm.planning.paper.result import Inputs, Plan, Remedy
-from srlm.planning.words import count, kappa, short
+from srlm.planning.words import complement, count, kappa, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,8 +52,8 @@ def _verdict(made: Plan) -> list[str]:
             f"{short(value)}"
         )
     lines.append(
-        f"failure: the share of prompts whose mode has probability <= {short(1 - given.level)}; the bound holds with "
-        f"probability {short(1 - given.failure_probability)}, up to its constant (C = {short(given.constant)}"
+        f"failure: the share of prompts whose mode has probability <= {complement(given.level)}; the bound holds with "
+        f"probability {complement(given.failure_probability)}, up to its constant (C = {short(given.constant)}"
         f"{', by convention' if given.constant == 1 else ''})"
     )
     if math.log(best.guarantee.kappa_infinity) < given.log_kappa0:

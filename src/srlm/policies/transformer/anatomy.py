@@ -6,6 +6,7 @@ would keep, and what a KV cache would hold.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,7 +25,7 @@ from srlm.policies.transformer.bits import elements
 from srlm.policies.transformer.encode import Encoder
 from srlm.policies.transformer.layout.cost import Cost
 from srlm.policies.transformer.load.adapters import with_lora
-from srlm.policies.transformer.load.brought import base_of
+from srlm.policies.transformer.load.brought import CONFIG, base_of
 from srlm.policies.transformer.load.checks import first_line, refuse_unlike_causal
 from srlm.policies.transformer.load.hub import DTYPES, resolve_dtype, resolve_model
 from srlm.policies.transformer.log_prob import CACHES, UNFIT, decoder_of
@@ -46,6 +47,9 @@ def unloaded(
         UserError: not a model.
     """
     config = config_of(name, adapter=adapter, trust_remote_code=trust_remote_code)
+    if adapter == "continue" and rank:
+        brought = json.loads((Path(resolve_model(name)) / CONFIG).read_text(encoding="utf-8"))
+        rank, alpha = int(brought["r"]), None
     return of_config(name, config, resolve_dtype(dtype), rank=rank, alpha=alpha, trust_remote_code=trust_remote_code)
 
 
@@ -55,8 +59,8 @@ def config_of(name: str, *, adapter: str = "auto", trust_remote_code: bool = Fal
         UserError: there is none.
     """
     source = resolve_model(name)
-    if (base := base_of(Path(source), adapter)) is not None:
-        source = resolve_model(base)
+    while (base := base_of(Path(source), adapter)) is not None and (beneath := resolve_model(base)) != source:
+        source, adapter = beneath, "merge"
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever the readers of configs raise

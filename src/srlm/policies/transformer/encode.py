@@ -86,6 +86,12 @@ class Encoder:
             if len(self._keeping(item, f"prompt {number + 1}")) + spare > context.tokens
         ]
 
+    @property
+    def opens_thought(self) -> bool:
+        """Does a prompt end in an open thinking block? As the first one that was encoded."""
+        last = next(iter(self._kept.values()), None)
+        return last is not None and in_thought(self._tokenizer.decode(last[-OPENING:].tolist()))
+
     def check(self, prompts: Prompts, spare: int, context: Context) -> None:
         """
         Raises:
@@ -134,8 +140,8 @@ class Encoder:
             ids = list(self._tokenizer(item)["input_ids"])
             if len(ids) > 1 and ids[0] == ids[1] == self._tokenizer.bos_token_id:  # the text brings its own
                 ids = ids[1:]
-            # Some tokenizers close every text with EOS; a prompt must stay open.
-            if len(ids) > 1 and ids[-1] in self._eos:
+            # Some tokenizers close every text with EOS; a prompt must stay open. One that the user wrote stays.
+            if len(ids) > 1 and ids[-1] in self._eos and self._closed(ids, item):
                 ids = ids[:-1]
         else:
             if not template:
@@ -157,6 +163,16 @@ class Encoder:
                     "the prompt, give raw text with --raw-prompts, or mend the template"
                 ) from error
         return list(ids)
+
+    def _closed(self, ids: Sequence[int], item: str) -> bool:
+        """Did the tokenizer add the last id?"""
+        written = list(self._tokenizer(item, add_special_tokens=False)["input_ids"])
+        return not written or written[-1] != ids[-1] or _ends(written) < _ends(ids)
+
+
+def _ends(ids: Sequence[int]) -> int:
+    """How often the last id stands at the end."""
+    return next((n for n, one in enumerate(reversed(ids)) if one != ids[-1]), len(ids))
 
 
 def variables(tokenizer: Any, name: str, given: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -81,6 +82,7 @@ class TransformerPolicy:
         # What is to be cut into shards comes to its devices piece by piece.
         self.model = model.to(self.processes.device) if asked is None else model
         self.tokenizer = cast(Any, tokenizer)
+        _say_ends(model, eos)
         self.name = name
         self.notes = [asked.note] if asked is not None and asked.note else []  # what a person should know of it
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
@@ -178,9 +180,10 @@ class TransformerPolicy:
         """Most tokens that the model reads; infinite if it does not say."""
         return self._context.tokens
 
-    def fits(self, item: PromptItem, spare: int) -> bool:
-        """Does a question leave room for `spare` tokens of its answer?"""
-        return len(self.encode.answering(item)) + spare <= self.context
+    def fits(self, item: PromptItem, spare: int, *, drawn: bool = False) -> bool:
+        """Does a question leave room for `spare` tokens of its answer? drawn: by the engine, whose room is its own."""
+        room = min(self.context, self.engine.context) if drawn else self.context
+        return len(self.encode.answering(item)) + spare <= room
 
     def overlong(self, prompts: Prompts) -> list[int]:
         """Numbers of the prompts that leave a response no room in the context."""
@@ -192,19 +195,24 @@ class TransformerPolicy:
     # Sampling
 
     def sample(
-        self, prompts: Prompts, num_samples: int, generator: torch.Generator, progress: Progress = silent
+        self,
+        prompts: Prompts,
+        num_samples: int,
+        generator: torch.Generator,
+        progress: Progress = silent,
+        *,
+        explore: bool = True,
     ) -> Responses:
-        """K i.i.d. responses per prompt. Each prompt has its own random stream: batches and processes don't matter."""
-        return self._respond(prompts, num_samples, prompt_seeds(len(prompts), generator), progress)
+        """K i.i.d. responses per prompt. Each prompt has its own random stream: batches and processes don't matter.
+
+        explore: at the temperature, top-p and top-k that were asked for; else from pi(y|x) itself.
+        """
+        how = self.decoding if explore else replace(self.decoding, temperature=1.0, top_p=1.0, top_k=0)
+        return self._drawn(self.ids(prompts), num_samples, how, prompt_seeds(len(prompts), generator), progress)
 
     def greedy(self, prompts: Prompts, progress: Progress = silent) -> Responses:
         """The argmax word at every step, [P, 1]: not the mode of pi(y|x) in general (Prop. 4.3)."""
-        return self._respond(prompts, 1, None, progress)
-
-    def _respond(
-        self, prompts: Prompts, num_samples: int, seeds: Sequence[int] | None, progress: Progress
-    ) -> Responses:
-        return self._drawn(self.ids(prompts), num_samples, self.decoding, seeds, progress)
+        return self._drawn(self.ids(prompts), 1, self.decoding, None, progress)
 
     def _drawn(
         self,
@@ -340,6 +348,11 @@ class TransformerPolicy:
 
     # Text
 
+    @property
+    def opens_thought(self) -> bool:
+        """Does a response begin inside a thinking block, which its prompt opens?"""
+        return self.encode.opens_thought
+
     def ended(self, response: Sequence[int]) -> bool:
         """Does a response end with its last token?"""
         return self._texts.ended(response)
@@ -406,3 +419,12 @@ class TransformerPolicy:
             return
         self.weights.save_model(folder, self.tokenizer)
         self.weights.check_saved(folder, self.encode.some(2) or [[0, 1, 2, 3]])
+
+
+def _say_ends(model: PreTrainedModel, eos: frozenset[int]) -> None:
+    """What is saved of a model ends where it was trained to, also at the end of a turn of its template's."""
+    generation = model.generation_config
+    known = None if generation is None else generation.eos_token_id
+    ends = known if isinstance(known, list) else [known]
+    if generation is not None and any(one not in ends for one in eos):
+        generation.eos_token_id = sorted(eos)

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from srlm.errors import expect
 
+_PYTHON = {"True": "true", "False": "false", "None": "null"}
+
 
 @dataclass(frozen=True)
 class DecodingSettings:
@@ -24,13 +26,15 @@ class DecodingSettings:
     chat_template_kwargs: tuple[str, ...] = ()
     """Variables of the chat template, such as enable_thinking=false."""
     temperature: float = 1.0
-    """Sampling only (exploration): scores are always those of the full distribution at temperature 1."""
+    """Sampling of what is learned from (exploration): scores, and held-out samples, are always those of the full
+    distribution at temperature 1."""
     top_p: float = 1.0
-    """Sampling only (exploration), like temperature."""
+    """Exploration, like temperature."""
     top_k: int = 0
-    """Sampling only (exploration): from this many most probable words, before top_p; 0 is from all."""
+    """Exploration: sample from this many most probable words, before top_p; 0 is from all."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", strings(self.stop))
         expect(self, "stop", all(self.stop), "non-empty strings")
         named = all(one.partition("=")[0].isidentifier() and "=" in one for one in self.chat_template_kwargs)
         expect(self, "chat_template_kwargs", named, "name=value, such as enable_thinking=false")
@@ -40,15 +44,25 @@ class DecodingSettings:
         expect(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
 
 
+def strings(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One string is one, and not its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def plain_value(text: str) -> Any:
+    """As JSON, or as Python writes the same (True, None), or else as text."""
+    try:
+        return json.loads(_PYTHON.get(text, text))
+    except ValueError:
+        return text
+
+
 def named_values(given: Sequence[str]) -> dict[str, Any]:
     """name=value -> the value as JSON, or else as text."""
     found: dict[str, Any] = {}
     for one in given:
         name, _, value = one.partition("=")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
+        found[name] = plain_value(value)
     return found
 
 

@@ -48,13 +48,20 @@ class Texts:
         return any(stop[-1] == " " or stop[-1] in alone for stop in self.stop)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Without special tokens, cut before the stop string."""
-        return self._cut(self._decoded(ids))
+        """Without special tokens and what ends it, cut before the stop string."""
+        return self._cut(self._decoded(self._open(ids)))
+
+    def _open(self, ids: Sequence[int]) -> Sequence[int]:
+        """Not every tokenizer calls the end of a turn special."""
+        return ids[:-1] if len(ids) and ids[-1] in self._eos else ids
 
     def token_ends(self, ids: Sequence[int]) -> list[int]:
         """How far `text(ids)` reaches with each token of a response, in characters; one that leaves a sign in pieces
         adds none."""
-        whole = self._decoded(ids)
+        if len(ids) > 1 and ids[-1] in self._eos:
+            ends = self.token_ends(ids[:-1])
+            return [*ends, ends[-1]]
+        whole = self._decoded(self._open(ids))
         text = self._cut(whole)
         reached = self._one_by_one(ids, whole) or self._in_windows(ids, whole) or self._anew(ids)
         reached[-1:] = [len(text.rstrip(PIECES))]  # what comes with the stop string is cut

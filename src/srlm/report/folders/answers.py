@@ -13,6 +13,7 @@ from srlm.prompts.settings import PromptSettings
 from srlm.report.folders.folder import HELD_OUT, Sample
 from srlm.report.folders.responses import words
 from srlm.report.folders.salvage import at
+from srlm.thinking import unclosed
 
 if TYPE_CHECKING:  # it needs torch
     from srlm.prompts.select import PromptSet
@@ -46,11 +47,12 @@ def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample
         held = held.leave_out(at(manifest, "skipped", "held_out") or ())
         if any(words(held.prompts.items[i]) != prompt for i, prompt in prompts.items()):
             raise ValueError
-        answers, right = held.answers or (), match_rule(rule)
-        return [
-            Sample(**vars(s) | {"right": bool(right(s.response, answers[s.prompt_index]))}) if s.part == HELD_OUT else s
-            for s in samples
-        ], None
+        answers, right, opened = held.answers or (), match_rule(rule), manifest.get("opens_thought") is True
+
+        def with_right(s: Sample) -> Sample:
+            return Sample(**vars(s) | {"right": bool(right(unclosed(s.response, opened), answers[s.prompt_index]))})
+
+        return [with_right(s) if s.part == HELD_OUT else s for s in samples], None
     except (OSError, ValueError, TypeError, AttributeError, LookupError, UserError, RecursionError):
         return samples, (
             "Which samples are right is not shown: the run keeps accuracies only, and the answers it was measured "

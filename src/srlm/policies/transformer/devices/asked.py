@@ -88,7 +88,7 @@ def read_config(env: MutableMapping[str, str]) -> None:
         raise UserError(f"the accelerate config asks for {what}, expected {expected}")
 
     if env.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
-        refuse("Megatron-LM", "FSDP2 (srlm's configs/fsdp2.yaml) or none: change distributed_type")
+        refuse("Megatron-LM", "FSDP2 (srlm's configs/accelerate/fsdp2.yaml) or none: change distributed_type")
     precision = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", "bf16", "fp32"):
         refuse(f"mixed_precision: {precision}", "no or bf16: correct it (what srlm computes in is its --dtype)")

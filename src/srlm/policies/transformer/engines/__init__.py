@@ -28,6 +28,11 @@ class SyncReport:
 class Engine(Protocol):
     """Draws responses from a policy whose weights it was given."""
 
+    @property
+    def context(self) -> float:
+        """Most tokens of a prompt and its response; infinite where it has no limit of its own."""
+        ...
+
     def sync(self, policy: TransformerPolicy) -> SyncReport:
         """From now on draw from the policy as it is.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -23,6 +24,10 @@ class Builtin:
 
     def __init__(self, model: PreTrainedModel, weights: Weights, room: Room, together: PartialState) -> None:
         self._model, self._weights, self._room, self._together = model, weights, room, together
+
+    @property
+    def context(self) -> float:
+        return math.inf
 
     def sync(self, policy: object) -> SyncReport:
         return SyncReport()

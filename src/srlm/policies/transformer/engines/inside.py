@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from srlm.errors import UserError
 from srlm.policies.transformer.engines.vllm import Carrier
 from srlm.policies.transformer.engines.wire import Asked, Said
 from srlm.policies.transformer.load.hub import resolve_dtype
+from srlm.policies.transformer.settings import plain_value
 
 HALF = 0.5  # of an accelerator's memory, and of what is free of a host's, at most: the trainer is there too
 
@@ -45,7 +45,7 @@ class Inside:
             self._options |= {"enable_sleep_mode": True, "gpu_memory_utilization": HALF}
         else:
             self._options["gpu_memory_utilization"] = _share_of_the_host()
-        self._options |= {name: _value(text) for name, _, text in (option.partition("=") for option in options)}
+        self._options |= {name: plain_value(text) for name, _, text in (option.partition("=") for option in options)}
         self._llm: Any = None
         self._asleep = False
         self._salt = "srlm"
@@ -167,10 +167,3 @@ def _told(progress: Callable[[int], object], prompts: int, each: int) -> Callabl
         return Bar() if items is None else items
 
     return made
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

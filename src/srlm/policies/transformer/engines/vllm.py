@@ -59,6 +59,10 @@ class VllmEngine:
         self._gain = 1.0
         self._words: float = math.inf  # ids of the model, which the first sync tells
 
+    @property
+    def context(self) -> float:
+        return self.backend.context
+
     def sync(self, policy: TransformerPolicy) -> SyncReport:
         start = time.perf_counter()
         adapter = self.backend.carrier == "adapter"

@@ -28,6 +28,12 @@ MOST_MERGED = 0.1  # nats; bf16 rounds what is merged
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+def holds_adapter_alone(folder: Path) -> bool:
+    """Some trainers write the config of the base beside an adapter, and no weights."""
+    weights = [file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_")]
+    return (folder / CONFIG).is_file() and not ((folder / "config.json").is_file() and weights)
+
+
 def base_of(folder: Path, adapter: str) -> str | None:
     """What the model of a folder with an adapter is without it: a name, or the folder itself; None if it has none.
 
@@ -36,7 +42,7 @@ def base_of(folder: Path, adapter: str) -> str | None:
     """
     if not (folder / CONFIG).is_file():
         return None
-    if (folder / "config.json").is_file():
+    if not holds_adapter_alone(folder):
         if adapter == "auto":
             raise UserError(
                 f"folder {folder} holds a whole model and a LoRA adapter: say --adapter ignore if the weights are "
@@ -163,6 +169,9 @@ def continued(model: PreTrainedModel, folder: Path, *, gain: bool) -> tuple[PreT
         if left := set_peft_model_state_dict(peft_model, own | brought).unexpected_keys:
             raise ValueError(f"peft finds no place for {min(left)}")
         _part(model)
+        own_head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        if own_head is not None and own_head.weight is not embedding.weight:  # a copy of one is trained
+            _say_untied(model)
     except UserError:
         raise
     except Exception as error:  # peft and torch raise what they like where shapes or names differ
@@ -203,8 +212,12 @@ def _part(model: PreTrainedModel) -> None:
             raise ValueError(f"it trains {name}, whose weight is another layer's, too")
         holders[id(weight)] -= 1
         base.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-        for config in (model.config, cast(Any, model.config).get_text_config()):
-            config.tie_word_embeddings = False
+        _say_untied(model)
+
+
+def _say_untied(model: PreTrainedModel) -> None:
+    for config in (model.config, cast(Any, model.config).get_text_config()):
+        config.tie_word_embeddings = False
 
 
 def _refuse_unmerged(model: PreTrainedModel, folder: Path) -> None:

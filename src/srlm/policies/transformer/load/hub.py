@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file, find_adapter_config_file
 
 from srlm.errors import UserError
-from srlm.policies.transformer.load.brought import CONFIG, base_of, merged_from, without_adapter
+from srlm.policies.transformer.load.brought import CONFIG, base_of, holds_adapter_alone, merged_from, without_adapter
 from srlm.policies.transformer.load.checks import (
     first_line,
     forget_quantisation,
@@ -110,11 +111,12 @@ def adapter_folder(name: str) -> Path:
         return Path(name)
 
 
-def _attention(config: Any) -> str | None:
-    """FlashAttention cannot take the packed mask, whatever the config asks for; a model without SDPA falls back to its
-    eager attention."""
+def _without_flash(config: Any) -> None:
+    """FlashAttention cannot take the packed mask, whatever the config asks for: then it is what transformers takes
+    where nothing is asked, SDPA, or eager attention of a model without."""
     asked = str(getattr(config, "_attn_implementation", None) or getattr(config, "attn_implementation", None) or "")
-    return "sdpa" if "flash" in asked else None
+    if "flash" in asked:
+        config._attn_implementation = None
 
 
 def load_model(
@@ -142,12 +144,25 @@ def load_model(
             f"--quantize is {quantize!r}, and {name} holds a LoRA adapter, expected one that need not be merged into "
             "packed weights: continue it with --adapter continue, or give a model that it is merged into"
         )
-    with without_adapter(resolve_model(base)) as bare:
-        model, tokenizer = _load(base, bare, dtype, trust_remote_code, quantize)
+    beneath = Path(resolve_model(base))
+    if beneath.resolve() != Path(source).resolve() and holds_adapter_alone(beneath):
+        # What this one was trained on is itself an adapter's model: of a run that began on a round of another.
+        model, tokenizer = load_model(
+            base, dtype=dtype, trust_remote_code=trust_remote_code, adapter="merge", quantize=quantize
+        )
+    else:
+        with without_adapter(str(beneath)) as bare:
+            model, tokenizer = _load(base, bare, dtype, trust_remote_code, quantize)
     if adapter in ("auto", "merge"):
         model = merged_from(Path(source), model)
     if (Path(source) / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        except Exception as error:  # as of models
+            raise UserError(
+                f"cannot load the tokenizer beside the adapter in {name}, expected one that is whole, or none: "
+                f"{first_line(error)}"
+            ) from error
     return model, tokenizer
 
 
@@ -159,6 +174,7 @@ def _load(
     try:
         config = AutoConfig.from_pretrained(source, **common)
         refuse_unlike_causal(name, config)
+        _without_flash(config)
         packed = packing(name, config, quantize, resolve_dtype(dtype)) if quantize != "none" else {}
         dequantise = {} if packed else plain_weights(name, config)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -167,7 +183,6 @@ def _load(
             dtype=resolve_dtype(dtype),
             use_safetensors=True,
             output_loading_info=True,
-            attn_implementation=_attention(config),
             **dequantise,
             **packed,
             **common,
@@ -179,6 +194,11 @@ def _load(
         if "trust_remote_code" in str(error):
             raise UserError(f"model {name} brings its own code: pass --trust-remote-code if you trust it") from error
         raise UserError(f"cannot load model {name}: {expected} ({', '.join(ALIASES)}): {first_line(error)}") from error
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise UserError(
+            f"model {name} brings a LoRA adapter beside its config.json, which transformers puts on unasked, expected "
+            "a folder, of which --adapter says what becomes of it: download it (hf download) and give its path"
+        )
     refuse_misfit(name, model, report["missing_keys"], report["unexpected_keys"])
     if dequantise:
         forget_quantisation(model)

@@ -8,6 +8,7 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from srlm.errors import UserError
 from srlm.policies.transformer.load.adapters import with_lora
 from srlm.policies.transformer.load.brought import base_of, continued
 from srlm.policies.transformer.load.hub import adapter_folder, load_model
@@ -40,6 +41,11 @@ def load_trainable(
     """lora_rank 0: all weights train, or none that an adapter would not be merged into."""
     folder = adapter_folder(name)
     base = base_of(folder, adapter)
+    if adapter == "continue" and base is None:
+        raise UserError(
+            f"--adapter is continue, but {name} brings no LoRA adapter, expected a folder with adapter_config.json: "
+            "give a round of a run (RUN@2) or its adapter/, or leave --adapter out"
+        )
     on = adapter == "continue" and base is not None and lora_rank > 0
     if adapter == "continue" and not on:
         adapter = "merge"
