@@ -44,7 +44,7 @@ $(VLLM_INSTALLED): pyproject.toml
 test-vllm: $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_engines.py tests/test_vllm.py
 
-# TRL, lm-evaluation-harness, llama.cpp and a notebook's kernel; vLLM opens the adapter in its own environment.
+# TRL, lm-evaluation-harness, llama.cpp, bitsandbytes and a notebook's kernel; vLLM opens the adapter in its own environment.
 $(EXITS_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(EXITS)
 	$(EXITS)/bin/python -m pip install --quiet --constraint constraints.txt torch
@@ -53,12 +53,13 @@ $(EXITS_INSTALLED): pyproject.toml constraints.txt
 
 test-exits: $(EXITS_INSTALLED) $(VLLM_INSTALLED)
 	OMP_NUM_THREADS=1 $(EXITS)/bin/python -m pytest tests/test_exits.py tests/test_export.py tests/test_lm_eval.py \
-		tests/test_notebook.py tests/test_package.py
+		tests/test_notebook.py tests/test_package.py tests/test_packed.py tests/test_benchmarks.py
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_exits.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m pytest --quiet tests/test_site.py
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -211,7 +211,10 @@ class FakeVllm:
             return word, float(raw[word])
         processed = torch.log_softmax(logits / body["temperature"], -1)
         ordered, words = processed.sort(descending=True)
+        if body.get("top_k"):
+            ordered = torch.log_softmax(ordered[: body["top_k"]], -1)
         outside = ordered.exp().cumsum(-1) - ordered.exp() >= body["top_p"]
+        outside = torch.cat([outside, torch.ones(len(words) - len(outside), dtype=torch.bool)])
         processed = torch.log_softmax(processed.index_fill(0, words[outside], -torch.inf), -1)
         word = int(torch.multinomial(processed.exp(), 1, generator=self.generator))
         return word, float((raw if self.mode == "raw_logprobs" else processed)[word])

@@ -32,6 +32,7 @@ from transformers import (
     FalconForCausalLM,
     LlamaForSequenceClassification,
 )
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from srlm import SelfRewardConfig
 from srlm.errors import UserError
@@ -652,9 +653,11 @@ def test_a_trained_copy_of_a_tied_head_is_said(tmp_path):
     assert not torch.equal(plain.get_output_embeddings().weight, plain.get_input_embeddings().weight)
 
 
-def test_a_model_without_sdpa_that_asks_for_flash_attention_is_eager(tmp_path):
-    folder = config_of(saved(tmp_path / "flash", build("gemma2")), attn_implementation="flash_attention_2")
-    assert load_model(str(folder))[0].config._attn_implementation in ("eager", "sdpa")
+@pytest.mark.parametrize(("family", "takes"), [("llama", "sdpa"), ("gemma2", "eager")])
+def test_who_asks_for_flash_attention_gets_what_there_is(tmp_path, monkeypatch, family, takes):
+    folder = config_of(saved(tmp_path / "flash", build(family)), attn_implementation="flash_attention_2")
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", False)
+    assert load_model(str(folder))[0].config._attn_implementation == takes
 
 
 def test_a_broken_tokenizer_beside_an_adapter_is_a_sentence(tiny, tmp_path, prompts_file):

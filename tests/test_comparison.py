@@ -339,6 +339,8 @@ def test_a_control_neither_votes_nor_has_a_teacher(tiny, prompts_file, tmp_path)
     del own["guard"]
     said = refused("train", *words(**own), "--compare", "log_likelihood, random")
     assert "--votes is 6, but --reward log_likelihood takes no vote" in said
+    said = refused("train", *words(**own), "--compare", "majority, random judge_samples=4")
+    assert "--judge-samples was given, but --reward random does not judge" in said
     assert command("train", *words(**own), "--compare", "random, majority").code == 0
     assert (tmp_path / "c" / "majority-seed-3" / "round-000" / "votes.parquet").exists()
     assert not (tmp_path / "c" / "random-seed-3" / "round-000" / "votes.parquet").exists()

@@ -35,6 +35,7 @@ from support import (
 )
 
 from srlm.policies.transformer import processes
+from srlm.policies.transformer.devices.asked import sharding
 from srlm.policies.transformer.devices.weights import ShardedWeights
 from srlm.policies.transformer.engines import SyncReport, vllm
 from srlm.policies.transformer.engines.vllm import VllmEngine
@@ -333,12 +334,16 @@ def test_a_launched_process_is_killed_and_one_goes_on(place, asked, alone):
     assert_same(run, alone("one", **OPTIONS))
 
 
-def test_sample_configs_are_followed():
-    """Each is one that accelerate reads, and asks for nothing that is refused."""
-    import yaml
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_sample_config_is_followed(file, monkeypatch):
+    """accelerate reads it, and what it hands on asks for nothing that is refused."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
 
-    for file in CONFIGS.glob("*.yaml"):
-        config = yaml.safe_load(file.read_text())
-        assert config["mixed_precision"] == "no"
-        if config["distributed_type"] == "FSDP":
-            assert config["fsdp_config"]["fsdp_version"] == 2, file
+    words = ["--config_file", str(file), "--main_process_port", "0", "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        monkeypatch.setenv(name, value)
+    found = sharding()
+    assert (found is None) == (file.stem == "gpus")
+    assert found is None or not found.note

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -26,6 +27,7 @@ from support import (
     command,
     records,
     refused,
+    save_adapter,
     sentence,
     table,
     train_words,
@@ -37,12 +39,14 @@ from support import (
 from srlm.config import SelfRewardConfig
 from srlm.errors import UserError
 from srlm.policies.transformer.engines import servers as servers_module
+from srlm.policies.transformer.engines.inside import Inside
 from srlm.policies.transformer.engines.servers import Servers
 from srlm.policies.transformer.engines.trust import importance, mismatch, untouched_is_nearer
 from srlm.policies.transformer.engines.vllm import VllmEngine
 from srlm.policies.transformer.engines.wire import Asked, Said, read, request
 from srlm.policies.transformer.policy import TransformerPolicy
 from srlm.policies.transformer.processes import processes, silent
+from srlm.training import parts
 from srlm.training.weighing import Weighing
 from srlm.types import Prompts
 
@@ -210,9 +214,21 @@ def test_weights_that_do_not_arrive_end_the_run(folder, data, tmp_path, carrier)
 def test_another_model_is_found_out(folder, tiny, data, tmp_path):
     with FakeVllm(tiny) as one:
         outcome = run(folder, tmp_path / "run", data, one.url, engine_weights="adapter", lora_rank=4)
-    assert outcome.code == 2
-    said = sentence(outcome.err)
-    assert "does not take the weights" in said or "serve the very model" in said
+    assert outcome.code == 2 and "does not take the weights" in sentence(outcome.err)
+
+
+@pytest.mark.parametrize("carrier", ["folder", "adapter"])
+def test_a_model_of_the_same_shape_is_found_out(folder, data, tmp_path, carrier):
+    other = served_model()
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    other.save_pretrained(shutil.copytree(folder, tmp_path / "other"))
+    with FakeVllm(tmp_path / "other") as one:
+        outcome = run(folder, tmp_path / "run", data, one.url, engine_weights=carrier)
+    if carrier == "folder":  # which are its weights from then on
+        assert outcome.code == 0, outcome
+    else:
+        assert outcome.code == 2 and "let it serve the very model that is trained" in sentence(outcome.err)
 
 
 def test_a_server_that_dies_costs_its_unfinished_prompts(folder, data, tmp_path):
@@ -585,6 +601,7 @@ def test_a_context_that_is_too_small_for_the_engine(folder, data, tmp_path, monk
         ({"engine_weights": "usb"}, "auto, folder or adapter"),
         ({"engine_correction": -1}, "a finite number of 0 or more"),
         ({"engine_options": ["max_model_len"]}, "name=value words"),
+        ({"engine": "http://127.0.0.1:9", "engine_correction": 2.0, "top_k": 3}, "(1, 1 and 0)"),
     ],
 )
 def test_settings_out_of_range(tiny, data, tmp_path, options, expected):
@@ -639,6 +656,7 @@ def test_responses_end_as_the_built_in_ones_do(folder, tmp_path, eos, stop):
         engine.sync(policy)
         made = engine.sample(IDS, 16, how, [3, 4], silent)
         assert all(len(body["stop"]) <= 4 for body in one.completions())
+        assert {(b["temperature"], b["top_p"], b["top_k"]) for b in one.completions()[-2:]} == {(1.3, 0.95, 0)}
     own = policy_builtin(policy).sample(IDS, 16, how, [3, 4], silent)
     for responses in (made, own):
         for p in range(2):
@@ -646,6 +664,69 @@ def test_responses_end_as_the_built_in_ones_do(folder, tmp_path, eos, stop):
                 assert finished == how.ended(row) and (finished or len(row) == 12)
                 assert not any(how.ended(row[:n]) for n in range(1, len(row)))
     assert made.finished.any() or eos == (2,)
+
+
+@pytest.mark.parametrize("carrier", ["folder", "adapter"])
+def test_an_engine_explores_as_it_is_asked_to(folder, tmp_path, carrier):
+    policy = loaded(folder)
+    nudge(policy)
+    how = replace(policy.decoding, temperature=0.8, top_k=3, top_p=0.9)
+    with FakeVllm(folder) as one:
+        engine = engine_on(policy, tmp_path, one.url, carrier=carrier)
+        engine.sync(policy)
+        made = engine.sample(IDS, 3, how, [3, 4], silent)
+        gain = policy.sharpness() if carrier == "adapter" else 1.0
+        for body in one.completions()[-2:]:
+            assert body["temperature"] == pytest.approx(0.8 / gain) and (body["top_p"], body["top_k"]) == (0.9, 3)
+        plain = engine.sample(IDS, 3, replace(how, temperature=1.0, top_p=1.0, top_k=3), [3, 4], silent)
+    # The engine's are of the model: not without the gain, which goes as a temperature.
+    assert (made.log_prob is None) == (plain.log_prob is None) == (carrier == "adapter")
+
+
+def test_vllm_beside_us_is_asked_the_same_and_sleeps_meanwhile(folder, tmp_path, monkeypatch):
+    """On an accelerator, where requests have seeds of their own."""
+    seen: dict[str, Any] = {"given": []}
+    as_in_vllm(folder, monkeypatch, seen)
+    kept = Params.__init__
+
+    def told(self: Params, **given: Any) -> None:
+        seen["given"].append(dict(given))
+        kept(self, **(given | {"seed": None}))
+
+    monkeypatch.setattr(Params, "__init__", told)
+    llm = sys.modules["vllm"].LLM
+    for name in ("sleep", "wake_up"):
+        monkeypatch.setattr(llm, name, lambda self, name=name, **_: seen["called"].append(name), raising=False)
+    seen["called"] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        backend = Inside("fp32", [], trust_remote_code=False)
+    assert Inside("fp32", ["max_model_len=64"], trust_remote_code=False).context == 64
+    backend.put(folder, "one")
+    assert seen["options"]["enable_sleep_mode"] is True and 0 < seen["options"]["gpu_memory_utilization"] < 1
+    asked = [Asked(ids, 2, 4, 0.7, 0.9, frozenset([2]), (), seed, 5) for ids, seed in zip(IDS, (11, 12), strict=True)]
+    for _ in range(2):
+        backend.complete(asked, lambda done: None)
+    backend.put(folder, "two")
+    assert seen["called"] == ["sleep", "wake_up", "sleep", "wake_up", "reload_weights"]
+    for given, one in zip(seen["given"][-2:], asked, strict=True):
+        found = {name: given[name] for name in ("seed", "temperature", "top_p", "top_k", "n", "max_tokens")}
+        assert found == {"seed": one.seed, "temperature": 0.7, "top_p": 0.9, "top_k": 5, "n": 2, "max_tokens": 4}
+    backend.close()
+
+
+def test_an_adapter_that_was_there_before_does_not_go_alone(folder, tmp_path):
+    save_adapter(folder, tmp_path / "adapter")
+    policy = loaded(tmp_path / "adapter", adapter="continue")
+    with FakeVllm(folder) as one, pytest.raises(UserError, match="was there before"):
+        engine_on(policy, tmp_path, one.url, carrier="adapter").sync(policy)
+
+
+def test_several_processes_need_servers(monkeypatch):
+    config = SelfRewardConfig(engine="vllm")
+    monkeypatch.setattr(parts, "processes", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(UserError, match="--engine vllm was given to 2 processes, expected one: start vLLM servers"):
+        parts.engine_of(config, Path(), print)
 
 
 def policy_builtin(policy: TransformerPolicy) -> Any:
@@ -834,6 +915,9 @@ def test_mismatch_by_hand():
     assert found["mismatch_response"] == pytest.approx(sum(abs(sum(row)) for row in rows) / 4)
     effective = sum(weights) ** 2 / sum(w * w for w in weights) / 4
     assert found["mismatch_effective"] == pytest.approx(effective)
+    assert found["mismatch_median"] == pytest.approx(float(flat.abs().quantile(0.5)))
+    whole = torch.tensor([abs(sum(row)) for row in rows], dtype=torch.float64)
+    assert found["mismatch_response_q99"] == pytest.approx(float(whole.quantile(0.99))) and len(found) == 8
 
 
 @pytest.mark.parametrize("moved", [0.0, 0.002, 0.02])

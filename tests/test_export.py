@@ -291,6 +291,9 @@ def test_a_base_is_sampled_from_as_before_and_the_policy_at_the_gain_alone(run, 
     assert f"is temperature {cpp}, at which it is the trained policy" in said
     (served,) = re.findall(r"as the base does \(temperature 0\.7, top_p 0\.8\), at temperature (\S+) for", said)
     assert float(served) == pytest.approx(0.7 / gain, rel=1e-3)
+    a = tmp_path / "out" / "adapter"
+    line = f"vllm serve {other} --enable-lora --max-lora-rank 8 --lora-modules run={a} --generation-config {a}"
+    assert line in said
     plain = command("export", run, "--output", tmp_path / "plain", "--adapter")
     assert "as the base does" not in plain.out
 

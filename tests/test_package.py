@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support import command
 
 from srlm import __version__
 from srlm.shipped import shipped
@@ -71,3 +72,13 @@ def test_sdist_and_wheel_bring_all_and_run(tiny, tmp_path):
         "train", "--config", "configs/capitals.yaml", "--model", tiny, *size, "--no-guard", "--output", "run", "--quiet"
     )
     assert (tmp_path / "run" / "model" / "config.json").exists() and (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["capitals", "cities"])
+def test_a_config_that_comes_along_runs_from_any_folder(tiny, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    size = ("--max-prompts", 3, "--max-held-out", 2, "--rounds", 1, "--num-samples", 2, "--max-new-tokens", 4)
+    line = ("train", "--config", f"configs/{name}.yaml", "--model", tiny, *size, "--no-guard", "--output", "run")
+    outcome = command(*line)
+    assert outcome.code == 0, outcome
+    assert Path("run/model/config.json").exists()

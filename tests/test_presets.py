@@ -107,7 +107,7 @@ def test_what_is_not_there_is_listed(gsm8k: Path, source: str, said: list[str]) 
 
 def test_a_dataset_that_has_configurations_needs_one(gsm8k: Path) -> None:
     (gsm8k.parent / "other").mkdir()
-    (gsm8k.rename(gsm8k.parent / "mine")).exists()
+    gsm8k.rename(gsm8k.parent / "mine")
     with pytest.raises(UserError, match=r"main.*socratic.*--dataset-config"):
         load_prompts("openai/mine")
     assert len(load_prompts("openai/mine", dataset_config="main", prompt_column="question").prompts) == 5
@@ -357,6 +357,34 @@ def test_each_set_is_read_as_its_source_wants(gsm8k: Path, tiny: Path, tmp_path:
     assert given["held_out"] == Reading("math", "math")
 
 
+def test_a_task_is_read_on_resuming_as_it_was() -> None:
+    config, said = settled(SelfRewardConfig(), "gsm8k", None), {"answers": "regex:x", "match": "auto"}
+    assert kept_readings({"readings": {"held_out": said}}, config, {"held_out": "t"})["held_out"] == Reading(**said)
+
+
+def test_tags_that_are_special_tokens_are_in_no_text(tmp_path: Path) -> None:
+    model, tokenizer = make_model(vocab=270), make_tokenizer()
+    tokenizer.chat_template = ALWAYS
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    one = TransformerPolicy(model, tokenizer, max_new_tokens=4, name="it")
+    one.encode("Hi")
+    assert not one.opens_thought
+
+
+def test_a_run_keeps_to_how_it_was_measured(tiny: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"prompt": f"Say {n}", "answer": "[a-m]"} for n in range(6)])
+    given = {"model": tiny, "prompts": "p.jsonl", "held_out": "p.jsonl", "rounds": 1, "temperature": 1e-3}
+    for name in ("new", "old"):
+        assert command(*train_words(**given, output=name)).code == 0
+    manifest = json.loads(Path("old/manifest.json").read_text())
+    assert manifest.pop("measures") == 2
+    Path("old/manifest.json").write_text(json.dumps(manifest))
+    for name in ("new", "old"):
+        assert command("train", "--resume", name, "--from-round", 0).code == 0
+    new, old = (table(Path(name), 0, "held_out")["response"] for name in ("new", "old"))
+    assert new != old and len(set(old)) < len(set(new))  # 1e-3 says the same again
+
+
 def test_a_folder_does_not_say_whose_code_reads_answers() -> None:
     config = settled(SelfRewardConfig(), "gsm8k", None)
     kept = kept_readings(
@@ -377,4 +405,6 @@ def test_an_answer_column_that_is_not_there_is_no_run_without_answers(tiny: Path
     assert "--answer-column is 'solutoin', which no row of h.jsonl has" in refused(
         *train_words(**given, answer_column="solutoin")
     )
+    del given["held_out"]
+    assert "--answer-column is 'solutoin'" in refused(*train_words(**given, answer_column="solutoin"))
     assert not Path("run").exists()

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -420,3 +421,16 @@ def test_a_column_of_single_precision_holds_what_was_meant(tmp_path: Path) -> No
         pyarrow.table({"prompt": ["a", "b"], "answer": pyarrow.array([1 / 3, 1e300], pyarrow.float64())}), file
     )
     assert load_prompts(file).answers == ((str(1 / 3),), (str(int(1e300)),))
+
+
+def test_numbers_that_somebody_wrote_stay_as_they_are() -> None:
+    for value in (1234567.25, Decimal("1234567.25"), 131072.125):
+        assert load_prompts([{"prompt": "p", "answer": value}]).answers == ((str(value),),)
+
+
+def test_a_tenth_is_set_aside_and_at_most_64(tmp_path: Path) -> None:
+    sizes = {1000: (936, 64), 640: (576, 64), 40: (36, 4), 10: (9, 1)}
+    for number, (train, held) in sizes.items():
+        made = numbered(tmp_path, number).set_aside(0.1, 0)
+        assert made[1] is not None and (len(made[0].prompts), len(made[1].prompts)) == (train, held)
+    assert numbered(tmp_path, 9).set_aside(0.1, 0)[1] is None

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ from srlm import SelfRewardConfig, SelfRewardTrainer
 from srlm.console import Display
 from srlm.errors import UserError
 from srlm.run.files import SCRATCH
+from srlm.run.manifest import PACKAGES, _facts
+from srlm.training.trainer import _in_common
 
 MIDDLE = "round-001/rollouts/00-tokens.parquet"  # the first thing that round 1 writes
 
@@ -552,3 +555,16 @@ def test_damaged_sums_are_named_too(story, tmp_path):
     run = shutil.copytree(moments[-1], tmp_path / "run")
     (run / "round-001" / "adapter.sha256").write_text("{")
     assert "adapter.sha256 is damaged" in refused("train", "--resume", run)
+
+
+def test_what_may_change_is_named_and_nothing_else(unfinished):
+    """Whatever else is given otherwise would make one run of two."""
+    manifest = json.loads((unfinished / "manifest.json").read_text())
+    free = {field.name for field in fields(SelfRewardConfig)} - _facts(manifest).keys()
+    assert free == {"output", "report_to", "push_to_hub", "token_budget", "engine", "engine_weights", "engine_options"}
+
+
+def test_processes_are_alike_in_versions_too(unfinished):
+    known = _in_common(json.loads((unfinished / "manifest.json").read_text()))
+    assert {"srlm", "model", *(f"version of {name}" for name in ("python", *PACKAGES))} <= known.keys()
+    assert {f"--{field.name.replace('_', '-')}" for field in fields(SelfRewardConfig)} <= known.keys()

@@ -156,6 +156,7 @@ def ok(outcome: Outcome) -> str:
 
 def test_fresh_prompts_each_round(run: Any) -> None:
     assert "6 prompts, 4 a round, × 4" in ok(run("a", prompts_per_round=4, rounds=3, reward="oracle", match="contains"))
+    assert not any("length_change" in record for record in records(Path("a")))  # of other prompts than round 0's
     seen = [sorted(set(table(Path("a"), t)["prompt_index"])) for t in range(4)]
     assert seen == [fresh(6, 4, 3, t) for t in range(4)] and len({*map(tuple, seen)}) > 1
     for t in range(4):  # prompts keep their numbers, and their answers
@@ -235,6 +236,7 @@ def test_more_votes_than_samples(run: Any) -> None:
             [r for i, r in zip(t["prompt_index"], t["response"], strict=True) if i == index]
             for t in (table(Path("a"), 0), table(Path("a"), 0, "votes"))
         )
+        assert own != more[:4]  # drawn for themselves: an untrained model does not say four texts twice
         count = Counter(map(letter, [*own, *more]))
         shares = [count[letter(r)] / 9 if letter(r) is not None else 0 for r in own]
         made = table(Path("a"), 0)

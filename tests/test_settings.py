@@ -136,8 +136,8 @@ def observed(tiny, tmp_path_factory):
         folder = tmp_path_factory.mktemp("runs")
         every = given | {"output": "run"} | options
         every["output"] = run = folder / every["output"]
-        for key in ("model", "prompts"):
-            every[key] = places.get(every[key], every[key])
+        for place in ("model", "prompts"):
+            every[place] = places.get(every[place], every[place])
         if every["held_out"] is None:
             del every["held_out"]
         seen: dict[str, Any] = {"attention": 0, "written": [], "code": []}

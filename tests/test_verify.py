@@ -118,6 +118,12 @@ def test_what_cannot_be_done_is_said_before_any_work(tmp_path: Path, monkeypatch
     assert Path("file").read_text() == "mine"
 
 
+def test_a_file_of_any_name_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "probe").write_text("mine")
+    assert command("verify", "greedy-trap", "--quick", "--output", tmp_path).code == 0
+    assert (tmp_path / "probe").read_text() == "mine"
+
+
 # What experiments measure with
 
 

@@ -282,6 +282,7 @@ def test_a_run_trains_on_what_each_round_writes(writing, tmp_path, open_minded) 
     outcome = command(*train_words(**writing, prompts_per_round=0, output=run, quiet=True))
     assert outcome.code == 0, outcome
     texts = set[str]()
+    assert not any("length_change" in record for record in records(run))
     for t, record in enumerate(records(run)):
         written, said = table(run, t, "written"), table(run, t)
         assert record["prompts"] == len(written["prompt"]) == 2 and record["drawn_write_prompts"] >= 2
@@ -385,6 +386,8 @@ def test_scripts_without_spaces_hold_a_short_prompt_whole() -> None:
     quoted = Quoted(["法国的首都是哪里？", "Where is Oslo?"])
     assert quoted.by("请你告诉我法国的首都是哪里？") and not quoted.by("请你告诉我德国的首都是哪里？")
     assert not quoted.by("Nowhere is Oslow.")
+    sums = Quoted(["2+3等于几？", "好"])
+    assert sums.by("请问2+3等于几？") and not sums.by("12+3等于几？") and not sums.by("你好吗？")
 
 
 @pytest.mark.parametrize("text", ["I'm unable to help with that.", "I’m not able to do so.", "I am unable to help."])

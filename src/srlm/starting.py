@@ -59,7 +59,7 @@ def as_trained(name: str, run: RunFolder | None, adapter: str = "auto", quantize
     if run is not None and quantize != "none":
         refuse_packed_otherwise(quantize, packed, run.path)
     if run is not None and packed != "none":
-        adapter = config["adapter"] if name == run.manifest["model"] else "continue"
+        adapter = config["adapter"] if name == beginning(str(run.manifest["model"]))[0] else "continue"
     quantize = packed if run is not None else quantize
     on = quantize != "none" and adapter == "continue"  # nothing is merged into packed weights
     return {"adapter": adapter, "quantize": quantize, "lora_rank": int(on)}

@@ -15,7 +15,7 @@ _MARKER = re.compile(
     r"(?:(?:\\\[|\$\$|```\w{0,9})\s{0,3}\n\s{0,9})?",  # a formula or a block on lines of its own
     re.IGNORECASE,
 )
-_HEADING = re.compile(r"[*_ ]*[^\W\d_]")
+_HEADING = re.compile(r"[*_ ]*[^\W\d_]{2}")
 _BOX = re.compile(r"\\f?box(?:ed)?\s{0,3}\{")
 _END = re.compile(r"\n|(?<=[.!?])(?<!\d\.)\s|(?<=\d)\.(?=\s|$)")
 
@@ -23,7 +23,7 @@ _END = re.compile(r"\n|(?<=[.!?])(?<!\d\.)\s|(?<=\d)\.(?=\s|$)")
 def final(text: str) -> str:
     """What a benchmark's solution ends with behind "####", else the content of the last \\boxed{}, else the sentence
     behind the last "answer is" or "answer:"; the whole text where there is none of these. A "####"
-    that begins with a letter and is not the last line is a heading; other words behind one count last."""
+    that begins with a word and is not the last line is a heading; what else stands behind one counts last."""
     line, _, more = text.rpartition("####")[2].strip().partition("\n") if "####" in text else ("", "", "")
     if line and (not more or only_number(line) is not None):
         return line

@@ -25,13 +25,17 @@ Match: TypeAlias = Callable[[str, Sequence[str]], bool]
 _SEEN = 10_000  # characters of a response in which a choice is looked for
 _CHOICE = re.compile(r"\(?([A-J])\)?[.:]?", re.IGNORECASE)
 _LETTER = rf"[^\W{WITHOUT_SPACES}]"  # of a script with spaces between words
-# A letter that is chosen: first of all, alone, in brackets, called an option, or by itself, but for the words I and A.
+# A letter that is chosen: first of all, alone, or in brackets.
 _CHOSEN = (
-    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|,?\s+(?:[-–—(]|(?:is|not|since|because|as|for)\b)|\s*$)"),
+    re.compile(r"\s*[*(]*([A-J])(?:[).:*]|,?\s+(?:[-–—(]|(?:not|since|because|as|for)\b)|\s*$)"),
     re.compile(r"\s*[*(]*([a-j])(?:\)|[.:*]*\s*$)"),
     re.compile(r"(?i:.*\(([A-J])\))", re.DOTALL),
-    re.compile(r"(?i:.*\b(?:option|choice|letter)\s+\**([A-J])\b(?!['’]))", re.DOTALL),
-    re.compile(rf".*(?<!{_LETTER})(?<!['’])([B-HJ]|A(?!\s+[a-z]))(?!{_LETTER}|['’+#])", re.DOTALL),
+)
+_NAMED = "|".join(rf"(?<=\b{word} )" for word in ("Option", "option", "Choice", "choice", "Letter", "letter"))
+# The last one by itself, but for the words I and A; A where there is no other.
+_BY_ITSELF = (
+    re.compile(rf".*(?<!{_LETTER})(?<!['’])([B-HJ]|A(?!\s+[a-z])|(?:{_NAMED})A)(?!{_LETTER}|['’+#])", re.DOTALL),
+    re.compile(r"\s*(A)\s+is\b"),
 )
 _DENIED = re.compile(r"(?:^| )(?:not|n t|\w+n t|never|nor) (?:the |a |an )?$")
 
@@ -81,7 +85,8 @@ def _holds(response: str, words: str, answer: str) -> bool:
     if choice := _CHOICE.fullmatch(answer.strip()):
         said, small = final(response)[-_SEEN:], choice[1].islower()
         # By itself a small letter is a word like others: a, or I.
-        chosen = next((found[1] for pattern in _CHOSEN[: -small or None] if (found := pattern.match(said))), "")
+        patterns = _CHOSEN if small else (*_CHOSEN, *_BY_ITSELF)
+        chosen = next((found[1] for pattern in patterns if (found := pattern.match(said))), "")
         if chosen or not small:
             return chosen.upper() == choice[1].upper()
     wanted = normalise(answer)

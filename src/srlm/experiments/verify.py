@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,7 @@ def verify(names: list[str], *, output: Path | None, quick: bool, seed: int, dis
     if output is not None:
         try:
             output.mkdir(parents=True, exist_ok=True)
-            write_atomically(output / "probe", lambda path: path.write_text("", encoding="utf-8"))
-            (output / "probe").unlink()
+            tempfile.TemporaryFile(dir=output).close()
         except OSError as error:
             raise UserError(f"output {output} cannot be written ({error.strerror}): choose another --output") from error
     good = True

@@ -126,7 +126,7 @@ def _table(made: Plan) -> list[str]:
         ("T", lambda row: str(row.rounds)),
         ("alpha", lambda row: short(row.exponent)),
         ("beta of one", lambda row: short(row.one_beta)),
-        ("target", lambda row: short(row.one.target.failure)),
+        ("target", lambda row: at_most(row.one.target.failure)),
     ]
     if given.budget is not None:
         columns.append(("one round", lambda row: _cell(row.one, "failure")))
@@ -182,7 +182,7 @@ def _basis(made: Plan, target: Target) -> str:
         left_out = f" ({broken} were left out, and count as failing)" if broken else ""
         return (
             f"of {_diagnosed(made.source)} at most {target.failing} fail after the exact update{left_out}, so of "
-            f"others at most {short(target.failure)}: for each T by itself, less surely for one chosen by "
+            f"others at most {at_most(target.failure)}: for each T by itself, less surely for one chosen by "
             f"them; {_start(made)}"
         )
     assert given.margin is not None

@@ -13,6 +13,8 @@ import numpy as np
 from srlm.errors import UserError
 from srlm.types import PromptItem
 
+WRITTEN = 13  # digits, with the point, of a number that somebody wrote; one that was float32 has more
+
 
 def prompt(where: str, row: Mapping[str, Any], columns: Sequence[str]) -> PromptItem:
     name = next((column for column in columns if row.get(column) is not None), None)
@@ -99,9 +101,12 @@ def _answer(what: str, value: Any) -> str:
         raise UserError(f"{what} is {kind(value)}, expected a string or a finite number; correct it")
     if value == int(value):
         return str(int(value))
-    with np.errstate(over="ignore"):
-        single = np.float32(value)
-    return str(single) if float(single) == value else str(value)  # a column of float32: .1 and not .10000000149
+    if isinstance(value, float) and len(repr(value).partition("e")[0].strip("-0.")) > WRITTEN:
+        with np.errstate(over="ignore"):
+            single = np.float32(value)
+        if float(single) == value:  # of a column of float32: .1 and not .10000000149011612
+            return str(single)
+    return str(value)
 
 
 def kind(value: Any) -> str:

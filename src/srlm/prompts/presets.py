@@ -83,10 +83,6 @@ def settled(settings: Settings, prompts: str, held_out: str | None, begun: dict[
     return changed
 
 
-PARSERS = ("auto", "normalised", "number", "math")
-"""Answer classes and match rules that a source may want."""
-
-
 def parsers(source: str) -> tuple[str | None, str | None]:
     """Answer classes and match rule that a source wants by itself, if it does."""
     if tasks.is_task(source):

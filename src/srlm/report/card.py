@@ -121,6 +121,8 @@ def _heeded(name: str, config: dict[str, Any]) -> bool:
         return False
     if name == "lora_rank" and config.get("adapter") == "continue":  # an adapter that was there has its own
         return False
+    if name == "reward" and config.get("objective") == "imitation" and not config.get("nll"):
+        return False
     return name not in OF_OBJECTIVES or config.get("objective", "regression") in OF_OBJECTIVES[name]
 
 

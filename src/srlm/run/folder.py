@@ -114,6 +114,11 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.close()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise UserError(
+                    f"run {self.path} cannot be kept from other processes, since its file system locks no files "
+                    f"({error.strerror}), expected one that does: mount it with flock, or choose another --output"
+                ) from error
             raise UserError(f"run {self.path} is in use by another process: wait for it or stop it") from error
         self._lock = lock
 

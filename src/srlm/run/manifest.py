@@ -35,6 +35,7 @@ NEWER = (  # settings whose default is what runs without them did
     *("rubric", "judge_samples", "judge_tokens", "judge_temperature", "judge_opponents", "written_"),
     *("streaming", "quantize", "carry_optimizer"),
 )
+_ADDRESS = re.compile(" at 0x[0-9a-fA-F]+>")
 TEXTS, OBJECTS = ("state", "model"), ("guard", "skipped")  # of a manifest; the objects where they are there
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -61,8 +62,7 @@ def new_manifest(
         # What accuracies of one run are compared by; training knows nothing of it.
         data["held_out_answers"] = {"fingerprint": _fingerprint(held_out)}
     if train.columns is not None:  # which a check of the user's sees
-        digest = hashlib.sha256(json.dumps(_alike(train.columns), sort_keys=True, default=str).encode())
-        data["prompts_columns"] = {"fingerprint": digest.hexdigest()}
+        data["prompts_columns"] = {"fingerprint": hashlib.sha256(_columns_text(train.columns).encode()).hexdigest()}
     if rubrics:
         data["rubrics"] = {"fingerprint": hashlib.sha256("\0".join(rubrics).encode()).hexdigest()}
     if labels_used:
@@ -216,6 +216,20 @@ def _fingerprint(labelled: PromptSet) -> str:
     return hashlib.sha256(repr(labelled.answers).encode()).hexdigest()
 
 
+def _columns_text(columns: Any) -> str:
+    try:
+        return json.dumps(columns, sort_keys=True, default=_as_text)
+    except TypeError:
+        return json.dumps(_alike(columns), sort_keys=True, default=str)
+
+
+def _as_text(value: Any) -> str:
+    text = str(value)
+    if isinstance(value, set | frozenset) or _ADDRESS.search(text):
+        raise TypeError
+    return text
+
+
 def _alike(value: Any) -> Any:
     """Equal for equal values of a column, in any process: the text of an image, say, has its address in memory."""
     if isinstance(value, Mapping):
@@ -226,9 +240,7 @@ def _alike(value: Any) -> Any:
         return sorted(map(str, value))
     if isinstance(value, bytes) or hasattr(value, "tobytes"):
         return hashlib.sha256(value if isinstance(value, bytes) else value.tobytes()).hexdigest()
-    return (
-        type(value).__name__ if re.search(" at 0x[0-9a-fA-F]+>", str(value)) and not isinstance(value, str) else value
-    )
+    return type(value).__name__ if not isinstance(value, str) and _ADDRESS.search(str(value)) else value
 
 
 def _git_commit() -> str | None:

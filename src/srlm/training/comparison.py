@@ -28,7 +28,8 @@ from srlm.prompts.sources import prompts_of
 from srlm.rewards.table import checks
 from srlm.run.files import write_atomically
 from srlm.run.folder import RunFolder
-from srlm.training.parts import refuse_unasked
+from srlm.run.manifest import read_manifest
+from srlm.training.parts import unasked
 from srlm.training.trainer import SelfRewardTrainer
 from srlm.types import Record
 
@@ -166,8 +167,10 @@ def compare(
 
 
 def _seen(prompts: PromptSet, arm: SelfRewardConfig) -> PromptSet:
-    """Columns are a part of what a run began with, where its reward looks at them."""
-    return prompts if checks(arm.reward) else dataclasses.replace(prompts, columns=None)
+    """Columns are a part of what a run began with, where its reward looks at them, or where it did when it began."""
+    file = Path(arm.output) / "manifest.json"
+    kept = file.exists() and "prompts_columns" in read_manifest(file.parent).get("data", {})
+    return prompts if kept or checks(arm.reward) else dataclasses.replace(prompts, columns=None)
 
 
 def _check(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]], seeds: int) -> None:
@@ -191,15 +194,12 @@ def _check(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]], seed
 
 
 def _refuse_unasked(config: SelfRewardConfig, arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """What one arm has a use for the others may leave alone."""
-    refusals: list[UserError] = []
-    for changes in arms.values():
-        try:
-            refuse_unasked(dataclasses.replace(config, **changes))
-            return
-        except UserError as error:
-            refusals.append(error)
-    raise refusals[0]
+    """What one arm has a use for the others may leave alone, but for what they set themselves."""
+    found = [unasked(dataclasses.replace(config, **changes)) for changes in arms.values()]
+    for own, refused in zip(arms.values(), found, strict=True):
+        for name, sentence in refused.items():
+            if name in own or all(name in each for each in found):
+                raise UserError(sentence)
 
 
 @contextmanager

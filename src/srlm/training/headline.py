@@ -11,7 +11,7 @@ from srlm.rewards.table import judges, of_itself, votes
 def _roles(config: SelfRewardConfig) -> str:
     """Who does what in a round."""
     said, voted, judged = "reference and sampler of round t: π_t itself", votes(config.reward), judges(config.reward)
-    if config.objective == "imitation":
+    if config.objective == "imitation" and not config.nll:
         return f"{said}; nothing is rewarded"
     if config.teacher != "live" and (voted or judged):
         whose = "π_0" if config.teacher == "initial" else f"an average of its weights ({config.teacher})"

@@ -74,11 +74,6 @@ def prompt_sets(
     train = prompts_of(prompts, config, keep_columns=keep_columns)
     if held_out is not None:
         given = prompts_of(held_out, config, keep_columns=keep_columns)
-        if given.answers is None and config.answer_column != SelfRewardConfig.answer_column:
-            raise UserError(
-                f"--answer-column is {config.answer_column!r}, which no row of {given.source} has, expected a column "
-                "of answers: correct it, or leave it out"
-            )
         if tasks.is_task(train.source) and tasks.is_task(given.source):
             train = train.without(given)  # what is drawn at random may be drawn twice
         held: PromptSet | None = given
@@ -170,7 +165,7 @@ def refuse_idle(config: SelfRewardConfig) -> None:
         "beta": (paired or config.objective == "regression", "--objective regression, dpo or ipo"),
         "clip": (config.objective == "regression", f"--objective regression{clips}"),
         "anchor": (config.objective == "regression", "--objective regression"),
-        "reward": (config.objective != "imitation", "another --objective"),
+        "reward": (config.objective != "imitation" or config.nll > 0, "another --objective"),
         "length_penalty": (config.objective != "imitation", "another --objective"),
         "truncated": (config.objective != "imitation" or config.truncated != "penalise", "another --objective"),
         "pairs": (paired, "--objective dpo or ipo"),
@@ -197,38 +192,62 @@ def refuse_idle(config: SelfRewardConfig) -> None:
 
 
 def refuse_unasked(config: SelfRewardConfig) -> None:
-    """Of a run by itself, or of all arms of a comparison: a control neither votes nor judges.
+    """Of a run by itself.
 
     Raises:
         UserError: a setting of votes, teachers, judges or checks that --reward has no use for.
     """
-    polled = votes(config.reward) or config.consistency_band is not None
+    for sentence in unasked(config).values():
+        raise UserError(sentence)
+
+
+def unasked(config: SelfRewardConfig) -> dict[str, str]:
+    """Settings of votes, teachers, judges and checks that --reward has no use for, and what to say of each."""
+    found, reward = dict[str, str](), config.reward
+    polled = votes(reward) or config.consistency_band is not None
     if config.votes is not None and not polled:
-        raise UserError(
-            f"--votes is {config.votes}, but --reward {config.reward} takes no vote, expected majority, another of its "
+        found["votes"] = (
+            f"--votes is {config.votes}, but --reward {reward} takes no vote, expected majority, another of its "
             "kind or a --consistency-band beside it: leave it out or choose one"
         )
-    if config.teacher != "live" and not (polled or judges(config.reward)):
-        raise UserError(
-            f"--teacher is {config.teacher}, but --reward {config.reward} neither judges nor votes, expected judge, "
+    if config.teacher != "live" and not (polled or judges(reward)):
+        found["teacher"] = (
+            f"--teacher is {config.teacher}, but --reward {reward} neither judges nor votes, expected judge, "
             "majority or one of their kind: leave it out or choose one"
         )
-    kinds = judged_by(config.reward)
+    kinds = judged_by(reward)
     for name in ("rubric", "judge_samples", "judge_tokens", "judge_temperature", "judge_opponents"):
         if not kinds and getattr(config, name) != getattr(SelfRewardConfig, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} was given, but --reward {config.reward} does not judge, expected judge, "
+            found[name] = (
+                f"--{name.replace('_', '-')} was given, but --reward {reward} does not judge, expected judge, "
                 "judge_pairwise or meta_judge: leave it out or choose one"
             )
-    if config.judge_opponents is not None and "judge_pairwise" not in config.reward:
-        raise UserError(
-            f"--judge-opponents is {config.judge_opponents}, but --reward {config.reward} compares no responses, "
+    if kinds and config.judge_opponents is not None and "judge_pairwise" not in reward:
+        found["judge_opponents"] = (
+            f"--judge-opponents is {config.judge_opponents}, but --reward {reward} compares no responses, "
             "expected judge_pairwise: leave it out or choose it"
         )
-    if config.labelled and not checks(config.reward):
-        raise UserError(
-            f"--labelled was given, but --reward {config.reward} has no check:module:function that could see answers, "
+    if config.labelled and not checks(reward):
+        found["labelled"] = (
+            f"--labelled was given, but --reward {reward} has no check:module:function that could see answers, "
             "expected one: leave it out"
+        )
+    return found
+
+
+def check_answer_column(config: SelfRewardConfig, train: PromptSet, held_out: PromptSet | None) -> None:
+    """
+    Raises:
+        UserError: a column of answers was named, and nothing that would be looked at has it.
+    """
+    asked = (train, held_out) if held_out is None or uses_labels(config) else (held_out,)
+    if config.answer_column != SelfRewardConfig.answer_column and all(
+        one is None or one.answers is None for one in asked
+    ):
+        where = (held_out or train).source
+        raise UserError(
+            f"--answer-column is {config.answer_column!r}, which no row of {where} has, expected a column of answers: "
+            "correct it, or leave it out"
         )
 
 

@@ -41,7 +41,10 @@ class Probe:
         held_out: PromptSet,
         match: Match,
         classes: Callable[[Any], Hashable | None],
+        *,
+        explore: bool = False,
     ) -> None:
+        self._explore = explore  # as runs did that began before
         self._tables, self._weighing = tables, weighing
         self._held_out, self._match, self._classes = held_out, match, classes
         self._start: HeldOut | None = None
@@ -53,8 +56,10 @@ class Probe:
         tables, config, prompts = self._tables, self._tables.config, self._held_out.prompts
         generator = held_out_generator(config.seed, round)
         number = config.held_out_samples
-        rollouts = tables.scored(policy, prompts, round, "held_out", number, generator, for_readers=True, explore=False)
-        voted, unheeded = votes(config.reward), config.objective == "imitation"
+        rollouts = tables.scored(
+            policy, prompts, round, "held_out", number, generator, for_readers=True, explore=self._explore
+        )
+        voted, unheeded = votes(config.reward), config.objective == "imitation" and not config.nll
         untold = judges(config.reward) or (voted and config.teacher != "live") or unheeded
         reward = None if untold else tables.rewarded(policy, rollouts, "held_out")
         if reward is not None:  # how well an update generalises is asked of what it would have heeded

@@ -8,7 +8,7 @@ from typing import Any
 
 from srlm.answers import AnswerClass, Match, answer_classes, match_rule
 from srlm.config import SelfRewardConfig
-from srlm.prompts.presets import PARSERS, parsers
+from srlm.prompts.presets import parsers
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def kept_readings(
     def name(table: str, key: str) -> str:
         one = said.get(table)
         value = one.get(key) if isinstance(one, dict) else None
-        return value if isinstance(value, str) and value in PARSERS else str(getattr(config, key))
+        plain = isinstance(value, str) and (":" not in value or value.startswith("regex:"))
+        return str(value if plain else getattr(config, key))
 
     return {table: Reading(name(table, "answers"), name(table, "match")) for table in tables}
 

@@ -41,6 +41,7 @@ from srlm.training.ending import TrainResult, become, leave, push, saved
 from srlm.training.headline import headline
 from srlm.training.holding import holding
 from srlm.training.parts import (
+    check_answer_column,
     check_new,
     check_rounds,
     engine_of,
@@ -62,6 +63,9 @@ from srlm.training.writing import Writer
 from srlm.types import Record
 
 ENGINE = "engine"  # where weights lie on their way to who draws responses
+
+
+MEASURES = 2  # held-out samples of the policy itself, and thoughts that were cut off; a run keeps to what it began with
 
 
 class SelfRewardTrainer:
@@ -117,9 +121,11 @@ class SelfRewardTrainer:
         given, config = config, settled(config, train.source, None if held is None else held.source, begun)
         sources = {"rollouts": train.source} | ({} if held is None else {"held_out": held.source})
         if self.resume:
-            self._readings = kept_readings(read_manifest(output), config, sources)
+            was = read_manifest(output)
+            self._readings, self._measures = kept_readings(was, config, sources), was.get("measures", 1)
         else:
-            self._readings = readings(given, config, sources)
+            self._readings, self._measures = readings(given, config, sources), MEASURES
+            check_answer_column(config, train, held)
         asked, config = config, config.with_defaults(begun)
         self.config = config
         self.processes = processes()
@@ -138,7 +144,7 @@ class SelfRewardTrainer:
             held_out_given=held_out is not None,
             labels_used=uses_labels(config),
             rubrics=rubric_texts(config),
-        ) | {"readings": as_kept(self._readings)}
+        ) | {"readings": as_kept(self._readings), "measures": MEASURES}
         self.run = RunFolder(Path(config.output), manifest)  # not on disk before train()
         self._facts = _in_common(manifest)
         self._watch: Watch | None = None
@@ -168,7 +174,10 @@ class SelfRewardTrainer:
         tables = Tables(config, self.ledger, rewards)
         weighing = Weighing(config, self.ledger, tables)
         self.stages = Stages(config, self.ledger, tables, weighing, read["rollouts"].classes, self.teacher, writer)
-        probe = None if held is None else Probe(tables, weighing, held, read["held_out"].rule, read["held_out"].classes)
+        probe = None
+        if held is not None:
+            own = read["held_out"]
+            probe = Probe(tables, weighing, held, own.rule, own.classes, explore=self._measures < MEASURES)
         self.record = Recorder(config, self.ledger, weighing, probe)
         if held is not None:
             check_answers(held, read["held_out"].rule)
@@ -196,6 +205,7 @@ class SelfRewardTrainer:
     def _trained(self) -> TrainResult:
         engine = engine_of(self.config, self.run.path / ENGINE, self.display.say)
         policy = load_policy(self.model, self.config)
+        policy.tells_thoughts = self._measures >= MEASURES
         if self.config.overlong == "skip":
             sets = leave_out(self.run, policy, self._sets(), self.display.say)
             self._assemble(sets["rollouts"], sets.get("held_out"))

@@ -12,6 +12,8 @@ SHINGLE = 5  # characters
 PERMUTATIONS = 128
 MARGIN = 0.25  # below the threshold asked for: what the index proposes is compared exactly
 WORDS_IN_A_ROW = 8
+SHORTEST = 4  # characters of a prompt without spaces: of fewer a word
+_LEFT, _RIGHT = (f"(?{ahead}[^\\W{WITHOUT_SPACES}])" for ahead in ("<!", "!"))  # no more of a number or a word
 _UNSPACED = re.compile(f"[{WITHOUT_SPACES}]")  # there a word of `words` is a clause
 
 
@@ -64,11 +66,12 @@ class Quoted:
 
     def __init__(self, texts: Iterable[str], common: Iterable[str] = ()) -> None:
         self._whole, self._rows = set[tuple[str, ...]](), set[tuple[str, ...]]()
-        self._unspaced: list[str] = []
+        self._unspaced: list[re.Pattern[str]] = []
         for text in texts:
             own = words(text)
-            if _UNSPACED.search(text):
-                self._unspaced.append("".join(own))
+            if _UNSPACED.search(text) and len(joined := "".join(own)) >= SHORTEST:
+                left, right = (mark * _spaced(end) for mark, end in ((_LEFT, joined[0]), (_RIGHT, joined[-1])))
+                self._unspaced.append(re.compile(f"{left}{re.escape(joined)}{right}"))
             if len(own) < WORDS_IN_A_ROW:
                 self._whole.add(tuple(own))
             self._rows |= rows(own, WORDS_IN_A_ROW)
@@ -80,10 +83,14 @@ class Quoted:
         own = words(text)
         if self._rows and self._rows & rows(own, WORDS_IN_A_ROW):
             return True
+        if any(self._whole & rows(own, size) for size in self._sizes):
+            return True
         joined = "".join(own)
-        return any(self._whole & rows(own, size) for size in self._sizes) or any(
-            one in joined for one in self._unspaced
-        )
+        return any(one.search(joined) for one in self._unspaced)
+
+
+def _spaced(character: str) -> bool:
+    return not _UNSPACED.match(character)
 
 
 def rows(own: list[str], size: int) -> set[tuple[str, ...]]:

@@ -48,8 +48,14 @@ def unloaded(
     """
     config = config_of(name, adapter=adapter, trust_remote_code=trust_remote_code)
     if adapter == "continue" and rank:
-        brought = json.loads((Path(resolve_model(name)) / CONFIG).read_text(encoding="utf-8"))
-        rank, alpha = int(brought["r"]), None
+        try:
+            brought = json.loads((Path(resolve_model(name)) / CONFIG).read_text(encoding="utf-8"))
+            rank, alpha = int(brought["r"]), None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--adapter is continue, but {name} brings no LoRA adapter that says its rank, expected a folder with "
+                "adapter_config.json: give one, or leave --adapter out"
+            ) from error
     return of_config(name, config, resolve_dtype(dtype), rank=rank, alpha=alpha, trust_remote_code=trust_remote_code)
 
 

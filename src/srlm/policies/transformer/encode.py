@@ -88,9 +88,12 @@ class Encoder:
 
     @property
     def opens_thought(self) -> bool:
-        """Does a prompt end in an open thinking block? As the first one that was encoded."""
+        """Does a prompt end in an open thinking block, as the first one that was encoded, of which a response's text
+        tells the end?"""
         last = next(iter(self._kept.values()), None)
-        return last is not None and in_thought(self._tokenizer.decode(last[-OPENING:].tolist()))
+        if last is None or not in_thought(self._tokenizer.decode(last[-OPENING:].tolist())):
+            return False
+        return CLOSES in str(self._tokenizer.decode(self.continuation(CLOSES), skip_special_tokens=True))
 
     def check(self, prompts: Prompts, spare: int, context: Context) -> None:
         """

@@ -84,6 +84,7 @@ class TransformerPolicy:
         self.tokenizer = cast(Any, tokenizer)
         _say_ends(model, eos)
         self.name = name
+        self.tells_thoughts = True  # a run that began before they were told goes on without
         self.notes = [asked.note] if asked is not None and asked.note else []  # what a person should know of it
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         self.encode = Encoder(
@@ -351,7 +352,7 @@ class TransformerPolicy:
     @property
     def opens_thought(self) -> bool:
         """Does a response begin inside a thinking block, which its prompt opens?"""
-        return self.encode.opens_thought
+        return self.tells_thoughts and self.encode.opens_thought
 
     def ended(self, response: Sequence[int]) -> bool:
         """Does a response end with its last token?"""

@@ -13,6 +13,7 @@ from srlm.prompts.settings import PromptSettings
 from srlm.report.folders.folder import HELD_OUT, Sample
 from srlm.report.folders.responses import words
 from srlm.report.folders.salvage import at
+from srlm.shipped import shipped
 from srlm.thinking import unclosed
 
 if TYPE_CHECKING:  # it needs torch
@@ -37,7 +38,7 @@ def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample
         config = manifest.get("config") or {}
         plain: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in config.items()}
         asked = PromptSettings(**{f.name: plain[f.name] for f in fields(PromptSettings) if f.name in plain})
-        held = _prompts(str(given), Path(str(given)).stat().st_mtime_ns, asked)
+        held = _prompts(str(given), shipped(Path(str(given)).expanduser()).stat().st_mtime_ns, asked)
         if source == "prompts":
             held = held.set_aside(asked.held_out_share, config["seed"])[1] or held
         held = held.take(asked.max_held_out, config["seed"])
@@ -63,7 +64,7 @@ def judged(samples: list[Sample], manifest: dict[str, Any]) -> tuple[list[Sample
 @functools.lru_cache(maxsize=8)
 def _prompts(source: str, changed: int, asked: PromptSettings) -> PromptSet:
     """`changed` keeps the cache honest."""
-    if not Path(source).is_file():  # never the network
+    if not shipped(Path(source).expanduser()).is_file():  # never the network
         raise ValueError(f"{source} is not a file")
     from srlm.prompts.sources import prompts_of
 

@@ -52,7 +52,10 @@ class Inside:
 
     @property
     def context(self) -> float:
-        return math.inf if self._llm is None else float(self._llm.model_config.max_model_len)
+        if self._llm is None:  # not started yet: what it was told
+            asked = self._options.get("max_model_len", math.inf)
+            return float(asked) if isinstance(asked, int | float) else math.inf
+        return float(self._llm.model_config.max_model_len)
 
     def put(self, folder: Path, version: str) -> None:
         self._salt = version
