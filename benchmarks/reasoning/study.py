@@ -101,7 +101,7 @@ def paired(found: dict[int, dict[str, list[Record]]]) -> str:
                 continue
             own, first = arms[arm][-1]["right"], arms[arm][0]["right"]
             of_start[str(seed)] = [a - b for a, b in zip(own, first, strict=True)]
-            if arm != "random" and "random" in arms:
+            if arm != "random" and "right" in arms.get("random", [{}])[-1]:
                 of_random[str(seed)] = [a - b for a, b in zip(own, arms["random"][-1]["right"], strict=True)]
         for seed in [*of_start, *(["all"] if len(of_start) > 1 else [])]:
             pairs = [_difference(differences, seed) for differences in (of_start, of_random)]
