@@ -48,7 +48,13 @@ class Stub(TransformerPolicy):
         self.laid_out = self.decoded = 0  # response tokens
 
     def sample(
-        self, prompts: Prompts, num_samples: int, generator: torch.Generator, progress: Progress = silent
+        self,
+        prompts: Prompts,
+        num_samples: int,
+        generator: torch.Generator,
+        progress: Progress = silent,
+        *,
+        explore: bool = True,
     ) -> Responses:
         shape = (len(prompts), num_samples, self.decoding.max_new_tokens)
         words = self.model.get_input_embeddings().weight.shape[0]

@@ -40,6 +40,7 @@ from srlm.console import Display
 from srlm.errors import UserError
 from srlm.run.files import SCRATCH
 from srlm.run.manifest import PACKAGES, _facts
+from srlm.tasks import runs_code
 from srlm.training.trainer import _in_common
 
 MIDDLE = "round-001/rollouts/00-tokens.parquet"  # the first thing that round 1 writes
@@ -568,3 +569,12 @@ def test_processes_are_alike_in_versions_too(unfinished):
     known = _in_common(json.loads((unfinished / "manifest.json").read_text()))
     assert {"srlm", "model", *(f"version of {name}" for name in ("python", *PACKAGES))} <= known.keys()
     assert {f"--{field.name.replace('_', '-')}" for field in fields(SelfRewardConfig)} <= known.keys()
+
+
+def test_a_folder_does_not_say_whose_code_reads_a_tasks_answers(unfinished, tmp_path):
+    run, source = shutil.copytree(unfinished, tmp_path / "run"), "reasoning-gym:chain_sum?size=4&answer=os%3Asystem"
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["prompts"]["source"] = source
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert f"was begun with --prompts {source!r}, whose answers code reads" in refused("train", "--resume", run)
+    assert runs_code(source) and not runs_code(source.replace("os%3Asystem", "regex:a:b")) and not runs_code("a=b:c")

@@ -61,6 +61,12 @@ def is_task(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
+def runs_code(source: str) -> bool:
+    """Are the answers of a task read by somebody's own function?"""
+    said = [unquote(part) for part in source.partition("?")[2].split("&") if part.startswith("answer=")]
+    return is_task(source) and any(":" in one and not one.removeprefix("answer=").startswith("regex:") for one in said)
+
+
 def rows(source: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Where an item stands, and its prompt and answer; the answer is a name that `verifier` knows.
 

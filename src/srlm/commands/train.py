@@ -12,6 +12,7 @@ from srlm.commands.options import Parser, Shared, taken
 from srlm.config import PARTS, RunSettings, SelfRewardConfig
 from srlm.errors import UserError
 from srlm.methods import method, refuse_contradiction
+from srlm.tasks import runs_code
 
 FIRST = (
     *("model", "prompts", "held_out", "output", "rounds", "num_samples", "max_new_tokens", "reward", "answers", "beta"),
@@ -129,7 +130,8 @@ def _begun_with(folder: Path) -> dict[str, Any]:
     plain = {name: value for name, value in vars(config).items() if name not in code_of(config)}
     if config.needs_trust:
         plain |= {"engine": TO_BE_SAID, "engine_options": ()}
-    return plain | {"model": manifest["model"], "prompts": prompts, "held_out": held_out}
+    sources = {"prompts": prompts, "held_out": held_out}
+    return plain | {"model": manifest["model"]} | {k: v for k, v in sources.items() if v is None or not runs_code(v)}
 
 
 def _refuse_elsewhere(output: str | None, resume: str) -> None:
@@ -140,8 +142,15 @@ def _refuse_elsewhere(output: str | None, resume: str) -> None:
 def _refuse_code(folder: Path, chosen: Mapping[str, Any]) -> None:
     from srlm.run.manifest import read_manifest, refuse_code, run_config
 
-    begun = run_config(read_manifest(folder), folder)[0]
+    begun, *sources = run_config(read_manifest(folder), folder)
     refuse_code(folder, begun, chosen)
+    for option, source in zip(("prompts", "held_out"), sources, strict=True):
+        if source is not None and runs_code(source) and chosen[option] != source:
+            said = f"--{option.replace('_', '-')} {source!r}"
+            raise UserError(
+                f"the run {folder} was begun with {said}, whose answers code reads that the folder names: give it "
+                "again if you trust it"
+            )
     if chosen["engine"] == TO_BE_SAID:
         options = "".join(f" {option}" for option in begun.engine_options)
         said = f"--engine {begun.engine}" + (f" --engine-options{options}" if options else "")
