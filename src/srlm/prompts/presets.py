@@ -92,10 +92,7 @@ def parsers(source: str) -> tuple[str | None, str | None]:
 
 
 def _answers(source: str) -> str | None:
-    if tasks.is_task(source):
-        return tasks.answer_classes(source)
-    preset = Source.of(source).preset
-    return preset.answers if preset else None
+    return parsers(source)[0]
 
 
 def _match(source: str) -> str:

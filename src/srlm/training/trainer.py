@@ -117,15 +117,16 @@ class SelfRewardTrainer:
             refuse_idle(config)
         train, held = prompt_sets(prompts, held_out, config)
         output = Path(config.output)
-        begun = vars(run_config(read_manifest(output), output)[0]) if self.resume else None
+        was = read_manifest(output) if self.resume else None
+        begun = None if was is None else vars(run_config(was, output)[0])
         given, config = config, settled(config, train.source, None if held is None else held.source, begun)
         sources = {"rollouts": train.source} | ({} if held is None else {"held_out": held.source})
-        if self.resume:
-            was = read_manifest(output)
-            self._readings, self._measures = kept_readings(was, config, sources), was.get("measures", 1)
-        else:
+        if was is None:
             self._readings, self._measures = readings(given, config, sources), MEASURES
             check_answer_column(config, train, held)
+        else:
+            self._readings = kept_readings(was, config, sources)
+            self._measures = MEASURES if was.get("measures") == MEASURES else 1
         asked, config = config, config.with_defaults(begun)
         self.config = config
         self.processes = processes()
